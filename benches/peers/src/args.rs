@@ -1,0 +1,63 @@
+//! What the command line asks for.
+
+use std::path::PathBuf;
+
+pub const HELP: &str = "\
+The same work by postroom and its peers, in one interleaved run.
+
+Usage: cargo run --release -- [OPTIONS]
+
+  --quick       a tenth of the messages, 3 repetitions instead of 7
+  --only ROW    only rows whose name starts with ROW; repeatable
+  --json FILE   also write the results, with every sample, to FILE
+  --list        list the rows and their contestants, run nothing
+  --help        this text
+
+Exit code: 0 all runs were right, 1 a run failed, 2 wrong arguments.
+";
+
+pub enum Command {
+    Run(Args),
+    List,
+    Help,
+}
+
+pub struct Args {
+    pub repetitions: usize,
+    /// Each row's number of messages is divided by this.
+    pub scale: u64,
+    pub only: Vec<String>,
+    pub json: Option<PathBuf>,
+}
+
+pub fn parse(mut words: impl Iterator<Item = String>) -> Result<Command, String> {
+    let mut args = Args {
+        repetitions: 7,
+        scale: 1,
+        only: Vec::new(),
+        json: None,
+    };
+    let mut list = false;
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--quick" => (args.repetitions, args.scale) = (3, 10),
+            "--only" => args.only.push(value("--only", words.next())?),
+            "--json" => args.json = Some(value("--json", words.next())?.into()),
+            "--list" => list = true,
+            "--help" | "-h" => return Ok(Command::Help),
+            _ => return Err(format!("unknown argument `{word}`; see --help")),
+        }
+    }
+    Ok(if list {
+        Command::List
+    } else {
+        Command::Run(args)
+    })
+}
+
+fn value(option: &str, word: Option<String>) -> Result<String, String> {
+    match word {
+        Some(word) if !word.is_empty() && !word.starts_with("--") => Ok(word),
+        _ => Err(format!("{option} needs a value; see --help")),
+    }
+}

@@ -1,0 +1,87 @@
+//! The same work by postroom and its peers, in one interleaved run.
+//!
+//! Read on in this order:
+//!
+//! 1. `args`: what the command line asks for.
+//! 2. `rows`: which work, done by whom, compared with whom.
+//! 3. `harness`: who runs when, and what counts as a result.
+//! 4. `report`: the table and the JSON file; `machine`: where they come from.
+//! 5. `work`: one file per contestant, the same functions in the same order.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod rows;
+
+mod harness;
+
+mod machine;
+mod report;
+
+mod work;
+
+use std::process::ExitCode;
+
+use args::{Args, Command};
+use rows::Row;
+
+/// The run itself failed: a contestant lost messages or hung, or a file could not be written.
+const FAILED: u8 = 1;
+/// The command line made no sense.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    match args::parse(std::env::args().skip(1)) {
+        Ok(Command::Help) => {
+            print!("{}", args::HELP);
+            ExitCode::SUCCESS
+        }
+        Ok(Command::List) => {
+            print!("{}", report::list(&rows::all()));
+            ExitCode::SUCCESS
+        }
+        Ok(Command::Run(args)) => match select(rows::all(), &args.only) {
+            Ok(rows) => run(&rows, &args),
+            Err(message) => exit(USAGE, &message),
+        },
+        Err(message) => exit(USAGE, &message),
+    }
+}
+
+/// The rows whose name starts with one of the prefixes; all rows if there is none.
+fn select(mut rows: Vec<Row>, only: &[String]) -> Result<Vec<Row>, String> {
+    let starts = |row: &Row, prefix: &String| row.name.starts_with(prefix.as_str());
+    if let Some(prefix) = only.iter().find(|p| !rows.iter().any(|row| starts(row, p))) {
+        return Err(format!("no row starts with `{prefix}`; see --list"));
+    }
+    rows.retain(|row| only.is_empty() || only.iter().any(|prefix| starts(row, prefix)));
+    Ok(rows)
+}
+
+fn run(rows: &[Row], args: &Args) -> ExitCode {
+    print!("{}", machine::header(args));
+    let mut results = Vec::new();
+    for row in rows {
+        match harness::measure(row, args.repetitions, args.scale) {
+            Ok(result) => {
+                print!("{}", report::table(&result));
+                results.push(result);
+            }
+            Err(message) => return exit(FAILED, &message),
+        }
+    }
+    if let Some(file) = &args.json
+        && let Err(error) = std::fs::write(file, report::json(&results, args))
+    {
+        return exit(FAILED, &format!("cannot write {}: {error}", file.display()));
+    }
+    if results.iter().any(harness::RowResult::has_failure) {
+        return exit(FAILED, "at least one run failed; see the table");
+    }
+    ExitCode::SUCCESS
+}
+
+fn exit(code: u8, message: &str) -> ExitCode {
+    eprintln!("peers: {message}");
+    ExitCode::from(code)
+}

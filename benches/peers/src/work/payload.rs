@@ -1,0 +1,93 @@
+//! What is moved, and the proof that all of it arrived.
+
+/// A message that can be told from every other of its run.
+pub trait Payload: Send + Sync + 'static {
+    fn numbered(number: u64) -> Self;
+
+    /// A number that depends on every byte.
+    fn digest(&self) -> u64;
+}
+
+impl Payload for u64 {
+    fn numbered(number: u64) -> u64 {
+        number
+    }
+
+    fn digest(&self) -> u64 {
+        *self
+    }
+}
+
+/// 128 bytes, moved by value.
+pub struct Block([u64; 16]);
+
+impl Payload for Block {
+    fn numbered(number: u64) -> Block {
+        Block([number; 16])
+    }
+
+    fn digest(&self) -> u64 {
+        self.0.iter().fold(0, |sum, word| sum.wrapping_add(*word))
+    }
+}
+
+/// How many messages arrived, and the sum of their digests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    pub count: u64,
+    pub sum: u64,
+}
+
+impl Tally {
+    pub fn add(&mut self, message: &impl Payload) {
+        self.merge(Tally {
+            count: 1,
+            sum: message.digest(),
+        });
+    }
+
+    pub fn merge(&mut self, other: Tally) {
+        self.count += other.count;
+        self.sum = self.sum.wrapping_add(other.sum);
+    }
+
+    /// Fails unless messages `0..n` arrived, each once.
+    pub fn check<T: Payload>(self, n: u64) -> Result<(), String> {
+        let expected = (0..n).map(T::numbered).collect::<Tally>();
+        match self {
+            tally if tally == expected => Ok(()),
+            Tally { count, .. } if count != n => Err(format!("{count} of {n} messages arrived")),
+            _ => Err(format!("{n} messages arrived, but not the ones sent")),
+        }
+    }
+}
+
+impl<T: Payload> FromIterator<T> for Tally {
+    fn from_iter<I: IntoIterator<Item = T>>(messages: I) -> Tally {
+        let mut tally = Tally::default();
+        messages.into_iter().for_each(|message| tally.add(&message));
+        tally
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Block, Payload, Tally};
+
+    #[test]
+    fn block_is_128_bytes() {
+        assert_eq!(size_of::<Block>(), 128);
+    }
+
+    #[test]
+    fn lost_doubled_and_swapped_messages_are_noticed() {
+        let check = |numbers: &[u64]| {
+            let blocks = numbers.iter().map(|number| Block::numbered(*number));
+            blocks.collect::<Tally>().check::<Block>(4).is_ok()
+        };
+        assert!(check(&[3, 1, 0, 2]));
+        assert!(!check(&[0, 1, 2]));
+        assert!(!check(&[0, 1, 2, 3, 3]));
+        assert!(!check(&[0, 1, 2, 2]));
+    }
+}

@@ -1,0 +1,399 @@
+//! Names to handles, threads, shutdown: wiring only.
+
+use crate::clock::{Clock, ManualClock, Timestamp};
+use crate::describe::{Description, QueueDescription, TopicDescription};
+use crate::error::Error;
+use crate::name::Name;
+use crate::queue::core::Core;
+use crate::queue::{Queue, QueueBuilder, dead_letter_name};
+use crate::runtime::{Event, EventHook, Runtime};
+use crate::shutdown::{self, ShutdownReport};
+use crate::simulation::{Executor, Simulation};
+use crate::stats::{QueueStats, Stats, TopicStats};
+use crate::sync::Mutex;
+use crate::topic::{Topic, TopicBuilder, TopicCore};
+use std::any::{Any, type_name};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The names, threads, clock and shutdown of one in-process message system.
+///
+/// Cheap to clone; all clones are the same broker. It starts no thread before it needs one: the scheduler
+/// at the first delay, workers when a consumer starts.
+///
+/// When the last clone is dropped without [`Broker::shutdown`], workers finish what they have in hand and
+/// end; what is still queued is gone with the last handle to its queue. A handler that owns a clone of its
+/// broker keeps it alive until shutdown.
+///
+/// ```
+/// use postroom::{Broker, Failure, Message, QueueName, TopicName};
+/// use std::time::Duration;
+///
+/// struct OrderPlaced { total: u64 }
+/// const ORDERS: TopicName<OrderPlaced> = TopicName::new("orders");
+/// const BILLING: QueueName<OrderPlaced> = QueueName::new("billing");
+///
+/// let broker = Broker::new();
+/// let orders = broker.topic(ORDERS).declare()?;
+/// let billing = broker.queue(BILLING).declare()?;
+/// orders.bind(&billing, "order.*")?;
+/// billing.consumer().workers(4).start(|order: &Message<OrderPlaced>| -> Result<(), Failure> {
+///     assert!(order.total > 0);
+///     Ok(())
+/// })?;
+///
+/// orders.publish("order.placed", OrderPlaced { total: 42 }).unwrap();
+/// let report = broker.shutdown(Duration::from_secs(5));
+/// assert!(report.is_clean(), "{report}");
+/// # Ok::<(), postroom::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Broker {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    runtime: Arc<Runtime>,
+    registry: Mutex<Registry>,
+}
+
+#[derive(Default)]
+struct Registry {
+    queues: BTreeMap<Arc<str>, Arc<dyn AnyQueue>>,
+    topics: BTreeMap<Arc<str>, Arc<dyn AnyTopic>>,
+    closed: bool,
+}
+
+/// Chooses a broker's clock and who hears of its troubles.
+#[must_use = "nothing exists until `build` is called"]
+#[derive(Default)]
+pub struct Builder {
+    clock: Option<ManualClock>,
+    seed: Option<u64>,
+    events: Option<EventHook>,
+}
+
+impl Builder {
+    /// Uses a clock that stands still until it is moved. Default: the system's.
+    pub fn clock(mut self, clock: ManualClock) -> Self {
+        self.clock = Some(clock);
+        self
+    }
+
+    /// The seed of everything random: the jitter of retries and, in a simulation, the order of steps.
+    /// Default: another one every time.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Called when something happens that its owner should hear about, on the thread where it happens; a
+    /// panic in it is contained. Default: nobody is told, the counters still count.
+    pub fn on_event(mut self, hook: impl Fn(&Event) + Send + Sync + 'static) -> Self {
+        self.events = Some(Box::new(hook));
+        self
+    }
+
+    /// Makes the broker.
+    ///
+    /// # Errors
+    /// None at present; settings to come may contradict each other.
+    pub fn build(self) -> Result<Broker, Error> {
+        let clock = self.clock.map_or_else(Clock::system, Clock::Manual);
+        let seed = self.seed.unwrap_or_else(random_seed);
+        Ok(Broker::of(Runtime::new(clock, None, seed, self.events)))
+    }
+
+    /// Makes a broker whose handlers run on the thread that drives the returned [`Simulation`].
+    ///
+    /// # Errors
+    /// None at present; settings to come may contradict each other.
+    pub fn build_simulated(self) -> Result<(Broker, Simulation), Error> {
+        let clock = self.clock.unwrap_or_default();
+        let seed = self.seed.unwrap_or_else(random_seed);
+        let executor = Executor::new(clock.clone(), seed);
+        let runtime = Runtime::new(Clock::Manual(clock), Some(executor), seed, self.events);
+        Ok((Broker::of(Arc::clone(&runtime)), Simulation::new(runtime)))
+    }
+}
+
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::collections::hash_map::RandomState::new().build_hasher().finish()
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("clock", &self.clock).field("seed", &self.seed).finish_non_exhaustive()
+    }
+}
+
+impl Default for Broker {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Broker {
+    /// A broker on the system's clock.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::of(Runtime::new(Clock::system(), None, random_seed(), None))
+    }
+
+    /// A broker with other settings.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// A broker that runs on the caller's thread in virtual time, the same way for the same seed.
+    #[must_use]
+    pub fn simulated(seed: u64) -> (Self, Simulation) {
+        Self::builder().seed(seed).build_simulated().expect("the defaults do not contradict each other")
+    }
+
+    fn of(runtime: Arc<Runtime>) -> Self {
+        Self { inner: Arc::new(Inner { runtime, registry: Mutex::new(Registry::default()) }) }
+    }
+
+    pub(crate) fn runtime(&self) -> &Arc<Runtime> {
+        &self.inner.runtime
+    }
+
+    /// Describes a topic to declare, or one that is declared already.
+    pub fn topic<T: Send + Sync + 'static>(&self, name: impl Into<Name<T>>) -> TopicBuilder<T> {
+        TopicBuilder::of(self.clone(), name.into().text)
+    }
+
+    /// Describes a queue to declare, or one that is declared already.
+    pub fn queue<T: Send + Sync + 'static>(&self, name: impl Into<Name<T>>) -> QueueBuilder<T> {
+        QueueBuilder::of(self.clone(), name.into().text)
+    }
+
+    /// Refuses new publishes, lets consumers empty their queues, ends every thread and says what was left.
+    ///
+    /// Handlers may go on publishing while their broker drains, so work in several steps comes to its end.
+    /// Queues that have consumers are drained, and deliveries in hand are waited for, together at most
+    /// `timeout`; retries that become due in that time still happen. Then everything is closed: receivers
+    /// find [`Closed`](crate::RecvError::Closed), workers end after the message in hand. Takes at most
+    /// `timeout` and a moment; a handler that never returns is left behind and reported.
+    ///
+    /// What was left can be taken out with [`Queue::drain`]. Called a second time, it reports what is left
+    /// then. Called from a handler, it does not wait for that handler.
+    pub fn shutdown(&self, timeout: Duration) -> ShutdownReport {
+        let queues = {
+            let mut registry = self.inner.registry.lock();
+            registry.closed = true;
+            registry.queues.values().cloned().collect::<Vec<_>>()
+        };
+        shutdown::run(&self.inner.runtime, &queues, timeout)
+    }
+
+    /// Waits until nothing is ready in any queue that has a consumer, nothing is in flight, and no retry
+    /// becomes due before the timeout; whether that came to be. There is no guessing by inactivity: at the
+    /// moment this answers `true`, all that was published before it was called has been settled.
+    ///
+    /// In a simulation it runs the simulation.
+    #[must_use]
+    pub fn wait_idle(&self, timeout: Duration) -> bool {
+        let queues: Vec<_> = self.inner.registry.lock().queues.values().cloned().collect();
+        shutdown::wait_idle(&self.inner.runtime, &queues, timeout)
+    }
+
+    /// All counters and what is held now.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let (queues, topics) = self.all();
+        Stats {
+            queues: queues.iter().map(|queue| queue.stats()).collect(),
+            topics: topics.iter().map(|topic| topic.stats()).collect(),
+        }
+    }
+
+    /// The topology: topics, bindings, queues and their settings. Shows itself as text; see
+    /// [`Description::mermaid`] for a diagram.
+    #[must_use]
+    pub fn describe(&self) -> Description {
+        let (queues, topics) = self.all();
+        Description {
+            topics: topics.iter().map(|topic| topic.describe()).collect(),
+            queues: queues.iter().map(|queue| queue.describe()).collect(),
+        }
+    }
+
+    fn all(&self) -> (Vec<Arc<dyn AnyQueue>>, Vec<Arc<dyn AnyTopic>>) {
+        let registry = self.inner.registry.lock();
+        (registry.queues.values().cloned().collect(), registry.topics.values().cloned().collect())
+    }
+
+    pub(crate) fn declare_queue<T: Send + Sync + 'static>(&self, builder: QueueBuilder<T>) -> Result<Queue<T>, Error> {
+        let mut problems = builder.problems();
+        if let Some(dead) = &builder.dead_letters
+            && !Arc::ptr_eq(&dead.core.runtime, &self.inner.runtime)
+        {
+            problems.push(format!("its dead-letter queue {:?} belongs to another broker", dead.name()));
+        }
+        let mut registry = self.inner.registry.lock();
+        if registry.closed {
+            problems.push("the broker was shut down".into());
+        }
+        if let Some(existing) = registry.queues.get(builder.name.as_str()) {
+            let existing = existing.clone();
+            drop(registry);
+            return same_queue(&builder, existing, problems);
+        }
+        let dead_name = dead_letter_name(&builder.name);
+        if builder.dead_letters.is_none() && registry.queues.contains_key(dead_name.as_str()) {
+            problems.push(format!("the name of its dead-letter queue, {dead_name:?}, is taken by another queue"));
+        }
+        Error::unless_none(builder.subject(), problems)?;
+        let QueueBuilder { name, settings, dead_letters, .. } = builder;
+        let own_dead_letters = dead_letters.is_none();
+        let queue = Queue::build(Arc::clone(&self.inner.runtime), name.into(), settings, dead_letters);
+        registry.queues.insert(Arc::clone(&queue.core.name), queue.core.clone());
+        if own_dead_letters {
+            let dead = queue.dead_letters().core;
+            registry.queues.insert(Arc::clone(&dead.name), dead);
+        }
+        Ok(queue)
+    }
+
+    pub(crate) fn declare_topic<T: Send + Sync + 'static>(&self, builder: TopicBuilder<T>) -> Result<Topic<T>, Error> {
+        let subject = format!("topic {:?}", builder.name());
+        let mut registry = self.inner.registry.lock();
+        if registry.closed {
+            return Err(Error::new(subject, "the broker was shut down"));
+        }
+        if let Some(existing) = registry.topics.get(builder.name()).cloned() {
+            drop(registry);
+            let payload = existing.payload();
+            let Ok(core) = existing.as_any().downcast::<TopicCore<T>>() else {
+                return Err(Error::new(subject, other_payload::<T>(payload)));
+            };
+            let topic = Topic { core };
+            return builder.same_as(&topic).map(|()| topic);
+        }
+        let topic = builder.build(Arc::clone(&self.inner.runtime));
+        registry.topics.insert(Arc::clone(&topic.core.name), topic.core.clone());
+        Ok(topic)
+    }
+}
+
+/// The queue that exists under the builder's name, if it is what the builder describes.
+fn same_queue<T: Send + Sync + 'static>(
+    builder: &QueueBuilder<T>,
+    existing: Arc<dyn AnyQueue>,
+    mut problems: Vec<String>,
+) -> Result<Queue<T>, Error> {
+    let payload = existing.payload();
+    let core = existing.as_any().downcast::<Core<T>>();
+    match &core {
+        Err(_) => problems.push(other_payload::<T>(payload)),
+        Ok(core) => problems.extend(core.settings.differences(&builder.settings)),
+    }
+    Error::unless_none(builder.subject(), problems)?;
+    Ok(Queue::from_core(core.expect("a problem otherwise")))
+}
+
+fn other_payload<T>(existing: &str) -> String {
+    format!("it exists with the payload {existing}, asked for {}", type_name::<T>())
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let crews = self.runtime.crews();
+        crews.iter().for_each(|crew| crew.order_stop());
+        crews.iter().for_each(|crew| {
+            crew.join(None);
+        });
+        self.runtime.scheduler.stop();
+    }
+}
+
+impl fmt::Debug for Broker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let registry = self.inner.registry.lock();
+        f.debug_struct("Broker")
+            .field("topics", &registry.topics.keys())
+            .field("queues", &registry.queues.keys())
+            .finish()
+    }
+}
+
+/// A queue without its type.
+pub(crate) trait AnyQueue: Send + Sync {
+    fn payload(&self) -> &'static str;
+    fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
+    fn stats(&self) -> QueueStats;
+    fn describe(&self) -> QueueDescription;
+    fn holds_dead_letters(&self) -> bool;
+    fn start_draining(&self);
+    fn end(&self);
+    /// See [`Core::unrest`].
+    fn unrest(&self, horizon: Timestamp) -> (u64, u64);
+}
+
+impl<T: Send + Sync + 'static> AnyQueue for Core<T> {
+    fn payload(&self) -> &'static str {
+        type_name::<T>()
+    }
+    fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+    fn stats(&self) -> QueueStats {
+        Core::stats(self)
+    }
+    fn describe(&self) -> QueueDescription {
+        QueueDescription {
+            name: self.name.to_string(),
+            payload: type_name::<T>(),
+            capacity: self.settings.capacity,
+            overflow: self.settings.overflow,
+            retry: (!self.is_terminal()).then(|| self.settings.retry.to_string()),
+            dead_letters: self.dead_letters_name(),
+            workers: self.workers(),
+        }
+    }
+    fn holds_dead_letters(&self) -> bool {
+        self.is_terminal()
+    }
+    fn start_draining(&self) {
+        Core::start_draining(self);
+    }
+    fn end(&self) {
+        Core::end(self);
+    }
+    fn unrest(&self, horizon: Timestamp) -> (u64, u64) {
+        Core::unrest(self, horizon)
+    }
+}
+
+/// A topic without its type.
+pub(crate) trait AnyTopic: Send + Sync {
+    fn payload(&self) -> &'static str;
+    fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
+    fn stats(&self) -> TopicStats;
+    fn describe(&self) -> TopicDescription;
+}
+
+impl<T: Send + Sync + 'static> AnyTopic for TopicCore<T> {
+    fn payload(&self) -> &'static str {
+        type_name::<T>()
+    }
+    fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+    fn stats(&self) -> TopicStats {
+        TopicCore::stats(self)
+    }
+    fn describe(&self) -> TopicDescription {
+        TopicDescription {
+            name: self.name.to_string(),
+            payload: type_name::<T>(),
+            routing: self.routing(),
+            bindings: self.bindings(),
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! Messages their queues gave up on, and the way back.
+
+use crate::clock::Timestamp;
+use crate::error::Error;
+use crate::message::{Attempt, Message};
+use crate::queue::Queue;
+use crate::queue::core::Core;
+use crate::rate::Rate;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime};
+
+/// Why a queue gave up on a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// Its handler failed as often as the retry policy allows.
+    Exhausted,
+    /// Its handler failed in a way that no retry can mend.
+    Permanent,
+    /// Its consumer asked for it, in these words.
+    Rejected(String),
+    /// Its queue was full and has the policy `Overflow::DeadLetter`.
+    Overflow,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exhausted => f.write_str("attempts exhausted"),
+            Self::Permanent => f.write_str("permanent failure"),
+            Self::Rejected(words) => write!(f, "rejected: {words}"),
+            Self::Overflow => f.write_str("queue was full"),
+        }
+    }
+}
+
+/// A message its queue gave up on, with everything that is known about why.
+///
+/// Dereferences to the message, so its payload, headers and keys read as before.
+pub struct DeadLetter<T> {
+    message: Message<T>,
+    reason: Reason,
+    queue: Arc<str>,
+    at: Timestamp,
+    origin: Weak<Core<T>>,
+}
+
+impl<T> DeadLetter<T> {
+    /// Why it is here.
+    #[must_use]
+    pub fn reason(&self) -> &Reason {
+        &self.reason
+    }
+
+    /// What the last failed attempt said; `None` if it never failed.
+    #[must_use]
+    pub fn error(&self) -> Option<&str> {
+        self.attempts().last().map(|attempt| attempt.error.as_str())
+    }
+
+    /// Every failed attempt with its time and error, oldest first, those before an earlier redrive
+    /// included; see [`Message::history`] for the limit.
+    #[must_use]
+    pub fn attempts(&self) -> &[Attempt] {
+        self.message.history()
+    }
+
+    /// The queue that gave up on it.
+    #[must_use]
+    pub fn queue(&self) -> &str {
+        &self.queue
+    }
+
+    /// When it was given up on.
+    #[must_use]
+    pub fn at(&self) -> SystemTime {
+        self.at.to_system_time()
+    }
+
+    /// The message as it was published; the same as dereferencing.
+    #[must_use]
+    pub fn message(&self) -> &Message<T> {
+        &self.message
+    }
+
+    /// The message by value.
+    #[must_use]
+    pub fn into_message(self) -> Message<T> {
+        self.message
+    }
+}
+
+impl<T: Send + Sync + 'static> DeadLetter<T> {
+    pub(crate) fn new(message: Message<T>, reason: Reason, core: &Core<T>) -> Self {
+        let at = core.runtime.clock.now();
+        Self { message, reason, queue: Arc::clone(&core.name), at, origin: core.weak() }
+    }
+}
+
+/// Where a queue's dead letters go. An object, so that the type of a queue does not contain the type of
+/// its dead letters' dead letters without end.
+pub(crate) trait DeadLetterSink<T>: Send + Sync {
+    /// Takes the letter, closed or not; gives it back if there is no room.
+    fn accept(&self, letter: DeadLetter<T>) -> Result<(), DeadLetter<T>>;
+    fn name(&self) -> &Arc<str>;
+    fn queue(&self) -> Queue<DeadLetter<T>>;
+}
+
+impl<T: Send + Sync + 'static> DeadLetterSink<T> for Core<DeadLetter<T>> {
+    fn accept(&self, letter: DeadLetter<T>) -> Result<(), DeadLetter<T>> {
+        let mut message = Message::new(letter);
+        message.id = message.payload().id();
+        message.published_at = message.payload().at;
+        message.routing_key = message.payload().message.routing_key.clone();
+        self.accept_letter(message).map_err(|message| match message.try_into_payload() {
+            Ok(letter) => letter,
+            Err(_) => unreachable!("a letter that was not taken has not been shared"),
+        })
+    }
+
+    fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    fn queue(&self) -> Queue<DeadLetter<T>> {
+        Queue::from_core(self.weak().upgrade().expect("alive while it is called"))
+    }
+}
+
+impl<T> Deref for DeadLetter<T> {
+    type Target = Message<T>;
+    fn deref(&self) -> &Message<T> {
+        &self.message
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for DeadLetter<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeadLetter")
+            .field("message", &self.message)
+            .field("reason", &self.reason)
+            .field("queue", &self.queue)
+            .field("attempts", &self.attempts())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<T: Send + Sync + 'static> Queue<DeadLetter<T>> {
+    /// Sends dead letters back to the queues that gave up on them: all of them, unless narrowed.
+    ///
+    /// ```
+    /// use postroom::{Broker, Message, Queue, Retry};
+    ///
+    /// let (broker, simulation) = Broker::simulated(1);
+    /// let mail: Queue<String> = broker.queue("mail").retry(Retry::none()).declare()?;
+    /// let consumer = mail.consumer().start(|address: &Message<String>| {
+    ///     if address.contains('@') { Ok(()) } else { Err(std::io::Error::other("no such address")) }
+    /// })?;
+    /// mail.send("ann.example.org".to_string()).unwrap();
+    /// simulation.run_until_idle();
+    ///
+    /// let dead = mail.dead_letters();
+    /// assert_eq!(dead.len(), 1);
+    /// let redriven = dead.redrive().edit(|letter| letter.replacen('.', "@", 1)).run()?;
+    /// assert_eq!((redriven.moved, redriven.kept), (1, 0));
+    /// simulation.run_until_idle();
+    /// assert_eq!((dead.len(), mail.stats().acked), (0, 1));
+    /// # Ok::<(), postroom::Error>(())
+    /// ```
+    #[must_use = "nothing moves until `run` is called"]
+    pub fn redrive(&self) -> Redrive<'_, T> {
+        Redrive { letters: self, wanted: None, edit: None, limit: usize::MAX, rate: None, to: None }
+    }
+}
+
+/// What to send back from a dead-letter queue, and how; see [`Queue::redrive`].
+#[must_use = "nothing moves until `run` is called"]
+pub struct Redrive<'a, T> {
+    letters: &'a Queue<DeadLetter<T>>,
+    wanted: Option<Box<dyn FnMut(&DeadLetter<T>) -> bool + 'a>>,
+    edit: Option<Box<dyn FnMut(&DeadLetter<T>) -> T + 'a>>,
+    limit: usize,
+    rate: Option<Rate>,
+    to: Option<Queue<T>>,
+}
+
+/// What [`Redrive::run`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Redriven {
+    /// Letters sent back.
+    pub moved: usize,
+    /// Letters that stay: not wanted, over the limit, or from a queue that exists no more.
+    pub kept: usize,
+}
+
+impl<'a, T: Send + Sync + 'static> Redrive<'a, T> {
+    /// Only letters for which `wanted` answers `true`. If it panics, that letter and all after it stay.
+    pub fn filter(mut self, wanted: impl FnMut(&DeadLetter<T>) -> bool + 'a) -> Self {
+        self.wanted = Some(Box::new(wanted));
+        self
+    }
+
+    /// Each with a new payload, made from the letter. Id, keys, headers and history stay.
+    pub fn edit(mut self, edit: impl FnMut(&DeadLetter<T>) -> T + 'a) -> Self {
+        self.edit = Some(Box::new(edit));
+        self
+    }
+
+    /// At most this many; the oldest first. Default: all.
+    pub fn limit(mut self, limit: usize) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// Spread over time: the first now, the n-th after n/rate. Until then they wait in the scheduler of
+    /// the queue they go to. Default: all at once.
+    pub fn rate(mut self, rate: Rate) -> Self {
+        self.rate = Some(rate);
+        self
+    }
+
+    /// To this queue instead of the one each came from.
+    pub fn to(mut self, queue: &Queue<T>) -> Self {
+        self.to = Some(queue.clone());
+        self
+    }
+
+    /// Moves them. Their attempts start again at 1, their history stays. A redriven message is a
+    /// redelivery: it needs no free capacity, so this never blocks.
+    ///
+    /// # Errors
+    /// If the rate is not a positive, finite number; nothing has moved then.
+    pub fn run(mut self) -> Result<Redriven, Error> {
+        let pace = self.rate.as_ref().map(Rate::checked).transpose();
+        let pace = pace.map_err(|problem| Error::new(format!("redrive of {:?}", self.letters.name()), problem))?;
+        let core = &self.letters.core;
+        let mut kept = Kept { core, messages: Vec::new() };
+        let mut moved = 0;
+        for _ in 0..core.ready() {
+            if moved == self.limit {
+                break;
+            }
+            let Ok(message) = core.try_take() else { break };
+            kept.messages.push(message);
+            let letter = kept.messages.last().expect("just pushed").payload();
+            let Some(origin) = self.destination(letter) else { continue };
+            let edited = self.edit.as_mut().map(|edit| edit(letter));
+            let message = kept.messages.pop().expect("just pushed");
+            let Some(message) = kept.unwrap_letter(message, edited) else { continue };
+            let delay = pace.map_or(Duration::ZERO, |pace| pace.time_for(moved as u64));
+            origin.readmit(message, delay);
+            core.settled(&core.tallies.common.acked);
+            moved += 1;
+        }
+        drop(kept);
+        Ok(Redriven { moved, kept: self.letters.len() })
+    }
+
+    /// Where the letter goes; `None` if it is to stay.
+    fn destination(&mut self, letter: &DeadLetter<T>) -> Option<Arc<Core<T>>> {
+        let origin = match &self.to {
+            Some(queue) => Arc::clone(&queue.core),
+            None => letter.origin.upgrade()?,
+        };
+        let wanted = self.wanted.as_mut().is_none_or(|wanted| wanted(letter));
+        wanted.then_some(origin)
+    }
+}
+
+/// Letters taken for a look that stay; they go back to the front even if a user's function panics.
+struct Kept<'a, T: Send + Sync + 'static> {
+    core: &'a Core<DeadLetter<T>>,
+    messages: Vec<Message<DeadLetter<T>>>,
+}
+
+impl<T: Send + Sync + 'static> Kept<'_, T> {
+    /// The message inside; `None` if somebody who peeked at the letter still holds it, so it stays.
+    fn unwrap_letter(&mut self, message: Message<DeadLetter<T>>, edited: Option<T>) -> Option<Message<T>> {
+        let mut inner = match message.try_into_payload() {
+            Ok(letter) => letter.message,
+            Err(message) => {
+                self.messages.push(message);
+                return None;
+            }
+        };
+        if let Some(payload) = edited {
+            inner.replace_payload(payload);
+        }
+        Some(inner)
+    }
+}
+
+impl<T: Send + Sync + 'static> Drop for Kept<'_, T> {
+    fn drop(&mut self) {
+        self.core.restore(std::mem::take(&mut self.messages));
+    }
+}

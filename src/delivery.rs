@@ -1,0 +1,305 @@
+//! One handed-out message, settled exactly once.
+
+use crate::dead_letter::{DeadLetter, Reason};
+use crate::error::SettleError;
+use crate::message::Message;
+use crate::outcome::{Outcome, drop_contained};
+use crate::queue::core::Core;
+use crate::queue::fifo::Chunk;
+use crate::retry::{Decision, decide};
+use crate::stats::Tally;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What is to happen to a delivered message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Ack,
+    Discard,
+    Requeue,
+    Again(Duration),
+    Bury(Reason),
+}
+
+impl<T: Send + Sync + 'static> Core<T> {
+    /// Turns what a handler said into what happens, and writes a failure into the message's history.
+    pub(crate) fn judge(&self, message: &mut Message<T>, outcome: Outcome, error: Option<String>) -> Verdict {
+        match outcome {
+            Outcome::Ack => Verdict::Ack,
+            Outcome::Discard => Verdict::Discard,
+            Outcome::Retry => self.failed(message, error, None),
+            Outcome::RetryAfter(delay) => self.failed(message, error, Some(delay)),
+            Outcome::DeadLetter(words) => {
+                let permanent = error.is_some();
+                message.record_failure(self.runtime.clock.now(), error.unwrap_or_else(|| words.clone()));
+                self.give_up(if permanent { Reason::Permanent } else { Reason::Rejected(words) })
+            }
+        }
+    }
+
+    fn failed(&self, message: &mut Message<T>, error: Option<String>, asked: Option<Duration>) -> Verdict {
+        let error = error.unwrap_or_else(|| "asked for a retry".into());
+        message.record_failure(self.runtime.clock.now(), error);
+        let policy = &self.settings.retry;
+        // A policy made from a function runs it in there, so only the draw is made under the lock.
+        let mut chance = self.runtime.with_random(crate::random::Random::fork);
+        match decide(policy, message.attempt, asked, &mut chance) {
+            Decision::Again(delay) => Verdict::Again(delay),
+            Decision::GiveUp => self.give_up(Reason::Exhausted),
+        }
+    }
+
+    fn give_up(&self, reason: Reason) -> Verdict {
+        self.pause_instead_of_giving_up().map_or(Verdict::Bury(reason), Verdict::Again)
+    }
+
+    /// Does what was decided. Counting comes last, so that the message is never nowhere.
+    #[inline]
+    pub(crate) fn settle(&self, message: Message<T>, verdict: Verdict, tally: &Tally) -> Result<(), SettleError> {
+        if self.has_ended() {
+            return self.settle_too_late(message, tally);
+        }
+        if verdict == Verdict::Ack {
+            drop_contained(message);
+            self.settled(&tally.acked);
+            return Ok(());
+        }
+        self.settle_otherwise(message, verdict, tally);
+        Ok(())
+    }
+
+    #[cold]
+    fn settle_otherwise(&self, mut message: Message<T>, verdict: Verdict, tally: &Tally) {
+        match verdict {
+            Verdict::Ack | Verdict::Discard => {
+                self.counts.discarded.add(1);
+                drop_contained(message);
+            }
+            Verdict::Requeue => {
+                self.counts.requeued.add(1);
+                message.attempt -= 1;
+                self.take_back(message, false);
+            }
+            Verdict::Again(delay) => self.retry_after(message, delay),
+            Verdict::Bury(reason) => self.bury(DeadLetter::new(message, reason, self)),
+        }
+        self.settled(&tally.unacked);
+    }
+
+    #[cold]
+    fn settle_too_late(&self, mut message: Message<T>, tally: &Tally) -> Result<(), SettleError> {
+        message.attempt -= 1;
+        self.take_back(message, false);
+        self.settled(&tally.unacked);
+        Err(SettleError::ShutDown { queue: Arc::clone(&self.name) })
+    }
+}
+
+/// A message handed to one receiver, who settles it by consuming the delivery.
+///
+/// Dropping it unsettled counts as a failed attempt: the message is delivered again as its queue's retry
+/// policy says, or becomes a dead letter after its last attempt. It is never lost. It may be sent to
+/// another thread and settled there.
+///
+/// Settling twice does not compile:
+///
+/// ```compile_fail,E0382
+/// # fn twice(delivery: postroom::Delivery<u32>) {
+/// delivery.ack().unwrap();
+/// delivery.ack().unwrap(); // use of moved value
+/// # }
+/// ```
+///
+/// # Errors
+/// Every way to settle answers [`SettleError::ShutDown`] once `Broker::shutdown` has reported the message
+/// as left; it is back in its queue then.
+#[must_use = "dropping a delivery unsettled counts as a failed attempt"]
+pub struct Delivery<T: Send + Sync + 'static> {
+    /// `None` only once settled.
+    message: Option<Message<T>>,
+    core: Arc<Core<T>>,
+}
+
+impl<T: Send + Sync + 'static> Delivery<T> {
+    pub(crate) fn new(message: Message<T>, core: Arc<Core<T>>) -> Self {
+        Self { message: Some(message), core }
+    }
+
+    /// Done: the message is gone.
+    ///
+    /// # Errors
+    /// See [`Delivery`].
+    #[inline]
+    pub fn ack(mut self) -> Result<(), SettleError> {
+        self.settle(Verdict::Ack)
+    }
+
+    /// Failed: delivered again after the queue's back-off, or dead-lettered after the last attempt.
+    ///
+    /// # Errors
+    /// See [`Delivery`].
+    pub fn retry(self) -> Result<(), SettleError> {
+        self.conclude(Outcome::Retry, None)
+    }
+
+    /// Failed: delivered again after `delay`, whatever the queue's back-off says. Its limit of attempts
+    /// still counts.
+    ///
+    /// # Errors
+    /// See [`Delivery`].
+    pub fn retry_after(self, delay: Duration) -> Result<(), SettleError> {
+        self.conclude(Outcome::RetryAfter(delay), None)
+    }
+
+    /// Gives the message back, behind all that are ready, without counting a failure.
+    ///
+    /// # Errors
+    /// See [`Delivery`].
+    pub fn requeue(mut self) -> Result<(), SettleError> {
+        self.settle(Verdict::Requeue)
+    }
+
+    /// Gives up on the message at once, for this reason.
+    ///
+    /// # Errors
+    /// See [`Delivery`].
+    pub fn dead_letter(self, reason: impl Into<String>) -> Result<(), SettleError> {
+        self.conclude(Outcome::DeadLetter(reason.into()), None)
+    }
+
+    /// Drops the message on purpose; counted as dropped.
+    ///
+    /// # Errors
+    /// See [`Delivery`].
+    pub fn discard(mut self) -> Result<(), SettleError> {
+        self.settle(Verdict::Discard)
+    }
+
+    fn conclude(mut self, outcome: Outcome, error: Option<String>) -> Result<(), SettleError> {
+        let message = self.message.as_mut().expect("settled once");
+        let verdict = self.core.judge(message, outcome, error);
+        self.settle(verdict)
+    }
+
+    #[inline]
+    fn settle(&mut self, verdict: Verdict) -> Result<(), SettleError> {
+        let message = self.message.take().expect("settled once");
+        self.core.settle(message, verdict, &self.core.tallies.common)
+    }
+}
+
+impl<T: Send + Sync + 'static> Drop for Delivery<T> {
+    fn drop(&mut self) {
+        if let Some(message) = self.message.take() {
+            abandon(&self.core, message);
+        }
+    }
+}
+
+/// What happens to a message whose delivery is dropped.
+#[cold]
+fn abandon<T: Send + Sync + 'static>(core: &Core<T>, mut message: Message<T>) {
+    let how = if std::thread::panicking() { "dropped by a panic" } else { "dropped unsettled" };
+    let verdict = core.judge(&mut message, Outcome::Retry, Some(how.into()));
+    // Too late means that it went back to its queue, which is all a drop can wish for.
+    let _ = core.settle(message, verdict, &core.tallies.common);
+}
+
+impl<T: Send + Sync + 'static> Deref for Delivery<T> {
+    type Target = Message<T>;
+    fn deref(&self) -> &Message<T> {
+        self.message.as_ref().expect("settled once")
+    }
+}
+
+impl<T: fmt::Debug + Send + Sync + 'static> fmt::Debug for Delivery<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery").field("queue", &self.core.name).field("message", &self.message).finish()
+    }
+}
+
+/// Several messages handed out at once, to be settled together or one by one.
+///
+/// Iterating gives a [`Delivery`] for each. What is not settled when the batch (or its iterator) is dropped
+/// counts as a failed attempt, as with a single delivery.
+#[must_use = "dropping a batch unsettled counts as a failed attempt of each of its messages"]
+pub struct Batch<T: Send + Sync + 'static> {
+    messages: Chunk<Message<T>>,
+    core: Arc<Core<T>>,
+}
+
+impl<T: Send + Sync + 'static> Batch<T> {
+    pub(crate) fn new(messages: Chunk<Message<T>>, core: Arc<Core<T>>) -> Self {
+        Self { messages, core }
+    }
+
+    /// How many messages it holds; at least one.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    /// Whether all of them have been taken out.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// The messages, in the order of the queue.
+    pub fn iter(&self) -> impl Iterator<Item = &Message<T>> {
+        self.messages.iter()
+    }
+
+    /// Done with all of them.
+    ///
+    /// # Errors
+    /// [`SettleError::ShutDown`] once shutdown has reported them as left; they are back in the queue then.
+    pub fn ack(mut self) -> Result<(), SettleError> {
+        let core = Arc::clone(&self.core);
+        core.ack_all(&mut self.messages, &core.tallies.common)?;
+        core.recycle(std::mem::take(&mut self.messages));
+        Ok(())
+    }
+}
+
+impl<T: Send + Sync + 'static> Core<T> {
+    /// Acks every message of the batch and leaves it empty; leaves all in it after shutdown's report.
+    pub(crate) fn ack_all(&self, batch: &mut Chunk<Message<T>>, tally: &Tally) -> Result<(), SettleError> {
+        if self.has_ended() {
+            return Err(SettleError::ShutDown { queue: Arc::clone(&self.name) });
+        }
+        let n = batch.len();
+        batch.drain(..).for_each(drop_contained);
+        self.settled_many(&tally.acked, n);
+        Ok(())
+    }
+}
+
+impl<T: Send + Sync + 'static> Iterator for Batch<T> {
+    type Item = Delivery<T>;
+    fn next(&mut self) -> Option<Delivery<T>> {
+        let message = self.messages.pop_front()?;
+        Some(Delivery::new(message, Arc::clone(&self.core)))
+    }
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.messages.len(), Some(self.messages.len()))
+    }
+}
+
+impl<T: Send + Sync + 'static> ExactSizeIterator for Batch<T> {}
+
+impl<T: Send + Sync + 'static> Drop for Batch<T> {
+    fn drop(&mut self) {
+        for message in self.messages.drain(..) {
+            abandon(&self.core, message);
+        }
+    }
+}
+
+impl<T: fmt::Debug + Send + Sync + 'static> fmt::Debug for Batch<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batch").field("queue", &self.core.name).field("messages", &self.messages).finish()
+    }
+}

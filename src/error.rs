@@ -1,0 +1,274 @@
+//! One small type per operation. Whatever refuses a message gives it back.
+
+use crate::message::Message;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+use thiserror::Error as ThisError;
+
+/// Why a topic, queue, binding or consumer could not be set up: every problem of that declaration at once.
+///
+/// ```
+/// use postroom::{Broker, Queue, Retry};
+///
+/// let broker = Broker::new();
+/// let declared: Result<Queue<u32>, _> =
+///     broker.queue("billing").capacity(0).retry(Retry::none().max_attempts(0)).declare();
+/// let error = declared.unwrap_err();
+/// assert_eq!(error.problems().len(), 2);
+/// assert!(error.to_string().contains("queue \"billing\""));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error {
+    subject: String,
+    problems: Vec<String>,
+}
+
+impl Error {
+    pub(crate) fn new(subject: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { subject: subject.into(), problems: vec![problem.into()] }
+    }
+
+    /// `Ok` if there are no problems.
+    pub(crate) fn unless_none(subject: impl Into<String>, problems: Vec<String>) -> Result<(), Self> {
+        if problems.is_empty() { Ok(()) } else { Err(Self { subject: subject.into(), problems }) }
+    }
+
+    /// What could not be set up, such as `queue "billing"`.
+    #[must_use]
+    pub fn subject(&self) -> &str {
+        &self.subject
+    }
+
+    /// Everything that is wrong with it, a sentence each.
+    #[must_use]
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.subject, self.problems.join("; "))
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// A message that was not taken, with the name of whoever refused it. Dereferences to the message.
+#[derive(Debug)]
+pub struct Refused<T> {
+    message: Message<T>,
+    by: Arc<str>,
+    detail: Option<Box<str>>,
+}
+
+impl<T> Refused<T> {
+    pub(crate) fn new(message: Message<T>, by: &Arc<str>) -> Self {
+        Self { message, by: Arc::clone(by), detail: None }
+    }
+
+    pub(crate) fn because(mut self, detail: impl Into<Box<str>>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    /// The queue or topic that did not take it.
+    #[must_use]
+    pub fn by(&self) -> &str {
+        &self.by
+    }
+
+    /// The message, as it was offered.
+    #[must_use]
+    pub fn into_message(self) -> Message<T> {
+        self.message
+    }
+
+    fn detail(&self) -> &str {
+        self.detail.as_deref().unwrap_or("")
+    }
+}
+
+impl<T> Deref for Refused<T> {
+    type Target = Message<T>;
+    fn deref(&self) -> &Message<T> {
+        &self.message
+    }
+}
+
+/// Why a topic did not take a message. No queue has got it then; it comes back inside.
+#[derive(ThisError)]
+#[non_exhaustive]
+pub enum PublishError<T> {
+    /// A queue it matches is full: `try_publish` with the policy `Wait`, or any publish with `Reject`.
+    #[error("queue {:?} is full", .0.by())]
+    Full(Refused<T>),
+    /// A queue it matches stayed full for the whole timeout.
+    #[error("queue {:?} stayed full until the timeout", .0.by())]
+    Timeout(Refused<T>),
+    /// The broker is shutting down, or a queue it matches was closed.
+    #[error("{:?} is closed", .0.by())]
+    Closed(Refused<T>),
+    /// The topic is `mandatory` and nothing matches the message.
+    #[error("no binding of topic {:?} matches routing key {:?}", .0.by(), .0.routing_key())]
+    Unroutable(Refused<T>),
+    /// Waiting for room would never end, because nothing else can drain the queue.
+    #[error("waiting for queue {:?} would never end: {}", .0.by(), .0.detail())]
+    Deadlock(Refused<T>),
+    /// A filter or a user's router panicked while the message was routed.
+    #[error("routing on topic {:?} {}", .0.by(), .0.detail())]
+    Panicked(Refused<T>),
+}
+
+/// Why [`Queue::send`](crate::Queue::send) did not take a message.
+#[derive(ThisError)]
+#[non_exhaustive]
+pub enum SendError<T> {
+    /// The queue is full and its policy is `Reject`.
+    #[error("queue {:?} is full", .0.by())]
+    Full(Refused<T>),
+    /// The queue takes no more messages.
+    #[error("queue {:?} is closed", .0.by())]
+    Closed(Refused<T>),
+    /// Waiting for room would never end, because nothing else can drain the queue.
+    #[error("waiting for queue {:?} would never end: {}", .0.by(), .0.detail())]
+    Deadlock(Refused<T>),
+}
+
+/// Why [`Queue::try_send`](crate::Queue::try_send) did not take a message.
+#[derive(ThisError)]
+#[non_exhaustive]
+pub enum TrySendError<T> {
+    /// The queue is full and its policy is `Wait` or `Reject`.
+    #[error("queue {:?} is full", .0.by())]
+    Full(Refused<T>),
+    /// The queue takes no more messages.
+    #[error("queue {:?} is closed", .0.by())]
+    Closed(Refused<T>),
+}
+
+/// Why [`Queue::send_timeout`](crate::Queue::send_timeout) did not take a message.
+#[derive(ThisError)]
+#[non_exhaustive]
+pub enum SendTimeoutError<T> {
+    /// The queue stayed full for the whole timeout.
+    #[error("queue {:?} stayed full until the timeout", .0.by())]
+    Timeout(Refused<T>),
+    /// The queue is full and its policy is `Reject`.
+    #[error("queue {:?} is full", .0.by())]
+    Full(Refused<T>),
+    /// The queue takes no more messages.
+    #[error("queue {:?} is closed", .0.by())]
+    Closed(Refused<T>),
+    /// Waiting for room would never end, because nothing else can drain the queue.
+    #[error("waiting for queue {:?} would never end: {}", .0.by(), .0.detail())]
+    Deadlock(Refused<T>),
+}
+
+/// A batch of which a part was not taken.
+#[derive(ThisError)]
+#[error("{accepted} messages taken, {} not: {cause}", .rest.len() + 1)]
+pub struct BatchError<T, E> {
+    /// How many messages, counted from the front, were taken.
+    pub accepted: usize,
+    /// Why the next one was not; it holds that message.
+    #[source]
+    pub cause: E,
+    /// The messages after it, in order.
+    pub rest: Vec<Message<T>>,
+}
+
+/// Why [`Queue::recv`](crate::Queue::recv) gave up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ThisError)]
+#[non_exhaustive]
+pub enum RecvError {
+    /// The queue is closed and empty.
+    #[error("the queue is closed and empty")]
+    Closed,
+    /// In a simulation: nothing that could still run would ever send a message.
+    #[error("waiting would never end: nothing in the simulation can send a message")]
+    Deadlock,
+}
+
+/// Why [`Queue::try_recv`](crate::Queue::try_recv) found nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ThisError)]
+#[non_exhaustive]
+pub enum TryRecvError {
+    /// Nothing is ready now.
+    #[error("no message is ready")]
+    Empty,
+    /// The queue is closed and empty.
+    #[error("the queue is closed and empty")]
+    Closed,
+}
+
+/// Why [`Queue::recv_timeout`](crate::Queue::recv_timeout) found nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ThisError)]
+#[non_exhaustive]
+pub enum RecvTimeoutError {
+    /// Nothing became ready in time.
+    #[error("no message became ready in time")]
+    Timeout,
+    /// The queue is closed and empty.
+    #[error("the queue is closed and empty")]
+    Closed,
+}
+
+/// Why a delivery could not be settled.
+#[derive(Debug, Clone, PartialEq, Eq, ThisError)]
+#[non_exhaustive]
+pub enum SettleError {
+    /// Shutdown has ended and reported the message as left; it went back to its queue, from where
+    /// [`Queue::drain`](crate::Queue::drain) takes it.
+    #[error("queue {queue:?} was shut down: the message counts as undelivered and can be drained")]
+    ShutDown {
+        /// The message's queue.
+        queue: Arc<str>,
+    },
+}
+
+/// The errors that hold a message show it only if its payload can be shown; they themselves need no
+/// `T: Debug`, so that `unwrap` works on any payload.
+macro_rules! shows_without_payload {
+    ($($name:ident),*) => {$(
+        impl<T> fmt::Debug for $name<T> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), self)
+            }
+        }
+    )*};
+}
+
+shows_without_payload!(PublishError, SendError, TrySendError, SendTimeoutError);
+
+impl<T, E: fmt::Display> fmt::Debug for BatchError<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BatchError({} taken, {} not: {})", self.accepted, self.rest.len() + 1, self.cause)
+    }
+}
+
+macro_rules! gives_message_back {
+    ($($name:ident { $($variant:ident),* })*) => {$(
+        impl<T> $name<T> {
+            /// The message, to try again or to keep.
+            #[must_use]
+            pub fn into_message(self) -> Message<T> {
+                match self { $(Self::$variant(refused) => refused.into_message()),* }
+            }
+
+            /// The queue or topic that did not take it.
+            #[must_use]
+            pub fn by(&self) -> &str {
+                match self { $(Self::$variant(refused) => refused.by()),* }
+            }
+        }
+    )*};
+}
+
+gives_message_back! {
+    PublishError { Full, Timeout, Closed, Unroutable, Deadlock, Panicked }
+    SendError { Full, Closed, Deadlock }
+    TrySendError { Full, Closed }
+    SendTimeoutError { Timeout, Full, Closed, Deadlock }
+}

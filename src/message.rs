@@ -1,0 +1,374 @@
+//! The thing that moves: a payload with its envelope.
+
+use crate::clock::Timestamp;
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// Names one publish. Every copy that routing makes of a message carries the same id.
+///
+/// Assigned by the broker unless given with [`Message::with_id`]; assigned ids are unique within their
+/// broker, start at 1 and are not in publish order across threads (each thread takes them in blocks).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MessageId(u64);
+
+impl MessageId {
+    /// The id as a number.
+    #[must_use]
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl From<u64> for MessageId {
+    fn from(id: u64) -> Self {
+        Self(id)
+    }
+}
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One failed attempt at handling a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Attempt {
+    /// Which attempt failed, counted from 1.
+    pub number: u32,
+    /// When it failed, on the broker's timeline.
+    pub at: SystemTime,
+    /// What the handler said, or how it ended ("panicked: ...", "dropped unsettled").
+    pub error: String,
+}
+
+/// A payload on its way, with everything known about its journey.
+///
+/// Dereferences to the payload, so a handler reads `message.total` rather than `message.payload().total`.
+/// Anything that is `Send + Sync + 'static` can be a payload. A payload that routing sends to several
+/// queues is shared between them, never cloned.
+///
+/// ```
+/// use postroom::Message;
+///
+/// let message = Message::new("a parcel").with_key("user-7").with_header("tenant", "acme");
+/// assert_eq!(message.len(), 8); // str::len, through the payload
+/// assert_eq!(message.key(), Some("user-7"));
+/// assert_eq!(message.header("tenant"), Some("acme"));
+/// ```
+#[derive(Clone)]
+pub struct Message<T> {
+    pub(crate) id: MessageId,
+    pub(crate) published_at: Timestamp,
+    /// Deliveries begun so far; raised when one is handed out.
+    pub(crate) attempt: u32,
+    /// Delivered before, whatever became of it.
+    pub(crate) redelivered: bool,
+    /// Occupies one unit of its queue's capacity.
+    pub(crate) holds_slot: bool,
+    pub(crate) routing_key: Text,
+    pub(crate) extras: Option<Box<Extras>>,
+    body: Body<T>,
+}
+
+/// What few messages have, kept out of the envelope that all of them pay for.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Extras {
+    pub(crate) key: Option<Text>,
+    pub(crate) headers: SmallVec<[(Text, Text); 2]>,
+    pub(crate) history: Vec<Attempt>,
+}
+
+#[derive(Clone)]
+enum Body<T> {
+    Own(T),
+    Shared(Arc<T>),
+    /// Only while [`Message::share`] turns the first into the second.
+    Moving,
+}
+
+impl<T> Message<T> {
+    /// A message with this payload and nothing else set.
+    #[must_use]
+    pub fn new(payload: T) -> Self {
+        Self {
+            id: MessageId::default(),
+            published_at: Timestamp::default(),
+            attempt: 0,
+            redelivered: false,
+            holds_slot: false,
+            routing_key: Text::EMPTY,
+            extras: None,
+            body: Body::Own(payload),
+        }
+    }
+
+    /// Sets the ordering key: what belongs together and must stay in order (`"user-7"`).
+    #[must_use]
+    pub fn with_key(mut self, key: impl AsRef<str>) -> Self {
+        self.extras_mut().key = Some(Text::new(key.as_ref()));
+        self
+    }
+
+    /// Sets a header; the same name again replaces its value.
+    #[must_use]
+    pub fn with_header(mut self, name: impl AsRef<str>, value: impl AsRef<str>) -> Self {
+        let headers = &mut self.extras_mut().headers;
+        let value = Text::new(value.as_ref());
+        match headers.iter_mut().find(|(n, _)| n.as_str() == name.as_ref()) {
+            Some(header) => header.1 = value,
+            None => headers.push((Text::new(name.as_ref()), value)),
+        }
+        self
+    }
+
+    /// Sets the id instead of having one assigned; 0 means "assign one".
+    #[must_use]
+    pub fn with_id(mut self, id: impl Into<MessageId>) -> Self {
+        self.id = id.into();
+        self
+    }
+
+    /// The payload; the same as dereferencing.
+    #[must_use]
+    pub fn payload(&self) -> &T {
+        match &self.body {
+            Body::Own(payload) => payload,
+            Body::Shared(payload) => payload,
+            Body::Moving => unreachable!("nobody sees a message while it is made shareable"),
+        }
+    }
+
+    /// The payload by value.
+    ///
+    /// # Errors
+    /// Gives the message back if another queue still holds the same payload.
+    pub fn try_into_payload(mut self) -> Result<T, Self> {
+        match std::mem::replace(&mut self.body, Body::Moving) {
+            Body::Own(payload) => Ok(payload),
+            Body::Shared(payload) => Arc::try_unwrap(payload).map_err(|shared| {
+                self.body = Body::Shared(shared);
+                self
+            }),
+            Body::Moving => unreachable!("nobody sees a message while it is made shareable"),
+        }
+    }
+
+    /// Which publish this is; 0 before it was published.
+    #[must_use]
+    pub fn id(&self) -> MessageId {
+        self.id
+    }
+
+    /// The ordering key given by [`Message::with_key`].
+    #[must_use]
+    pub fn key(&self) -> Option<&str> {
+        self.extras.as_ref()?.key.as_ref().map(Text::as_str)
+    }
+
+    /// The routing key it was published under; empty if it was sent to a queue directly.
+    #[must_use]
+    pub fn routing_key(&self) -> &str {
+        self.routing_key.as_str()
+    }
+
+    /// The value of a header.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers().find(|(n, _)| *n == name).map(|(_, value)| value)
+    }
+
+    /// All headers, in the order they were first set.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> + Clone {
+        let headers = self.extras.as_ref().map_or(&[][..], |e| &e.headers);
+        headers.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
+    /// Which delivery this is: 1 on the first, raised by every failure. 0 before the first delivery.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// Whether it was delivered before, even if that was no failure (a requeue).
+    #[must_use]
+    pub fn redelivered(&self) -> bool {
+        self.redelivered
+    }
+
+    /// When it was published, on the broker's timeline. Stamps are cached under load, so this is exact to
+    /// about a millisecond (a few more when every core is busy).
+    #[must_use]
+    pub fn published_at(&self) -> SystemTime {
+        self.published_at.to_system_time()
+    }
+
+    /// The attempts that failed so far, oldest first. At most [`Message::HISTORY_LIMIT`] are kept: the
+    /// first half of them and the latest.
+    #[must_use]
+    pub fn history(&self) -> &[Attempt] {
+        self.extras.as_ref().map_or(&[], |e| &e.history)
+    }
+
+    /// How many failed attempts [`Message::history`] keeps.
+    pub const HISTORY_LIMIT: usize = 64;
+
+    pub(crate) fn record_failure(&mut self, at: Timestamp, error: String) {
+        let number = self.attempt;
+        let history = &mut self.extras_mut().history;
+        if history.len() == Self::HISTORY_LIMIT {
+            history.remove(Self::HISTORY_LIMIT / 2);
+        }
+        history.push(Attempt { number, at: at.to_system_time(), error });
+    }
+
+    pub(crate) fn extras_mut(&mut self) -> &mut Extras {
+        self.extras.get_or_insert_default()
+    }
+
+    /// Puts another payload into the same envelope.
+    pub(crate) fn replace_payload(&mut self, payload: T) {
+        self.body = Body::Own(payload);
+    }
+
+    /// Another message over the same payload, which both share from now on.
+    pub(crate) fn share(&mut self) -> Self {
+        let shared = match std::mem::replace(&mut self.body, Body::Moving) {
+            Body::Own(payload) => Arc::new(payload),
+            Body::Shared(payload) => payload,
+            Body::Moving => unreachable!("nobody sees a message while it is made shareable"),
+        };
+        self.body = Body::Shared(Arc::clone(&shared));
+        Self { body: Body::Shared(shared), routing_key: self.routing_key.clone(), extras: self.extras.clone(), ..*self }
+    }
+}
+
+impl<T> Deref for Message<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        self.payload()
+    }
+}
+
+impl<T> From<T> for Message<T> {
+    fn from(payload: T) -> Self {
+        Self::new(payload)
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Message<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("Message");
+        out.field("id", &self.id.0).field("payload", self.payload()).field("attempt", &self.attempt);
+        if !self.routing_key().is_empty() {
+            out.field("routing_key", &self.routing_key());
+        }
+        if let Some(key) = self.key() {
+            out.field("key", &key);
+        }
+        for (name, value) in self.headers() {
+            out.field(name, &value);
+        }
+        out.finish_non_exhaustive()
+    }
+}
+
+/// A short string that allocates only past [`Text::INLINE`] bytes, and is shared rather than copied then.
+#[derive(Clone)]
+pub(crate) enum Text {
+    Inline { len: u8, bytes: [u8; Text::INLINE] },
+    Shared(Arc<str>),
+}
+
+impl Text {
+    pub(crate) const INLINE: usize = 22;
+    pub(crate) const EMPTY: Self = Self::Inline { len: 0, bytes: [0; Self::INLINE] };
+
+    pub(crate) fn new(text: &str) -> Self {
+        if text.len() > Self::INLINE {
+            return Self::Shared(text.into());
+        }
+        let mut bytes = [0; Self::INLINE];
+        bytes[..text.len()].copy_from_slice(text.as_bytes());
+        Self::Inline { len: text.len() as u8, bytes }
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        match self {
+            Self::Inline { len, bytes } => std::str::from_utf8(&bytes[..usize::from(*len)]).expect("copied from a str"),
+            Self::Shared(text) => text,
+        }
+    }
+}
+
+impl fmt::Debug for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_str().fmt(f)
+    }
+}
+
+impl PartialEq for Text {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for Text {}
+
+impl std::hash::Hash for Text {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_envelope_stays_small() {
+        assert!(size_of::<Text>() <= 24);
+        assert!(size_of::<Message<[u64; 16]>>() <= 128 + 64, "{}", size_of::<Message<[u64; 16]>>());
+        assert!(size_of::<Message<u64>>() <= 72, "{}", size_of::<Message<u64>>());
+    }
+
+    #[test]
+    fn text_of_any_length_reads_back() {
+        for text in ["", "a", "exactly-22-bytes-long!", "twenty-three bytes long", "grüße"] {
+            assert_eq!(Text::new(text).as_str(), text);
+        }
+    }
+
+    #[test]
+    fn a_header_set_twice_keeps_the_later_value() {
+        let message = Message::new(()).with_header("a", "1").with_header("b", "2").with_header("a", "3");
+        assert_eq!(message.headers().collect::<Vec<_>>(), [("a", "3"), ("b", "2")]);
+    }
+
+    #[test]
+    fn shared_payloads_come_out_once_alone() {
+        let mut first = Message::new(String::from("x"));
+        let second = first.share();
+        let first = first.try_into_payload().unwrap_err();
+        drop(first);
+        assert_eq!(second.try_into_payload().unwrap(), "x");
+    }
+
+    #[test]
+    fn long_histories_keep_their_beginning_and_their_end() {
+        let mut message = Message::new(());
+        for n in 1..=200 {
+            message.attempt = n;
+            message.record_failure(Timestamp(0), n.to_string());
+        }
+        let history = message.history();
+        assert_eq!(history.len(), Message::<()>::HISTORY_LIMIT);
+        assert_eq!((history[0].number, history[31].number, history[63].number), (1, 32, 200));
+    }
+}

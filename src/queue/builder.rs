@@ -1,0 +1,195 @@
+//! How a queue is to behave, checked as a whole when it is declared.
+
+use super::Queue;
+use crate::broker::Broker;
+use crate::dead_letter::DeadLetter;
+use crate::error::Error;
+use crate::retry::Retry;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+/// What a full queue does with a publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Overflow {
+    /// `publish` and `send` block until there is room; the `try` forms give the message back. The default.
+    #[default]
+    Wait,
+    /// Every form gives the message back at once.
+    Reject,
+    /// The oldest ready message is thrown away for the new one, and counted.
+    DropOldest,
+    /// The new message is thrown away, and counted; its receipt does not count this queue.
+    DropNewest,
+    /// The new message becomes a dead letter. If their queue is full too, it is given back.
+    DeadLetter,
+}
+
+impl Overflow {
+    /// Whether a full queue may give a message back.
+    pub(crate) fn refuses(self) -> bool {
+        matches!(self, Self::Wait | Self::Reject | Self::DeadLetter)
+    }
+}
+
+/// A queue's settings, as they are compared when it is declared again.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Settings {
+    pub(crate) capacity: u64,
+    pub(crate) overflow: Overflow,
+    pub(crate) retry: Retry,
+    pub(crate) max_in_flight: Option<usize>,
+    /// `None`: a dead-letter queue of its own.
+    pub(crate) dead_letters: Option<Arc<str>>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            capacity: 10_000,
+            overflow: Overflow::Wait,
+            retry: Retry::default(),
+            max_in_flight: None,
+            dead_letters: None,
+        }
+    }
+}
+
+impl Settings {
+    fn problems(&self) -> Vec<String> {
+        let mut problems = self.retry.problems();
+        if self.capacity == 0 {
+            problems.push("capacity of 0 can hold nothing: at least 1".into());
+        }
+        if self.max_in_flight == Some(0) {
+            problems.push("max_in_flight of 0 lets nothing be delivered: at least 1".into());
+        }
+        problems
+    }
+
+    /// Each setting that differs, as "setting: here, there".
+    pub(crate) fn differences(&self, other: &Self) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut compare = |name: &str, mine: &dyn fmt::Debug, theirs: &dyn fmt::Debug, same: bool| {
+            if !same {
+                found.push(format!("{name} is {mine:?}, asked for {theirs:?}"));
+            }
+        };
+        compare("capacity", &self.capacity, &other.capacity, self.capacity == other.capacity);
+        compare("overflow", &self.overflow, &other.overflow, self.overflow == other.overflow);
+        let (mine, theirs) = (self.retry.to_string(), other.retry.to_string());
+        compare("retry", &mine, &theirs, self.retry == other.retry);
+        let same = self.max_in_flight == other.max_in_flight;
+        compare("max_in_flight", &self.max_in_flight, &other.max_in_flight, same);
+        compare("dead_letter_to", &self.dead_letters, &other.dead_letters, self.dead_letters == other.dead_letters);
+        found
+    }
+}
+
+/// Describes a queue; nothing exists until [`QueueBuilder::declare`].
+///
+/// Declaring is idempotent: the same name with the same payload type and settings gives another handle to
+/// the same queue; with others it is an error that says both. Retry policies made from a function count as
+/// the same only if they are clones of one.
+#[must_use = "nothing exists until `declare` is called"]
+pub struct QueueBuilder<T> {
+    pub(crate) name: String,
+    pub(crate) settings: Settings,
+    pub(crate) dead_letters: Option<Queue<DeadLetter<T>>>,
+    broker: Option<Broker>,
+    payload: PhantomData<fn() -> T>,
+}
+
+impl<T: Send + Sync + 'static> QueueBuilder<T> {
+    /// Describes a queue that belongs to no broker; see [`Queue::standalone`].
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            settings: Settings::default(),
+            dead_letters: None,
+            broker: None,
+            payload: PhantomData,
+        }
+    }
+
+    pub(crate) fn of(broker: Broker, name: String) -> Self {
+        Self { broker: Some(broker), ..Self::new(name) }
+    }
+
+    /// How many messages it may hold before the overflow policy acts: ready ones, and those waiting for
+    /// room among the dead letters. Messages in flight or waiting for a retry do not count. Default 10,000.
+    pub fn capacity(mut self, messages: usize) -> Self {
+        self.settings.capacity = messages as u64;
+        self
+    }
+
+    /// What happens when it is full. Default [`Overflow::Wait`].
+    pub fn overflow(mut self, policy: Overflow) -> Self {
+        self.settings.overflow = policy;
+        self
+    }
+
+    /// How often and how soon a failed message is delivered again. Default [`Retry::default`]: 5 attempts,
+    /// 100 ms doubling to 30 s.
+    pub fn retry(mut self, policy: impl Into<Retry>) -> Self {
+        self.settings.retry = policy.into();
+        self
+    }
+
+    /// How many messages may be handed out and not yet settled, over all consumers. Default: no limit.
+    pub fn max_in_flight(mut self, messages: usize) -> Self {
+        self.settings.max_in_flight = Some(messages);
+        self
+    }
+
+    /// Where messages go that it gives up on. Default: a queue of its own named `<name>.dead`.
+    ///
+    /// Several queues may share one. Such a queue gives up on nothing itself: a dead letter whose handler
+    /// fails is delivered again, at most 30 s later, until it is settled.
+    pub fn dead_letter_to(mut self, queue: &Queue<DeadLetter<T>>) -> Self {
+        self.settings.dead_letters = Some(Arc::clone(&queue.core.name));
+        self.dead_letters = Some(queue.clone());
+        self
+    }
+
+    /// Makes the queue, or finds the one that has been declared alike.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it at once: an empty name or one with control characters, a capacity
+    /// or limit of 0, a retry policy that cannot be, a name taken by another payload type or by other
+    /// settings, a dead-letter queue of another broker, a broker that was shut down.
+    pub fn declare(self) -> Result<Queue<T>, Error> {
+        match self.broker.clone() {
+            Some(broker) => broker.declare_queue(self),
+            None => Queue::standalone(self),
+        }
+    }
+
+    pub(crate) fn subject(&self) -> String {
+        format!("queue {:?}", self.name)
+    }
+
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let mut problems = name_problems(&self.name);
+        problems.extend(self.settings.problems());
+        problems
+    }
+}
+
+/// Names end up in thread names and diagrams.
+pub(crate) fn name_problems(name: &str) -> Vec<String> {
+    let mut problems = Vec::new();
+    if name.is_empty() {
+        problems.push("the name is empty".into());
+    }
+    if name.chars().any(char::is_control) {
+        problems.push(format!("the name {name:?} has control characters"));
+    }
+    problems
+}
+
+impl<T> fmt::Debug for QueueBuilder<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueueBuilder").field("name", &self.name).field("settings", &self.settings).finish()
+    }
+}

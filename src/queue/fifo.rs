@@ -1,0 +1,203 @@
+//! A first-in-first-out queue in two halves, so that those who put and those who take rarely meet.
+//!
+//! Producers fill the [`Tail`], consumers empty the [`Head`], each under a lock of its own. When the head
+//! is empty, a consumer takes both locks once and moves a whole chunk over. Emptied chunks go back to be
+//! filled again, so a steady flow allocates nothing; a backlog grows by chunks, never by copying what is
+//! there, so its millionth message costs what its first did.
+
+use std::collections::VecDeque;
+
+pub(crate) type Chunk<M> = VecDeque<M>;
+
+/// Emptied chunks kept for reuse; a drained backlog gives the others back.
+const SPARE_CHUNKS: usize = 4;
+
+/// Messages to a chunk: about 16 KiB, in a power of two between 16 and 256.
+pub(crate) const fn chunk_len<M>() -> usize {
+    let size = if size_of::<M>() == 0 { 1 } else { size_of::<M>() };
+    let fitting = 16 * 1024 / size;
+    if fitting >= 256 {
+        256
+    } else if fitting <= 16 {
+        16
+    } else {
+        fitting.next_power_of_two() / 2
+    }
+}
+
+/// The half that is filled.
+pub(crate) struct Tail<M> {
+    full: VecDeque<Chunk<M>>,
+    filling: Chunk<M>,
+    spare: Vec<Chunk<M>>,
+}
+
+/// The half that is emptied.
+pub(crate) struct Head<M> {
+    chunk: Chunk<M>,
+}
+
+impl<M> Tail<M> {
+    pub(crate) fn new() -> Self {
+        Self { full: VecDeque::new(), filling: VecDeque::new(), spare: Vec::new() }
+    }
+
+    #[inline]
+    pub(crate) fn push(&mut self, message: M) {
+        if self.filling.len() >= chunk_len::<M>() {
+            self.close_chunk();
+        }
+        self.filling.push_back(message);
+    }
+
+    /// Appends a chunk without moving its messages.
+    pub(crate) fn push_chunk(&mut self, chunk: Chunk<M>) {
+        if chunk.is_empty() {
+            return;
+        }
+        if !self.filling.is_empty() {
+            self.close_chunk();
+        }
+        self.full.push_back(chunk);
+    }
+
+    /// An empty chunk, one used before if there is one.
+    pub(crate) fn spare(&mut self) -> Chunk<M> {
+        self.spare.pop().unwrap_or_default()
+    }
+
+    /// Hands back a chunk that has been emptied.
+    pub(crate) fn recycle(&mut self, chunk: Chunk<M>) {
+        let usual = chunk.capacity() > 0 && chunk.capacity() <= 2 * chunk_len::<M>();
+        if usual && self.spare.len() < SPARE_CHUNKS {
+            self.spare.push(chunk);
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.filling.is_empty() && self.full.is_empty()
+    }
+
+    /// Moves the oldest chunk to an empty head. `false` if there is none.
+    pub(crate) fn refill(&mut self, head: &mut Head<M>) -> bool {
+        debug_assert!(head.chunk.is_empty());
+        let next = match self.full.pop_front() {
+            Some(chunk) => chunk,
+            None if self.filling.is_empty() => return false,
+            None => {
+                let spare = self.spare();
+                std::mem::replace(&mut self.filling, spare)
+            }
+        };
+        let emptied = std::mem::replace(&mut head.chunk, next);
+        self.recycle(emptied);
+        true
+    }
+
+    /// Takes everything, oldest first.
+    pub(crate) fn take_all(&mut self, head: &mut Head<M>) -> Vec<M> {
+        let mut all: Vec<M> = std::mem::take(&mut head.chunk).into();
+        for chunk in self.full.drain(..) {
+            all.extend(chunk);
+        }
+        all.extend(std::mem::take(&mut self.filling));
+        all
+    }
+
+    /// Visits everything, oldest first.
+    pub(crate) fn iter_mut<'a>(&'a mut self, head: &'a mut Head<M>) -> impl Iterator<Item = &'a mut M> {
+        let full = self.full.iter_mut().flatten();
+        head.chunk.iter_mut().chain(full).chain(self.filling.iter_mut())
+    }
+
+    fn close_chunk(&mut self) {
+        let spare = self.spare();
+        let full = std::mem::replace(&mut self.filling, spare);
+        self.full.push_back(full);
+    }
+}
+
+impl<M> Head<M> {
+    pub(crate) fn new() -> Self {
+        Self { chunk: VecDeque::new() }
+    }
+
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.chunk.is_empty()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.chunk.len()
+    }
+
+    pub(crate) fn front(&self) -> Option<&M> {
+        self.chunk.front()
+    }
+
+    #[inline]
+    pub(crate) fn pop(&mut self) -> Option<M> {
+        self.chunk.pop_front()
+    }
+
+    /// Takes the whole chunk, leaving `empty` in its place.
+    pub(crate) fn take_chunk(&mut self, empty: Chunk<M>) -> Chunk<M> {
+        std::mem::replace(&mut self.chunk, empty)
+    }
+
+    pub(crate) fn push_front(&mut self, message: M) {
+        self.chunk.push_front(message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Random;
+
+    fn pop(tail: &mut Tail<u64>, head: &mut Head<u64>) -> Option<u64> {
+        if head.is_empty() && !tail.refill(head) {
+            return None;
+        }
+        head.pop()
+    }
+
+    #[test]
+    fn any_mix_of_pushes_and_pops_keeps_the_order() {
+        let mut random = Random::new(11);
+        let (mut tail, mut head, mut model) = (Tail::new(), Head::new(), VecDeque::new());
+        for n in 0..100_000 {
+            match random.below(20) {
+                0..=9 => {
+                    tail.push(n);
+                    model.push_back(n);
+                }
+                10 => {
+                    let chunk: Chunk<u64> = (n..n + random.below(300)).collect();
+                    model.extend(chunk.iter());
+                    tail.push_chunk(chunk);
+                }
+                11 if n % 50 == 0 => assert_eq!(tail.take_all(&mut head), model.drain(..).collect::<Vec<_>>()),
+                _ => (0..random.below(40)).for_each(|_| assert_eq!(pop(&mut tail, &mut head), model.pop_front())),
+            }
+            assert_eq!(tail.is_empty() && head.is_empty(), model.is_empty());
+        }
+        assert!(tail.iter_mut(&mut head).map(|m| *m).eq(model));
+    }
+
+    #[test]
+    fn a_drained_backlog_leaves_a_few_chunks() {
+        let (mut tail, mut head) = (Tail::new(), Head::new());
+        (0..100_000).for_each(|n| tail.push(n));
+        while pop(&mut tail, &mut head).is_some() {}
+        assert!(tail.spare.len() <= SPARE_CHUNKS && tail.full.is_empty());
+    }
+
+    #[test]
+    fn chunks_fit_their_messages() {
+        assert_eq!(chunk_len::<u8>(), 256);
+        assert_eq!(chunk_len::<[u8; 192]>(), 64);
+        assert_eq!(chunk_len::<[u8; 100_000]>(), 16);
+        assert_eq!(chunk_len::<()>(), 256);
+    }
+}

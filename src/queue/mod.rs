@@ -1,0 +1,388 @@
+//! Queues: competing consumers, bounded, nothing lost.
+
+pub(crate) mod builder;
+pub(crate) mod core;
+pub(crate) mod fifo;
+
+pub use builder::{Overflow, QueueBuilder};
+
+use crate::clock::Clock;
+use crate::consumer::ConsumerBuilder;
+use crate::dead_letter::{DeadLetter, DeadLetterSink};
+use crate::delivery::{Batch, Delivery};
+use crate::error::{
+    BatchError, Error, RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError, TrySendError,
+};
+use crate::message::{Message, MessageId};
+use crate::runtime::Runtime;
+use crate::stats::QueueStats;
+use builder::Settings;
+use core::{Accepted, Core, Nothing, Patience, Refusal};
+use fifo::{Chunk, chunk_len};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A handle to a queue: bounded, first in first out, each message to one of its competing consumers.
+///
+/// Cheap to clone; all clones are the same queue. Every method may be called from any thread at any time.
+/// Blocking calls come in three forms: `x` waits, `try_x` never does, `x_timeout` waits up to a duration.
+///
+/// With one consumer thread, messages are handled in the order they were accepted (each producer's in its
+/// order); redeliveries come ahead of fresh messages once they are due, requeued ones at the end.
+///
+/// ```
+/// use postroom::{Broker, Queue};
+///
+/// let broker = Broker::new();
+/// let jobs: Queue<u32> = broker.queue("jobs").declare()?;
+/// jobs.send(7).unwrap();
+///
+/// let delivery = jobs.recv().unwrap();
+/// assert_eq!(*delivery.payload(), 7);
+/// delivery.ack().unwrap();
+/// assert!(jobs.is_empty());
+/// # Ok::<(), postroom::Error>(())
+/// ```
+pub struct Queue<T> {
+    pub(crate) core: Arc<Core<T>>,
+}
+
+impl<T: Send + Sync + 'static> Queue<T> {
+    /// A queue without a broker, for use inside one module. It has a clock and, once something has to be
+    /// delayed, a scheduler thread of its own. It ends when [`Queue::close`] has been called and its
+    /// handles are dropped.
+    ///
+    /// ```
+    /// use postroom::{Queue, QueueBuilder};
+    ///
+    /// let queue: Queue<u32> = Queue::standalone(QueueBuilder::new("scratch").capacity(10))?;
+    /// queue.send(1).unwrap();
+    /// assert_eq!(queue.len(), 1);
+    /// # Ok::<(), postroom::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Everything that is wrong with the description at once.
+    pub fn standalone(description: QueueBuilder<T>) -> Result<Self, Error> {
+        Error::unless_none(description.subject(), description.problems())?;
+        let runtime = Runtime::new(Clock::system(), None, 0, None);
+        let QueueBuilder { name, settings, dead_letters, .. } = description;
+        Ok(Self::build(runtime, name.into(), settings, dead_letters))
+    }
+
+    pub(crate) fn build(
+        runtime: Arc<Runtime>,
+        name: Arc<str>,
+        settings: Settings,
+        dead_letters: Option<Queue<DeadLetter<T>>>,
+    ) -> Self {
+        let dead = dead_letters.unwrap_or_else(|| {
+            let name = dead_letter_name(&name).into();
+            Queue { core: Core::new(name, Settings::default(), Arc::clone(&runtime), None) }
+        });
+        dead.core.make_terminal();
+        let sink: Arc<dyn DeadLetterSink<T>> = dead.core;
+        Self { core: Core::new(name, settings, runtime, Some(sink)) }
+    }
+
+    pub(crate) fn from_core(core: Arc<Core<T>>) -> Self {
+        Self { core }
+    }
+
+    /// The name it was declared under.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.core.name
+    }
+
+    // ---- sending ---------------------------------------------------------------------------------
+
+    /// Puts a message into the queue, waiting for room if that is the queue's policy.
+    ///
+    /// # Errors
+    /// Gives the message back if the queue is full and refuses (`Reject`), is closed, or would never have
+    /// room again.
+    pub fn send(&self, message: impl Into<Message<T>>) -> Result<MessageId, SendError<T>> {
+        self.send_with(message.into(), Patience::Forever).map_err(|refused| self.core.send_error(refused))
+    }
+
+    /// Puts a message into the queue without ever waiting.
+    ///
+    /// # Errors
+    /// Gives the message back if the queue is full and refuses or would wait, or is closed.
+    pub fn try_send(&self, message: impl Into<Message<T>>) -> Result<MessageId, TrySendError<T>> {
+        self.send_with(message.into(), Patience::None).map_err(|refused| self.core.try_send_error(refused))
+    }
+
+    /// Puts a message into the queue, waiting for room at most `timeout`.
+    ///
+    /// # Errors
+    /// Gives the message back if there was no room in time, or as [`Queue::send`] does.
+    pub fn send_timeout(
+        &self,
+        message: impl Into<Message<T>>,
+        timeout: Duration,
+    ) -> Result<MessageId, SendTimeoutError<T>> {
+        let patience = self.patience(timeout);
+        self.send_with(message.into(), patience).map_err(|refused| self.core.send_timeout_error(refused))
+    }
+
+    /// Puts many messages into the queue at a fraction of the cost of one by one, waiting for room where
+    /// that is the queue's policy; how many that were. They stay together unless the queue fills up
+    /// between them.
+    ///
+    /// # Errors
+    /// Stops at the first message that is refused, as by [`Queue::send`]; the error holds that one and all
+    /// after it.
+    pub fn send_batch<M: Into<Message<T>>>(
+        &self,
+        messages: impl IntoIterator<Item = M>,
+    ) -> Result<usize, BatchError<T, SendError<T>>> {
+        let messages = messages.into_iter().map(|message| {
+            let mut message = message.into();
+            self.core.stamp(&mut message);
+            message
+        });
+        in_chunks(messages, |chunk| self.core.accept_chunk(chunk).map_err(|refused| self.core.send_error(refused)))
+    }
+
+    #[inline]
+    fn send_with(&self, mut message: Message<T>, patience: Patience) -> Result<MessageId, (Message<T>, Refusal)> {
+        self.core.stamp(&mut message);
+        let id = message.id;
+        match self.core.offer(message) {
+            Ok(()) => Ok(id),
+            Err((message, Refusal::Full)) => self.core.accept(message, patience).map(|_| id),
+            Err(refused) => Err(refused),
+        }
+    }
+
+    // ---- receiving -------------------------------------------------------------------------------
+
+    /// The next message, waiting for one.
+    ///
+    /// # Errors
+    /// [`RecvError::Closed`] once the queue is closed and empty.
+    pub fn recv(&self) -> Result<Delivery<T>, RecvError> {
+        self.core.take(Patience::Forever, || true).map(|message| self.deliver(message)).map_err(|nothing| match nothing
+        {
+            Nothing::Deadlock => RecvError::Deadlock,
+            _ => RecvError::Closed,
+        })
+    }
+
+    /// The next message, if one is ready now.
+    ///
+    /// # Errors
+    /// [`TryRecvError::Empty`] if none is, [`TryRecvError::Closed`] if none ever will be.
+    pub fn try_recv(&self) -> Result<Delivery<T>, TryRecvError> {
+        self.core.try_take().map(|message| self.deliver(message)).map_err(|nothing| match nothing {
+            Nothing::Closed => TryRecvError::Closed,
+            _ => TryRecvError::Empty,
+        })
+    }
+
+    /// The next message, waiting at most `timeout` on the broker's clock.
+    ///
+    /// # Errors
+    /// [`RecvTimeoutError::Timeout`] if none came, [`RecvTimeoutError::Closed`] if none ever will.
+    pub fn recv_timeout(&self, timeout: Duration) -> Result<Delivery<T>, RecvTimeoutError> {
+        let taken = self.core.take(self.patience(timeout), || true);
+        taken.map(|message| self.deliver(message)).map_err(|nothing| match nothing {
+            Nothing::Closed => RecvTimeoutError::Closed,
+            _ => RecvTimeoutError::Timeout,
+        })
+    }
+
+    /// Up to `max` messages (at least 1 counts as asked for), waiting only for the first of them.
+    ///
+    /// # Errors
+    /// As [`Queue::recv`].
+    pub fn recv_batch(&self, max: usize) -> Result<Batch<T>, RecvError> {
+        let mut batch = Chunk::new();
+        loop {
+            match self.core.try_take_batch(max.max(1), &mut batch) {
+                Ok(()) => return Ok(Batch::new(batch, Arc::clone(&self.core))),
+                Err(Nothing::Closed) => return Err(RecvError::Closed),
+                Err(_) => {}
+            }
+            match self.core.wait_for_message(Patience::Forever, &|| true) {
+                Err(Nothing::Deadlock) => return Err(RecvError::Deadlock),
+                Err(_) => return Err(RecvError::Closed),
+                Ok(()) => {}
+            }
+        }
+    }
+
+    /// Deliveries until the queue is closed and empty, waiting for each.
+    pub fn iter(&self) -> impl Iterator<Item = Delivery<T>> + '_ {
+        std::iter::from_fn(|| self.recv().ok())
+    }
+
+    /// Prepares worker threads that handle its messages.
+    pub fn consumer(&self) -> ConsumerBuilder<T> {
+        ConsumerBuilder::new(Arc::clone(&self.core))
+    }
+
+    #[inline]
+    fn deliver(&self, message: Message<T>) -> Delivery<T> {
+        Delivery::new(message, Arc::clone(&self.core))
+    }
+
+    fn patience(&self, timeout: Duration) -> Patience {
+        Patience::Until(self.core.runtime.clock.now().after(timeout))
+    }
+
+    // ---- looking and clearing --------------------------------------------------------------------
+
+    /// How many messages are ready to be delivered. By the time you look, it may have changed.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.core.ready() as usize
+    }
+
+    /// Whether no message is ready; there may be some in flight or delayed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many messages are handed out and not yet settled.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.core.in_flight() as usize
+    }
+
+    /// How many messages wait for their time: a retry, or room among the dead letters.
+    #[must_use]
+    pub fn delayed(&self) -> usize {
+        self.core.delayed()
+    }
+
+    /// How many messages it may hold before its overflow policy acts.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.core.settings.capacity as usize
+    }
+
+    /// The next message without taking it; it shares its payload with the one in the queue.
+    #[must_use]
+    pub fn peek(&self) -> Option<Message<T>> {
+        self.list(1).pop()
+    }
+
+    /// Up to `max` of the next messages without taking them; they share their payloads with those in the
+    /// queue.
+    #[must_use]
+    pub fn list(&self, max: usize) -> Vec<Message<T>> {
+        self.core.peek(max)
+    }
+
+    /// Throws away everything ready or delayed, and counts it; how many that were. What is in flight stays.
+    pub fn purge(&self) -> usize {
+        self.core.purge()
+    }
+
+    /// Takes everything ready or delayed out, oldest first, as if received and acked. Also after shutdown.
+    #[must_use = "the messages are no longer in the queue"]
+    pub fn drain(&self) -> Vec<Message<T>> {
+        self.core.drain()
+    }
+
+    /// Where its dead letters go. A dead-letter queue gives up on nothing and has none of its own; what it
+    /// answers here is closed and always empty.
+    #[must_use]
+    pub fn dead_letters(&self) -> Queue<DeadLetter<T>> {
+        if let Some(sink) = &self.core.dead {
+            return sink.queue();
+        }
+        let name = dead_letter_name(&self.core.name).into();
+        let none = Core::new(name, Settings::default(), Arc::clone(&self.core.runtime), None);
+        none.close();
+        Queue { core: none }
+    }
+
+    /// Its counters and what it holds now.
+    #[must_use]
+    pub fn stats(&self) -> QueueStats {
+        self.core.stats()
+    }
+
+    /// Takes no more messages from now on; receivers get what is left, then find it closed. What fails or
+    /// is requeued still comes back.
+    pub fn close(&self) {
+        self.core.close();
+    }
+}
+
+/// The name of the dead-letter queue that a queue has unless it is given another.
+pub(crate) fn dead_letter_name(queue: &str) -> String {
+    format!("{queue}.dead")
+}
+
+impl<T: Send + Sync + 'static> Core<T> {
+    /// Gives a message its id and time.
+    #[inline]
+    pub(crate) fn stamp(&self, message: &mut Message<T>) {
+        if message.id == MessageId::default() {
+            message.id = self.runtime.next_id().into();
+        }
+        message.published_at = self.runtime.stamp();
+        message.attempt = 0;
+    }
+
+    /// Accepts the messages one after the other, many under one lock where there is room. What was not
+    /// reached when one is refused stays in `chunk`.
+    pub(crate) fn accept_chunk(&self, chunk: &mut Chunk<Message<T>>) -> Result<(), (Message<T>, Refusal)> {
+        while !chunk.is_empty() {
+            if self.offer_batch(chunk).is_err() {
+                let first = chunk.pop_front().expect("not empty");
+                self.accept(first, Patience::Forever)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Sends messages in chunks through `accept`, which leaves in the chunk what it did not reach. On refusal:
+/// how many were accepted, why the next was not, and the rest. The iterator is the caller's code, so it
+/// runs outside all locks.
+pub(crate) fn in_chunks<T, E>(
+    mut messages: impl Iterator<Item = Message<T>>,
+    mut accept: impl FnMut(&mut Chunk<Message<T>>) -> Result<(), E>,
+) -> Result<usize, BatchError<T, E>> {
+    let mut chunk = Chunk::new();
+    let mut accepted = 0;
+    loop {
+        chunk.extend(messages.by_ref().take(chunk_len::<Message<T>>()));
+        let n = chunk.len();
+        if n == 0 {
+            return Ok(accepted);
+        }
+        if let Err(cause) = accept(&mut chunk) {
+            accepted += n - chunk.len() - 1;
+            return Err(BatchError { accepted, cause, rest: chunk.into_iter().chain(messages).collect() });
+        }
+        accepted += n;
+    }
+}
+
+/// What a queue's answer means to whoever counts copies.
+impl Accepted {
+    pub(crate) fn is_routed(self) -> bool {
+        self != Self::Dropped
+    }
+}
+
+impl<T> Clone for Queue<T> {
+    fn clone(&self) -> Self {
+        Self { core: Arc::clone(&self.core) }
+    }
+}
+
+impl<T: Send + Sync + 'static> fmt::Debug for Queue<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue").field("name", &self.name()).field("len", &self.len()).finish_non_exhaustive()
+    }
+}

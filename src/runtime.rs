@@ -1,0 +1,211 @@
+//! What every part of one broker shares: clock, scheduler, ids, chance, the simulation if there is one.
+
+use crate::clock::{Clock, Timestamp};
+use crate::consumer::Crew;
+use crate::random::Random;
+use crate::scheduler::Scheduler;
+use crate::simulation::{Executor, Until};
+use crate::sync::{AtomicU64, AtomicUsize, Condvar, Mutex, Ordering, thread_local};
+use std::cell::Cell;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+/// Something the owner of a broker should hear about; see `Builder::on_event`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A message could not become a dead letter because that queue is full. It is kept, occupies capacity
+    /// of its own queue, and is tried again every second.
+    DeadLettersFull {
+        /// The queue that gave up on the message.
+        queue: String,
+        /// The dead-letter queue that has no room.
+        dead_letters: String,
+    },
+    /// A queue's overflow policy has thrown a message away; told for the first one and then each time
+    /// their number has doubled.
+    Dropped {
+        /// The queue that was full.
+        queue: String,
+        /// How many messages it has thrown away so far.
+        total: u64,
+    },
+}
+
+pub(crate) type EventHook = Box<dyn Fn(&Event) + Send + Sync>;
+
+pub(crate) struct Runtime {
+    /// Tells brokers apart in thread-local state; never 0.
+    id: u64,
+    pub(crate) clock: Arc<Clock>,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) executor: Option<Executor>,
+    /// Raised by every change of any binding; a cached route of an older version is not used.
+    pub(crate) routes_version: AtomicU64,
+    /// Held while bindings between topics change, so that two changes cannot close a cycle together.
+    pub(crate) topology: Mutex<()>,
+    next_id: AtomicU64,
+    random: Mutex<Random>,
+    events: Option<EventHook>,
+    crews: Mutex<Vec<Weak<dyn Crew>>>,
+    watchers: AtomicUsize,
+    watched: Mutex<()>,
+    moved: Condvar,
+}
+
+static NEXT_RUNTIME: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+static NEXT_SLOT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+
+/// Ids a thread takes at once, so that producers do not share a counter.
+const ID_BLOCK: u64 = 1024;
+
+thread_local! {
+    /// The broker, the next id and the end of this thread's block of ids.
+    static IDS: Cell<(u64, u64, u64)> = const { Cell::new((0, 0, 0)) };
+    /// The broker whose worker this thread is right now; 0 for none.
+    static WORKS_FOR: Cell<u64> = const { Cell::new(0) };
+    /// Spreads threads over sharded state.
+    static SLOT: Cell<usize> = const { Cell::new(usize::MAX) };
+}
+
+/// A small number that differs between threads, for choosing a shard.
+#[inline]
+pub(crate) fn thread_slot() -> usize {
+    SLOT.with(|slot| {
+        if slot.get() == usize::MAX {
+            slot.set(NEXT_SLOT.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+        }
+        slot.get()
+    })
+}
+
+impl Runtime {
+    pub(crate) fn new(clock: Clock, executor: Option<Executor>, seed: u64, events: Option<EventHook>) -> Arc<Self> {
+        let clock = Arc::new(clock);
+        Arc::new(Self {
+            id: NEXT_RUNTIME.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
+            scheduler: Scheduler::new(Arc::clone(&clock), executor.is_none()),
+            clock,
+            executor,
+            routes_version: AtomicU64::new(1),
+            topology: Mutex::new(()),
+            next_id: AtomicU64::new(1),
+            random: Mutex::new(Random::new(seed)),
+            events,
+            crews: Mutex::new(Vec::new()),
+            watchers: AtomicUsize::new(0),
+            watched: Mutex::new(()),
+            moved: Condvar::new(),
+        })
+    }
+
+    /// The next message id of this thread's block.
+    #[inline]
+    pub(crate) fn next_id(&self) -> u64 {
+        IDS.with(|ids| {
+            let (owner, next, end) = ids.get();
+            let (next, end) = if owner == self.id && next < end { (next, end) } else { self.id_block() };
+            ids.set((self.id, next + 1, end));
+            next
+        })
+    }
+
+    #[cold]
+    fn id_block(&self) -> (u64, u64) {
+        let first = self.next_id.fetch_add(ID_BLOCK, Ordering::Relaxed);
+        (first, first + ID_BLOCK)
+    }
+
+    /// The time for a stamp; see [`Clock::recent`].
+    #[inline]
+    pub(crate) fn stamp(&self) -> Timestamp {
+        let (now, worth_ticking) = self.clock.recent();
+        if worth_ticking {
+            self.scheduler.start_ticking();
+        }
+        now
+    }
+
+    pub(crate) fn with_random<R>(&self, draw: impl FnOnce(&mut Random) -> R) -> R {
+        draw(&mut self.random.lock())
+    }
+
+    /// Tells the owner; a hook that panics is not heard of again for this event, nothing else.
+    pub(crate) fn tell(&self, event: impl FnOnce() -> Event) {
+        if let Some(hook) = &self.events {
+            let event = event();
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| hook(&event)));
+        }
+    }
+
+    /// Runs `work` as one of this broker's workers, whose publishes pass while the broker drains.
+    pub(crate) fn as_worker<R>(&self, work: impl FnOnce() -> R) -> R {
+        struct Restore(u64);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                WORKS_FOR.with(|w| w.set(self.0));
+            }
+        }
+        let _restore = Restore(WORKS_FOR.with(|w| w.replace(self.id)));
+        work()
+    }
+
+    pub(crate) fn is_worker(&self) -> bool {
+        WORKS_FOR.with(Cell::get) == self.id
+    }
+
+    pub(crate) fn enlist(&self, crew: Weak<dyn Crew>) {
+        let mut crews = self.crews.lock();
+        crews.retain(|crew| crew.strong_count() > 0);
+        crews.push(crew);
+    }
+
+    pub(crate) fn crews(&self) -> Vec<Arc<dyn Crew>> {
+        self.crews.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Called after anything was settled or taken out, never under a queue's lock. Costs a load while
+    /// nobody watches.
+    #[inline]
+    pub(crate) fn note_progress(&self) {
+        if self.watchers.load(Ordering::SeqCst) > 0 {
+            // Taken so that a watcher between its look and its wait does not miss the call.
+            drop(self.watched.lock());
+            self.moved.notify_all();
+        }
+    }
+
+    /// Waits until `done`, looking again after each progress, at most until `deadline`.
+    pub(crate) fn watch(&self, deadline: Option<Instant>, mut done: impl FnMut() -> bool) -> bool {
+        self.watchers.fetch_add(1, Ordering::SeqCst);
+        let mut guard = self.watched.lock();
+        let result = loop {
+            if done() {
+                break true;
+            }
+            let timed_out = match deadline {
+                Some(at) => self.moved.wait_until(&mut guard, at).timed_out(),
+                None => {
+                    self.moved.wait(&mut guard);
+                    false
+                }
+            };
+            if timed_out {
+                break done();
+            }
+        };
+        drop(guard);
+        self.watchers.fetch_sub(1, Ordering::SeqCst);
+        result
+    }
+
+    /// In a simulation, runs others until `done`, `deadline` or a standstill.
+    pub(crate) fn simulate_until(&self, deadline: Option<Timestamp>, done: impl FnMut() -> bool) -> Until {
+        let executor = self.executor.as_ref().expect("only called in a simulation");
+        executor.run_until(&self.scheduler, deadline, done)
+    }
+
+    pub(crate) fn is_simulated(&self) -> bool {
+        self.executor.is_some()
+    }
+}

@@ -1,0 +1,492 @@
+//! At this time, do this: a heap of deadlines, and the one thread that waits for the earliest.
+//!
+//! The scheduler knows no queue. Whatever waits for time implements [`Timed`], keeps its own
+//! [`DelayHeap`] of things that become due, and arms the scheduler with the earliest of them; so a million
+//! delayed messages of one queue are one entry here.
+
+use crate::clock::{Clock, OnAdvance, SystemClock, Timestamp};
+use crate::sync::{Condvar, JoinHandle, Mutex, ThreadBuilder, current_thread};
+use ahash::AHashMap;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Weak};
+
+/// Things that become due, in the order of their time and, at equal times, of their insertion.
+///
+/// A binary heap of `(time, sequence, slot)` beside a slab of entries: the heap moves 24 bytes a level,
+/// never the entry. Cancelling empties the slot and leaves the heap's entry to be skipped later.
+pub(crate) struct DelayHeap<E> {
+    heap: BinaryHeap<Reverse<(Timestamp, u64, u32)>>,
+    slots: Vec<Slot<E>>,
+    free: Option<u32>,
+    live: usize,
+    sequence: u64,
+}
+
+enum Slot<E> {
+    Taken { sequence: u64, entry: E },
+    Free { next: Option<u32> },
+}
+
+/// Names one entry of a [`DelayHeap`]; never matches a later entry in the same slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DelayKey {
+    sequence: u64,
+    slot: u32,
+}
+
+impl<E> DelayHeap<E> {
+    pub(crate) fn new() -> Self {
+        Self { heap: BinaryHeap::new(), slots: Vec::new(), free: None, live: 0, sequence: 0 }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.live
+    }
+
+    pub(crate) fn insert(&mut self, due: Timestamp, entry: E) -> DelayKey {
+        let sequence = self.sequence;
+        self.sequence += 1;
+        let slot = self.occupy(Slot::Taken { sequence, entry });
+        self.heap.push(Reverse((due, sequence, slot)));
+        self.live += 1;
+        DelayKey { sequence, slot }
+    }
+
+    /// Takes the entry out before its time; `None` if it has left already.
+    #[allow(dead_code)]
+    pub(crate) fn cancel(&mut self, key: DelayKey) -> Option<E> {
+        let entry = self.vacate(key.slot, key.sequence)?;
+        if self.heap.len() > 64 && self.heap.len() > 4 * self.live {
+            self.forget_cancelled();
+        }
+        Some(entry)
+    }
+
+    pub(crate) fn earliest(&mut self) -> Option<Timestamp> {
+        while let Some(&Reverse((due, sequence, slot))) = self.heap.peek() {
+            if self.holds(slot, sequence) {
+                return Some(due);
+            }
+            self.heap.pop();
+        }
+        None
+    }
+
+    pub(crate) fn pop_due(&mut self, now: Timestamp) -> Option<E> {
+        if self.earliest()? > now {
+            return None;
+        }
+        let Reverse((_, sequence, slot)) = self.heap.pop()?;
+        self.vacate(slot, sequence)
+    }
+
+    fn occupy(&mut self, taken: Slot<E>) -> u32 {
+        let Some(slot) = self.free else {
+            self.slots.push(taken);
+            return u32::try_from(self.slots.len() - 1).expect("fewer than 2^32 delayed entries");
+        };
+        let old = std::mem::replace(&mut self.slots[slot as usize], taken);
+        if let Slot::Free { next } = old {
+            self.free = next;
+        }
+        slot
+    }
+
+    fn holds(&self, slot: u32, sequence: u64) -> bool {
+        matches!(self.slots[slot as usize], Slot::Taken { sequence: held, .. } if held == sequence)
+    }
+
+    fn vacate(&mut self, slot: u32, sequence: u64) -> Option<E> {
+        if self.slots.len() <= slot as usize || !self.holds(slot, sequence) {
+            return None;
+        }
+        let old = std::mem::replace(&mut self.slots[slot as usize], Slot::Free { next: self.free });
+        self.free = Some(slot);
+        self.live -= 1;
+        if self.live == 0 {
+            self.release_memory();
+        }
+        match old {
+            Slot::Taken { entry, .. } => Some(entry),
+            Slot::Free { .. } => None,
+        }
+    }
+
+    /// Once empty, a large heap gives its memory back. The sequence goes on, so old keys stay invalid.
+    fn release_memory(&mut self) {
+        self.heap.clear();
+        self.slots.clear();
+        self.free = None;
+        self.heap.shrink_to(1024);
+        self.slots.shrink_to(1024);
+    }
+
+    #[allow(dead_code)]
+    fn forget_cancelled(&mut self) {
+        let heap = std::mem::take(&mut self.heap);
+        self.heap = heap.into_iter().filter(|&Reverse((_, sequence, slot))| self.holds(slot, sequence)).collect();
+    }
+}
+
+/// Something that waits for time to pass.
+pub(crate) trait Timed: Send + Sync {
+    /// Does what is due at `now` and answers when it wants to be called next.
+    fn fire(&self, now: Timestamp) -> Option<Timestamp>;
+}
+
+/// Names a [`Timed`] at its scheduler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct TimedId(u64);
+
+/// Calls what is due: from a thread of its own, started at the first deadline, or (simulated) from
+/// whoever calls [`Scheduler::fire_due`].
+pub(crate) struct Scheduler {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    threaded: bool,
+}
+
+struct Shared {
+    clock: Arc<Clock>,
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    heap: BinaryHeap<Reverse<(Timestamp, u64)>>,
+    targets: AHashMap<u64, Target>,
+    next_id: u64,
+    ticking: bool,
+    stopping: bool,
+}
+
+struct Target {
+    timed: Weak<dyn Timed>,
+    /// The only heap entry of this target that counts; others are left-overs.
+    armed: Option<Timestamp>,
+}
+
+impl Scheduler {
+    pub(crate) fn new(clock: Arc<Clock>, threaded: bool) -> Self {
+        let shared = Arc::new(Shared { clock, state: Mutex::new(State::default()), wake: Condvar::new() });
+        let listener: Weak<dyn OnAdvance> = Arc::downgrade(&(Arc::clone(&shared) as Arc<dyn OnAdvance>));
+        shared.clock.listen(listener);
+        Self { shared, thread: Mutex::new(None), threaded }
+    }
+
+    pub(crate) fn register(&self, timed: Weak<dyn Timed>) -> TimedId {
+        let mut state = self.shared.state.lock();
+        let id = state.next_id;
+        state.next_id += 1;
+        state.targets.insert(id, Target { timed, armed: None });
+        TimedId(id)
+    }
+
+    pub(crate) fn unregister(&self, id: TimedId) {
+        self.shared.state.lock().targets.remove(&id.0);
+    }
+
+    /// Has `id` called at `due` or earlier.
+    pub(crate) fn arm(&self, id: TimedId, due: Timestamp) {
+        let mut state = self.shared.state.lock();
+        let earliest = state.earliest();
+        if state.arm(id.0, due) {
+            self.ensure_thread(&mut state);
+            if earliest.is_none_or(|e| due < e) {
+                drop(state);
+                self.shared.wake.notify_one();
+            }
+        }
+    }
+
+    /// Keeps the system clock's cached reading fresh for as long as it is used.
+    pub(crate) fn start_ticking(&self) {
+        let mut state = self.shared.state.lock();
+        if state.ticking || state.stopping || !self.threaded {
+            return;
+        }
+        state.ticking = true;
+        self.ensure_thread(&mut state);
+        drop(state);
+        self.shared.wake.notify_one();
+    }
+
+    pub(crate) fn next_due(&self) -> Option<Timestamp> {
+        self.shared.state.lock().earliest()
+    }
+
+    /// Calls everything due at `now` on the caller's thread; how many calls that were.
+    pub(crate) fn fire_due(&self, now: Timestamp) -> usize {
+        let mut fired = 0;
+        while self.shared.fire_next(now) {
+            fired += 1;
+        }
+        fired
+    }
+
+    /// Ends the thread and joins it, unless called from it. What was not due stays where it is.
+    pub(crate) fn stop(&self) {
+        self.shared.state.lock().stopping = true;
+        self.shared.wake.notify_all();
+        let Some(thread) = self.thread.lock().take() else { return };
+        if thread.thread().id() != current_thread().id() {
+            // The thread's own body contains every panic.
+            let _ = thread.join();
+        }
+    }
+
+    fn ensure_thread(&self, state: &mut State) {
+        if !self.threaded || state.stopping {
+            return;
+        }
+        let mut thread = self.thread.lock();
+        if thread.is_none() {
+            let shared = Arc::clone(&self.shared);
+            let spawned = ThreadBuilder::new().name("postroom-scheduler".into()).spawn(move || shared.run());
+            // Without a thread nothing delayed would ever arrive, and the caller could not know.
+            *thread = Some(spawned.expect("the system refused the scheduler thread"));
+        }
+    }
+}
+
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl OnAdvance for Shared {
+    fn advanced(&self) {
+        // Taken so that a thread between its look at the clock and its wait does not miss the call.
+        drop(self.state.lock());
+        self.wake.notify_all();
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        let mut quiet_ticks = 0;
+        loop {
+            while self.fire_next(self.clock.now()) {}
+            let mut state = self.state.lock();
+            if state.stopping {
+                self.tick_off(&mut state);
+                return;
+            }
+            let due = state.earliest();
+            if due.is_some_and(|due| due <= self.clock.now()) {
+                continue;
+            }
+            let tick = state.ticking.then(|| self.tick(&mut state, &mut quiet_ticks)).flatten();
+            let until = due.into_iter().chain(tick).min().and_then(|t| self.clock.instant_of(t));
+            match until {
+                Some(instant) => drop(self.wake.wait_until(&mut state, instant)),
+                None => self.wake.wait(&mut state),
+            }
+        }
+    }
+
+    /// Refreshes the cached time; after a while without readers, ends it. Answers when the next one is due.
+    fn tick(&self, state: &mut State, quiet: &mut u32) -> Option<Timestamp> {
+        const QUIET_TICKS: u32 = 20;
+        let Clock::System(clock) = &*self.clock else { return None };
+        *quiet = if clock.was_asked() { 0 } else { *quiet + 1 };
+        if *quiet > QUIET_TICKS {
+            *quiet = 0;
+            self.tick_off(state);
+            return None;
+        }
+        clock.tick();
+        Some(self.clock.now().after(SystemClock::TICK))
+    }
+
+    fn tick_off(&self, state: &mut State) {
+        state.ticking = false;
+        if let Clock::System(clock) = &*self.clock {
+            clock.stop_ticking();
+        }
+    }
+
+    /// Calls the earliest target if it is due. No lock is held across the call.
+    fn fire_next(&self, now: Timestamp) -> bool {
+        let (id, timed) = {
+            let mut state = self.state.lock();
+            if state.earliest().is_none_or(|due| due > now) {
+                return false;
+            }
+            let Some(found) = state.disarm_earliest() else { return true };
+            found
+        };
+        // A payload's destructor or a user's hook may panic in there; the thread outlives it.
+        let next = catch_unwind(AssertUnwindSafe(|| timed.fire(now))).unwrap_or(Some(now.after(SystemClock::TICK)));
+        if let Some(due) = next {
+            self.state.lock().arm(id, due);
+        }
+        true
+    }
+}
+
+impl State {
+    /// Whether this made the target's call earlier.
+    fn arm(&mut self, id: u64, due: Timestamp) -> bool {
+        let Some(target) = self.targets.get_mut(&id) else { return false };
+        if target.armed.is_some_and(|armed| armed <= due) {
+            return false;
+        }
+        target.armed = Some(due);
+        self.heap.push(Reverse((due, id)));
+        true
+    }
+
+    fn earliest(&mut self) -> Option<Timestamp> {
+        while let Some(&Reverse((due, id))) = self.heap.peek() {
+            if self.targets.get(&id).is_some_and(|t| t.armed == Some(due)) {
+                return Some(due);
+            }
+            self.heap.pop();
+        }
+        None
+    }
+
+    fn disarm_earliest(&mut self) -> Option<(u64, Arc<dyn Timed>)> {
+        let Reverse((_, id)) = self.heap.pop()?;
+        let target = self.targets.get_mut(&id)?;
+        target.armed = None;
+        let timed = target.timed.upgrade();
+        if timed.is_none() {
+            self.targets.remove(&id);
+        }
+        timed.map(|timed| (id, timed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Random;
+
+    fn at(n: u64) -> Timestamp {
+        Timestamp(n)
+    }
+
+    #[test]
+    fn equal_times_keep_their_insertion_order() {
+        let mut heap = DelayHeap::new();
+        for n in 0..100 {
+            heap.insert(at(7), n);
+        }
+        let order: Vec<_> = std::iter::from_fn(|| heap.pop_due(at(7))).collect();
+        assert_eq!(order, (0..100).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn nothing_leaves_before_its_time() {
+        let mut heap = DelayHeap::new();
+        heap.insert(at(10), "late");
+        assert_eq!(heap.pop_due(at(9)), None);
+        assert_eq!(heap.pop_due(at(10)), Some("late"));
+    }
+
+    #[test]
+    fn cancelled_entries_never_come_out_and_their_keys_never_match_again() {
+        let mut heap = DelayHeap::new();
+        let key = heap.insert(at(1), "a");
+        assert_eq!(heap.cancel(key), Some("a"));
+        assert_eq!(heap.cancel(key), None);
+        heap.insert(at(2), "b");
+        assert_eq!(heap.cancel(key), None);
+        assert_eq!(heap.pop_due(at(9)), Some("b"));
+        assert_eq!(heap.len(), 0);
+    }
+
+    #[test]
+    fn a_random_run_agrees_with_a_sorted_list() {
+        let mut random = Random::new(3);
+        let mut heap = DelayHeap::new();
+        let mut model: Vec<(u64, u64, DelayKey)> = Vec::new();
+        for n in 0..20_000_u64 {
+            match random.below(4) {
+                0 | 1 => {
+                    let due = random.below(500);
+                    model.push((due, n, heap.insert(at(due), n)));
+                }
+                2 if !model.is_empty() => {
+                    let (_, value, key) = model.swap_remove(random.below(model.len() as u64) as usize);
+                    assert_eq!(heap.cancel(key), Some(value));
+                }
+                _ => {
+                    let now = random.below(500);
+                    let due = model.iter().filter(|m| m.0 <= now).min_by_key(|m| (m.0, m.1)).copied();
+                    assert_eq!(heap.pop_due(at(now)), due.map(|m| m.1));
+                    model.retain(|m| Some(m.1) != due.map(|d| d.1));
+                }
+            }
+            assert_eq!(heap.len(), model.len());
+        }
+    }
+
+    #[test]
+    fn mass_cancellation_leaves_no_trace() {
+        let mut heap = DelayHeap::new();
+        let keys: Vec<_> = (0..10_000).map(|n| heap.insert(at(n), n)).collect();
+        for key in keys {
+            heap.cancel(key);
+        }
+        assert!(heap.heap.capacity() <= 1024 && heap.slots.capacity() <= 1024);
+    }
+
+    struct Recorder(Mutex<Vec<Timestamp>>, Option<Timestamp>);
+
+    impl Timed for Recorder {
+        fn fire(&self, now: Timestamp) -> Option<Timestamp> {
+            self.0.lock().push(now);
+            self.1.filter(|&next| next > now)
+        }
+    }
+
+    fn manual() -> (crate::ManualClock, Scheduler) {
+        let clock = crate::ManualClock::new();
+        let scheduler = Scheduler::new(Arc::new(Clock::Manual(clock.clone())), false);
+        (clock, scheduler)
+    }
+
+    #[test]
+    fn the_earliest_arming_counts_and_fires_once() {
+        let (clock, scheduler) = manual();
+        let start = clock.timestamp();
+        let seen = Arc::new(Recorder(Mutex::new(Vec::new()), None));
+        let timed: Arc<dyn Timed> = seen.clone();
+        let id = scheduler.register(Arc::downgrade(&timed));
+        for n in [9, 3, 5] {
+            scheduler.arm(id, Timestamp(start.0 + n));
+        }
+        assert_eq!(scheduler.next_due(), Some(Timestamp(start.0 + 3)));
+        assert_eq!(scheduler.fire_due(Timestamp(start.0 + 20)), 1);
+        assert_eq!(scheduler.next_due(), None);
+    }
+
+    #[test]
+    fn a_target_that_is_gone_is_forgotten() {
+        let (_, scheduler) = manual();
+        let timed: Arc<dyn Timed> = Arc::new(Recorder(Mutex::new(Vec::new()), None));
+        let id = scheduler.register(Arc::downgrade(&timed));
+        scheduler.arm(id, at(1));
+        drop(timed);
+        scheduler.fire_due(at(5));
+        assert!(scheduler.shared.state.lock().targets.is_empty());
+    }
+
+    #[test]
+    fn a_target_may_ask_to_be_called_again() {
+        let (_, scheduler) = manual();
+        let seen = Arc::new(Recorder(Mutex::new(Vec::new()), Some(at(8))));
+        let timed: Arc<dyn Timed> = seen.clone();
+        let id = scheduler.register(Arc::downgrade(&timed));
+        scheduler.arm(id, at(1));
+        scheduler.fire_due(at(1));
+        assert_eq!(scheduler.next_due(), Some(at(8)));
+    }
+}

@@ -1,0 +1,128 @@
+//! Coming to rest, and saying what was left.
+
+use crate::broker::AnyQueue;
+use crate::clock::Timestamp;
+use crate::runtime::Runtime;
+use crate::simulation::Until;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What [`Broker::shutdown`](crate::Broker::shutdown) left behind.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ShutdownReport {
+    /// Queues that still hold messages, dead-letter queues apart; [`Queue::drain`](crate::Queue::drain)
+    /// takes them out, typed.
+    pub undelivered: Vec<Leftover>,
+    /// Dead-letter queues that hold messages.
+    pub dead_letters: Vec<Leftover>,
+    /// Queues whose workers did not come back from their handler in time, and how many those are.
+    pub stuck_workers: Vec<(String, usize)>,
+}
+
+/// What one queue still holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Leftover {
+    /// The queue's name.
+    pub queue: String,
+    /// Messages that were never handed out, or came back.
+    pub ready: u64,
+    /// Messages that wait for a retry that was not due in time.
+    pub delayed: u64,
+    /// Messages handed out and never settled.
+    pub in_flight: u64,
+}
+
+impl Leftover {
+    /// All of them together.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.ready + self.delayed + self.in_flight
+    }
+}
+
+impl ShutdownReport {
+    /// Whether everything accepted was settled or became a dead letter, and every thread has ended.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.undelivered.is_empty() && self.stuck_workers.is_empty()
+    }
+}
+
+impl fmt::Display for ShutdownReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_clean() && self.dead_letters.is_empty() {
+            return f.write_str("nothing left");
+        }
+        for (kind, leftovers) in [("undelivered", &self.undelivered), ("dead letters", &self.dead_letters)] {
+            for l in leftovers {
+                writeln!(
+                    f,
+                    "{kind} in {:?}: {} ready, {} delayed, {} in flight",
+                    l.queue, l.ready, l.delayed, l.in_flight
+                )?;
+            }
+        }
+        self.stuck_workers.iter().try_for_each(|(queue, n)| writeln!(f, "{n} workers of {queue:?} did not return"))
+    }
+}
+
+pub(crate) fn run(runtime: &Runtime, queues: &[Arc<dyn AnyQueue>], timeout: Duration) -> ShutdownReport {
+    let deadline = Instant::now().checked_add(timeout);
+    queues.iter().for_each(|queue| queue.start_draining());
+    // From a handler, its own message would be waited for in vain.
+    if !runtime.is_worker() {
+        wait_idle(runtime, queues, timeout);
+    }
+    let crews = runtime.crews();
+    crews.iter().for_each(|crew| crew.order_stop());
+    let late = crews.iter().map(|crew| (crew.queue().to_owned(), crew.join(deadline)));
+    let stuck_workers = late.filter(|(_, late)| *late > 0).collect();
+    runtime.scheduler.stop();
+    queues.iter().for_each(|queue| queue.end());
+    report(queues, stuck_workers)
+}
+
+fn report(queues: &[Arc<dyn AnyQueue>], stuck_workers: Vec<(String, usize)>) -> ShutdownReport {
+    let mut report = ShutdownReport { stuck_workers, ..ShutdownReport::default() };
+    for queue in queues {
+        let stats = queue.stats();
+        let leftover =
+            Leftover { queue: stats.name, ready: stats.ready, delayed: stats.delayed, in_flight: stats.in_flight };
+        if leftover.total() > 0 {
+            let list = if queue.holds_dead_letters() { &mut report.dead_letters } else { &mut report.undelivered };
+            list.push(leftover);
+        }
+    }
+    report
+}
+
+/// Waits until every queue is at rest that somebody empties; whether it came to that in time.
+pub(crate) fn wait_idle(runtime: &Runtime, queues: &[Arc<dyn AnyQueue>], timeout: Duration) -> bool {
+    let now = runtime.clock.now();
+    let horizon = now.after(timeout);
+    if runtime.is_simulated() {
+        let end = runtime.simulate_until(Some(horizon), || at_rest(queues, horizon));
+        return end == Until::Done;
+    }
+    // On a manual clock nothing becomes due by waiting.
+    let horizon = if runtime.clock.is_manual() { now } else { horizon };
+    runtime.watch(Instant::now().checked_add(timeout), || at_rest(queues, horizon))
+}
+
+/// Whether all queues are at rest at one moment. Looking at them one after the other could miss a message
+/// that moves from a queue not yet seen to one already seen; if nothing at all has moved between two
+/// looks, none did.
+fn at_rest(queues: &[Arc<dyn AnyQueue>], horizon: Timestamp) -> bool {
+    let look = || {
+        queues.iter().try_fold(0_u64, |moves, queue| {
+            let (unrest, moved) = queue.unrest(horizon);
+            (unrest == 0).then(|| moves.wrapping_add(moved))
+        })
+    };
+    let first = look();
+    first.is_some() && first == look()
+}

@@ -1,0 +1,879 @@
+//! Where producers publish.
+
+use crate::broker::Broker;
+use crate::error::{BatchError, Error, PublishError, Refused};
+use crate::message::{Message, MessageId, Text};
+use crate::outcome::panic_text;
+use crate::queue::builder::name_problems;
+use crate::queue::core::{Core, Patience, Pledge, Refusal};
+use crate::queue::{Queue, in_chunks};
+use crate::route::{Binding, Index, Pattern, Resolved, Selector};
+use crate::runtime::{Runtime, thread_slot};
+use crate::stats::{Counter, TopicStats};
+use crate::sync::{Mutex, Ordering, Padded};
+use ahash::AHashMap;
+use smallvec::SmallVec;
+use std::fmt;
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How a topic chooses among its bindings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Routing {
+    /// By exact routing key. Text in a binding is a key.
+    Direct,
+    /// By AMQP pattern; the default. Text in a binding is a pattern. Exact keys and headers may be bound
+    /// as well.
+    #[default]
+    Pattern,
+    /// Everything to everyone. Text in a binding is ignored.
+    Fanout,
+    /// By headers only.
+    Headers,
+}
+
+/// A user's own routing.
+///
+/// ```
+/// use postroom::{Broker, Message, Queue, Router, Topic};
+///
+/// /// Sends each user always to the same queue.
+/// struct ByUser;
+/// impl Router<u64> for ByUser {
+///     fn route(&self, user: &Message<u64>, bindings: &[&str], selected: &mut Vec<usize>) {
+///         selected.push((**user % bindings.len() as u64) as usize);
+///     }
+/// }
+///
+/// let broker = Broker::new();
+/// let users: Topic<u64> = broker.topic("users").router(ByUser).declare()?;
+/// let queues: Vec<Queue<u64>> =
+///     ["a", "b"].into_iter().map(|name| broker.queue(name).declare()).collect::<Result<_, _>>()?;
+/// for queue in &queues {
+///     users.bind(queue, queue.name())?;
+/// }
+/// for user in 0..10 {
+///     users.publish("", user).unwrap();
+/// }
+/// assert_eq!((queues[0].len(), queues[1].len()), (5, 5));
+/// # Ok::<(), postroom::Error>(())
+/// ```
+pub trait Router<T>: Send + Sync + 'static {
+    /// Chooses bindings for a message, by their index. `bindings` holds the text each was bound with, in
+    /// the order they were bound; it is never empty. An index out of range or named twice is ignored.
+    /// Called on the publishing thread; a panic gives the message back as [`PublishError::Panicked`].
+    fn route(&self, message: &Message<T>, bindings: &[&str], selected: &mut Vec<usize>);
+}
+
+/// What a publish came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    id: MessageId,
+    routed: usize,
+}
+
+impl Receipt {
+    /// The message's id.
+    #[must_use]
+    pub fn id(&self) -> MessageId {
+        self.id
+    }
+
+    /// How many queues took it; 0 if nothing matched. A queue that dropped it as its newest is not counted.
+    #[must_use]
+    pub fn routed(&self) -> usize {
+        self.routed
+    }
+}
+
+/// Describes a topic; nothing exists until [`TopicBuilder::declare`].
+#[must_use = "nothing exists until `declare` is called"]
+pub struct TopicBuilder<T> {
+    name: String,
+    settings: TopicSettings,
+    router: Option<Box<dyn Router<T>>>,
+    alternate: Option<Queue<T>>,
+    broker: Broker,
+    payload: PhantomData<fn() -> T>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct TopicSettings {
+    routing: Routing,
+    own_router: bool,
+    mandatory: bool,
+    alternate: Option<Arc<str>>,
+}
+
+impl<T: Send + Sync + 'static> TopicBuilder<T> {
+    pub(crate) fn of(broker: Broker, name: String) -> Self {
+        let settings = TopicSettings::default();
+        Self { name, settings, router: None, alternate: None, broker, payload: PhantomData }
+    }
+
+    /// How it chooses among its bindings. Default [`Routing::Pattern`].
+    pub fn routing(mut self, routing: Routing) -> Self {
+        self.settings.routing = routing;
+        self
+    }
+
+    /// Lets your own code choose among the bindings instead.
+    pub fn router(mut self, router: impl Router<T>) -> Self {
+        self.settings.own_router = true;
+        self.router = Some(Box::new(router));
+        self
+    }
+
+    /// Makes a message that nothing matches an error of its publish. Default: it is counted, and its
+    /// receipt says 0.
+    pub fn mandatory(mut self) -> Self {
+        self.settings.mandatory = true;
+        self
+    }
+
+    /// Where messages go that nothing matches.
+    pub fn alternate(mut self, queue: &Queue<T>) -> Self {
+        self.settings.alternate = Some(Arc::clone(&queue.core.name));
+        self.alternate = Some(queue.clone());
+        self
+    }
+
+    /// Makes the topic, or finds the one that has been declared alike. Two routers of one's own cannot be
+    /// compared and count as alike.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it at once: an empty name or one with control characters, a name
+    /// taken by another payload type or by other settings, an alternate queue of another broker, a broker
+    /// that was shut down.
+    pub fn declare(self) -> Result<Topic<T>, Error> {
+        let mut problems = name_problems(&self.name);
+        if self.alternate.as_ref().is_some_and(|queue| !Arc::ptr_eq(&queue.core.runtime, self.broker.runtime())) {
+            problems.push("its alternate queue belongs to another broker".into());
+        }
+        Error::unless_none(format!("topic {:?}", self.name), problems)?;
+        let broker = self.broker.clone();
+        broker.declare_topic(self)
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn build(self, runtime: Arc<Runtime>) -> Topic<T> {
+        let core = TopicCore {
+            name: self.name.into(),
+            settings: self.settings,
+            router: self.router,
+            alternate: self.alternate.map(|queue| queue.core),
+            runtime,
+            table: Mutex::new(Table { index: Index::default(), bound: Vec::new() }),
+            lanes: std::array::from_fn(|_| Padded(Mutex::new(Lane::new()))),
+            unroutable: Counter::default(),
+        };
+        Topic { core: Arc::new(core) }
+    }
+
+    /// The topic declared before under this name, if it is alike.
+    pub(crate) fn same_as(&self, existing: &Topic<T>) -> Result<(), Error> {
+        let (mine, theirs) = (&existing.core.settings, &self.settings);
+        if mine == theirs {
+            return Ok(());
+        }
+        Err(Error::new(format!("topic {:?}", self.name), format!("it exists as {mine}, asked for {theirs}")))
+    }
+}
+
+impl fmt::Display for TopicSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.own_router {
+            f.write_str("own router")?;
+        } else {
+            write!(f, "{:?}", self.routing)?;
+        }
+        if self.mandatory {
+            f.write_str(", mandatory")?;
+        }
+        if let Some(queue) = &self.alternate {
+            write!(f, ", alternate {queue:?}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A handle to a topic: routes each message to the queues bound to it.
+///
+/// Cheap to clone; all clones are the same topic. Every method may be called from any thread at any time.
+/// A publish reaches every queue it matches or, if one cannot take it, none; a queue reached by several
+/// bindings or through several topics gets one copy. A binding counts for every publish that starts after
+/// [`Topic::bind`] has returned.
+///
+/// ```
+/// use postroom::{Broker, Queue, Topic};
+///
+/// let broker = Broker::new();
+/// let orders: Topic<u32> = broker.topic("orders").declare()?;
+/// let billing: Queue<u32> = broker.queue("billing").declare()?;
+/// orders.bind(&billing, "order.*")?;
+///
+/// assert_eq!(orders.publish("order.placed", 7).unwrap().routed(), 1);
+/// assert_eq!(orders.publish("stock.low", 8).unwrap().routed(), 0);
+/// # Ok::<(), postroom::Error>(())
+/// ```
+pub struct Topic<T> {
+    pub(crate) core: Arc<TopicCore<T>>,
+}
+
+/// Threads spread over this many route caches.
+const LANES: usize = 8;
+/// Routes a lane remembers before it starts afresh.
+const REMEMBERED_ROUTES: usize = 1024;
+
+pub(crate) struct TopicCore<T> {
+    pub(crate) name: Arc<str>,
+    settings: TopicSettings,
+    router: Option<Box<dyn Router<T>>>,
+    alternate: Option<Arc<Core<T>>>,
+    runtime: Arc<Runtime>,
+    table: Mutex<Table<T>>,
+    lanes: [Padded<Mutex<Lane<T>>>; LANES],
+    unroutable: Counter,
+}
+
+struct Table<T> {
+    index: Index,
+    /// By the id the index knows it by; `None` once unbound.
+    bound: Vec<Option<Arc<Bound<T>>>>,
+}
+
+struct Bound<T> {
+    binding: Binding<T>,
+    resolved: Resolved,
+    target: Target<T>,
+}
+
+/// What a topic can be bound to.
+pub(crate) enum Target<T> {
+    Queue(Arc<Core<T>>),
+    Topic(Arc<TopicCore<T>>),
+}
+
+/// What some threads' publishes share: their memory of resolved routes, and a count.
+struct Lane<T> {
+    version: u64,
+    routes: AHashMap<Box<str>, Route<T>>,
+    published: u64,
+}
+
+/// Where a routing key leads.
+enum Route<T> {
+    Nowhere,
+    One(Arc<Core<T>>),
+    Many(Arc<[Arc<Core<T>>]>),
+    /// Depends on the message: filters, headers, a user's router.
+    Asks,
+}
+
+impl<T: Send + Sync + 'static> Topic<T> {
+    /// The name it was declared under.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.core.name
+    }
+
+    /// Publishes a message under a routing key, waiting for room in queues whose policy that is.
+    ///
+    /// # Errors
+    /// Gives the message back, and no queue has it: a queue is full and refuses, something is closed,
+    /// nothing matches and the topic is `mandatory`, a filter panicked, or waiting would never end.
+    #[inline]
+    pub fn publish(&self, key: impl AsRef<str>, message: impl Into<Message<T>>) -> Result<Receipt, PublishError<T>> {
+        self.core.publish(key.as_ref(), message.into(), Patience::Forever)
+    }
+
+    /// Publishes without ever waiting.
+    ///
+    /// # Errors
+    /// As [`Topic::publish`], and [`PublishError::Full`] where that would wait.
+    #[inline]
+    pub fn try_publish(
+        &self,
+        key: impl AsRef<str>,
+        message: impl Into<Message<T>>,
+    ) -> Result<Receipt, PublishError<T>> {
+        self.core.publish(key.as_ref(), message.into(), Patience::None)
+    }
+
+    /// Publishes, waiting for room at most `timeout`.
+    ///
+    /// # Errors
+    /// As [`Topic::publish`], and [`PublishError::Timeout`] if a queue stayed full.
+    pub fn publish_timeout(
+        &self,
+        key: impl AsRef<str>,
+        message: impl Into<Message<T>>,
+        timeout: Duration,
+    ) -> Result<Receipt, PublishError<T>> {
+        let deadline = self.core.runtime.clock.now().after(timeout);
+        self.core.publish(key.as_ref(), message.into(), Patience::Until(deadline))
+    }
+
+    /// Publishes many messages under one key, at a fraction of the cost of one by one where the key leads
+    /// to one queue; how many that were. Each message is routed as by [`Topic::publish`]; "all or none"
+    /// holds for each, not for the batch.
+    ///
+    /// # Errors
+    /// Stops at the first message that is refused; the error holds that one and all after it.
+    pub fn publish_batch<M: Into<Message<T>>>(
+        &self,
+        key: impl AsRef<str>,
+        messages: impl IntoIterator<Item = M>,
+    ) -> Result<usize, BatchError<T, PublishError<T>>> {
+        let text = Text::new(key.as_ref());
+        let messages = messages.into_iter().map(|message| {
+            let mut message = message.into();
+            self.core.stamp(&mut message, text.clone());
+            message
+        });
+        in_chunks(messages, |chunk| self.core.publish_chunk(key.as_ref(), chunk))
+    }
+
+    /// Sends what `binding` selects to a queue or on to another topic. Text is a pattern, unless the topic
+    /// routes otherwise. Binding the same twice changes nothing.
+    ///
+    /// # Errors
+    /// A malformed pattern, a kind of binding that the topic's routing cannot match, a target of another
+    /// broker, or a topic from which messages would come back here.
+    pub fn bind(&self, target: &impl BindTarget<T>, binding: impl Into<Binding<T>>) -> Result<(), Error> {
+        self.core.bind(target.target(), binding.into())
+    }
+
+    /// Takes a binding back. A publish under way may still use it.
+    ///
+    /// A binding with a filter is found by the same [`Binding`] (or a clone) that was bound.
+    ///
+    /// # Errors
+    /// If there is no such binding.
+    pub fn unbind(&self, target: &impl BindTarget<T>, binding: impl Into<Binding<T>>) -> Result<(), Error> {
+        self.core.unbind(&target.target(), &binding.into())
+    }
+
+    /// Its counters.
+    #[must_use]
+    pub fn stats(&self) -> TopicStats {
+        self.core.stats()
+    }
+}
+
+impl<T: Send + Sync + 'static> TopicCore<T> {
+    #[inline]
+    fn stamp(&self, message: &mut Message<T>, key: Text) {
+        if message.id == MessageId::default() {
+            message.id = self.runtime.next_id().into();
+        }
+        message.published_at = self.runtime.stamp();
+        message.attempt = 0;
+        message.routing_key = key;
+    }
+
+    #[inline]
+    fn publish(&self, key: &str, mut message: Message<T>, patience: Patience) -> Result<Receipt, PublishError<T>> {
+        self.stamp(&mut message, Text::new(key));
+        let id = message.id;
+        let route = {
+            let mut lane = self.lanes[thread_slot() % LANES].lock();
+            match lane.look_up(self, key) {
+                // The common case ends here: nothing in `offer` runs user code or waits.
+                Route::One(queue) => match queue.offer(message) {
+                    Ok(()) => {
+                        lane.published += 1;
+                        return Ok(Receipt { id, routed: 1 });
+                    }
+                    Err((refused, _)) => {
+                        message = refused;
+                        Route::One(Arc::clone(queue))
+                    }
+                },
+                route => route.clone(),
+            }
+        };
+        self.publish_slowly(&route, message, patience)
+    }
+
+    #[cold]
+    fn publish_slowly(
+        &self,
+        route: &Route<T>,
+        message: Message<T>,
+        patience: Patience,
+    ) -> Result<Receipt, PublishError<T>> {
+        let id = message.id;
+        let routed = match route {
+            Route::Nowhere => self.unroutable(message, patience),
+            Route::One(queue) => accept_one(queue, message, patience),
+            Route::Many(queues) => accept_all(queues, message, patience),
+            Route::Asks => self.ask(message, patience),
+        }?;
+        self.count(1);
+        Ok(Receipt { id, routed })
+    }
+
+    fn publish_chunk(
+        &self,
+        key: &str,
+        chunk: &mut std::collections::VecDeque<Message<T>>,
+    ) -> Result<(), PublishError<T>> {
+        let n = chunk.len();
+        let route = self.lanes[thread_slot() % LANES].lock().look_up(self, key).clone();
+        if let Route::One(queue) = &route {
+            let result = queue.accept_chunk(chunk);
+            self.count((n - chunk.len()) as u64 - u64::from(result.is_err()));
+            return result.map_err(|refused| refusal_error(queue, refused));
+        }
+        while let Some(message) = chunk.pop_front() {
+            self.publish_slowly(&route, message, Patience::Forever)?;
+        }
+        Ok(())
+    }
+
+    fn count(&self, published: u64) {
+        self.lanes[thread_slot() % LANES].lock().published += published;
+    }
+
+    /// Routes a message whose way depends on what it holds.
+    fn ask(&self, message: Message<T>, patience: Patience) -> Result<usize, PublishError<T>> {
+        let mut found = Found::default();
+        let routing_key = message.routing_key.clone();
+        match self.collect(routing_key.as_str(), Some(&message), &mut found) {
+            Err(Unresolved::Panicked(words)) => {
+                Err(PublishError::Panicked(Refused::new(message, &self.name).because(words)))
+            }
+            Err(Unresolved::NeedsMessage) => unreachable!("it was given one"),
+            Ok(()) => match found.into_queues().as_slice() {
+                [] => self.unroutable(message, patience),
+                [queue] => accept_one(queue, message, patience),
+                queues => accept_all(queues, message, patience),
+            },
+        }
+    }
+
+    fn unroutable(&self, message: Message<T>, patience: Patience) -> Result<usize, PublishError<T>> {
+        if let Some(queue) = &self.alternate {
+            let routed = accept_one(queue, message, patience)?;
+            self.unroutable.add(1);
+            return Ok(routed);
+        }
+        if self.settings.mandatory {
+            return Err(PublishError::Unroutable(Refused::new(message, &self.name)));
+        }
+        self.unroutable.add(1);
+        crate::outcome::drop_contained(message);
+        Ok(0)
+    }
+
+    /// What a routing key leads to, as far as that can be said without a message.
+    fn resolve(&self, key: &str) -> Route<T> {
+        let mut found = Found::default();
+        if self.collect(key, None, &mut found).is_err() {
+            return Route::Asks;
+        }
+        let mut queues = found.into_queues();
+        match queues.len() {
+            0 => Route::Nowhere,
+            1 => Route::One(queues.remove(0)),
+            _ => Route::Many(queues.into()),
+        }
+    }
+
+    /// Adds every queue that the message reaches from here. No lock is held while user code runs.
+    fn collect(&self, key: &str, message: Option<&Message<T>>, found: &mut Found<T>) -> Result<(), Unresolved> {
+        if found.visited(self) {
+            return Ok(());
+        }
+        for bound in self.matching(key, message)? {
+            if !passes(bound.binding.filter.as_deref(), message)? {
+                continue;
+            }
+            match &bound.target {
+                Target::Queue(queue) => found.queues.push(Arc::clone(queue)),
+                Target::Topic(topic) => topic.collect(key, message, found)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn matching(&self, key: &str, message: Option<&Message<T>>) -> Result<SmallVec<[Arc<Bound<T>>; 8]>, Unresolved> {
+        let table = self.table.lock();
+        if let Some(router) = &self.router {
+            let bound: SmallVec<_> = table.bound.iter().flatten().cloned().collect();
+            drop(table);
+            return if bound.is_empty() { Ok(bound) } else { ask_router(&**router, message, &bound) };
+        }
+        let mut ids = SmallVec::new();
+        table.index.by_key(key, &mut ids);
+        if table.index.has_headers() {
+            let message = message.ok_or(Unresolved::NeedsMessage)?;
+            table.index.by_headers(message.headers(), &mut ids);
+        }
+        Ok(ids.iter().filter_map(|&id| table.bound[id as usize].clone()).collect())
+    }
+
+    fn bind(&self, target: Target<T>, binding: Binding<T>) -> Result<(), Error> {
+        let resolved =
+            self.resolve_selector(&binding.selector).map_err(|problem| self.binding_error(&binding, problem))?;
+        if !Arc::ptr_eq(target.runtime(), &self.runtime) {
+            return Err(self.binding_error(&binding, format!("{target} belongs to another broker")));
+        }
+        // Held until the binding is in, so that no other can close a cycle meanwhile.
+        let _topology = self.runtime.topology.lock();
+        if let Target::Topic(topic) = &target
+            && let Some(path) = topic.path_to(self)
+        {
+            return Err(self.binding_error(&binding, format!("messages would go in a circle: {path}")));
+        }
+        let mut table = self.table.lock();
+        if table.find(&target, &binding).is_some() {
+            return Ok(());
+        }
+        table.insert(Bound { binding, resolved, target });
+        drop(table);
+        self.runtime.routes_version.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+
+    fn unbind(&self, target: &Target<T>, binding: &Binding<T>) -> Result<(), Error> {
+        let removed = {
+            let mut table = self.table.lock();
+            let found = table.find(target, binding);
+            found.and_then(|id| table.remove(id))
+        };
+        if removed.is_none() {
+            return Err(self.binding_error(binding, format!("there is no such binding to {target}")));
+        }
+        self.runtime.routes_version.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+
+    fn binding_error(&self, binding: &Binding<T>, problem: impl Into<String>) -> Error {
+        Error::new(format!("binding {binding} of topic {:?}", self.name), problem)
+    }
+
+    /// Reads a binding as this topic's kind of routing does.
+    fn resolve_selector(&self, selector: &Selector) -> Result<Resolved, String> {
+        if self.settings.own_router {
+            return match selector {
+                Selector::Text(_) | Selector::All => Ok(Resolved::All),
+                _ => Err("a topic with a router of its own takes plain text, which the router reads".into()),
+            };
+        }
+        match (self.settings.routing, selector) {
+            (_, Selector::All) | (Routing::Fanout, Selector::Text(_)) => Ok(Resolved::All),
+            (Routing::Direct, Selector::Text(key)) => Ok(Resolved::Key(key.clone())),
+            (Routing::Direct | Routing::Pattern, Selector::Key(key)) => Ok(Resolved::Key(key.clone())),
+            (Routing::Pattern, Selector::Text(pattern) | Selector::Pattern(pattern)) => {
+                Pattern::parse(pattern).map(Resolved::Pattern).map_err(|error| error.to_string())
+            }
+            (Routing::Pattern | Routing::Headers, Selector::Headers(headers)) => Ok(Resolved::Headers(headers.clone())),
+            (routing, _) => Err(format!("a topic with routing {routing:?} cannot match it")),
+        }
+    }
+
+    /// The way from here to `goal` over topics, if there is one, as "a -> b -> c".
+    fn path_to(&self, goal: &TopicCore<T>) -> Option<String> {
+        if std::ptr::eq(self, goal) {
+            return Some(format!("{} -> {}", goal.name, self.name));
+        }
+        let next: Vec<_> = self.table.lock().bound.iter().flatten().cloned().collect();
+        next.iter().find_map(|bound| match &bound.target {
+            Target::Topic(topic) => topic.path_to(goal).map(|path| format!("{path} -> {}", self.name)),
+            Target::Queue(_) => None,
+        })
+    }
+
+    pub(crate) fn stats(&self) -> TopicStats {
+        let published = self.lanes.iter().map(|lane| lane.lock().published).sum();
+        TopicStats { name: self.name.to_string(), published, unroutable: self.unroutable.get() }
+    }
+
+    /// `None` for a router of the user's own.
+    pub(crate) fn routing(&self) -> Option<Routing> {
+        (!self.settings.own_router).then_some(self.settings.routing)
+    }
+
+    /// Each binding and the name of what it leads to.
+    pub(crate) fn bindings(&self) -> Vec<(String, String)> {
+        let table = self.table.lock();
+        let bound = table.bound.iter().flatten();
+        let mut bindings: Vec<_> = bound.map(|bound| (bound.binding.to_string(), bound.target.to_string())).collect();
+        if let Some(queue) = &self.alternate {
+            bindings.push(("nothing else".into(), format!("queue {:?}", queue.name)));
+        }
+        bindings
+    }
+}
+
+impl<T: Send + Sync + 'static> Lane<T> {
+    fn new() -> Self {
+        Self { version: 0, routes: AHashMap::new(), published: 0 }
+    }
+
+    #[inline]
+    fn look_up(&mut self, topic: &TopicCore<T>, key: &str) -> &Route<T> {
+        let version = topic.runtime.routes_version.load(Ordering::Acquire);
+        if self.version != version {
+            self.routes.clear();
+            self.version = version;
+        }
+        if !self.routes.contains_key(key) {
+            self.learn(topic, key);
+        }
+        &self.routes[key]
+    }
+
+    #[cold]
+    fn learn(&mut self, topic: &TopicCore<T>, key: &str) {
+        if self.routes.len() >= REMEMBERED_ROUTES {
+            self.routes.clear();
+        }
+        self.routes.insert(key.into(), topic.resolve(key));
+    }
+}
+
+impl<T: Send + Sync + 'static> Table<T> {
+    fn find(&self, target: &Target<T>, binding: &Binding<T>) -> Option<u32> {
+        let same = |bound: &Arc<Bound<T>>| bound.target.is(target) && bound.binding.same_as(binding);
+        let position = self.bound.iter().position(|bound| bound.as_ref().is_some_and(same));
+        position.map(|id| id as u32)
+    }
+
+    fn insert(&mut self, bound: Bound<T>) {
+        // Never reused: ids give the order of binding, which a user's router sees.
+        let id = self.bound.len() as u32;
+        self.index.insert(id, &bound.resolved);
+        self.bound.push(Some(Arc::new(bound)));
+    }
+
+    fn remove(&mut self, id: u32) -> Option<Arc<Bound<T>>> {
+        let bound = self.bound[id as usize].take()?;
+        self.index.remove(id, &bound.resolved);
+        while self.bound.last().is_some_and(Option::is_none) {
+            self.bound.pop();
+        }
+        Some(bound)
+    }
+}
+
+impl<T: Send + Sync + 'static> Target<T> {
+    fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Queue(one), Self::Queue(other)) => Arc::ptr_eq(one, other),
+            (Self::Topic(one), Self::Topic(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
+
+    fn runtime(&self) -> &Arc<Runtime> {
+        match self {
+            Self::Queue(queue) => &queue.runtime,
+            Self::Topic(topic) => &topic.runtime,
+        }
+    }
+}
+
+impl<T: Send + Sync + 'static> fmt::Display for Target<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Queue(queue) => write!(f, "queue {:?}", queue.name),
+            Self::Topic(topic) => write!(f, "topic {:?}", topic.name),
+        }
+    }
+}
+
+impl<T> Clone for Route<T> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Nowhere => Self::Nowhere,
+            Self::One(queue) => Self::One(Arc::clone(queue)),
+            Self::Many(queues) => Self::Many(Arc::clone(queues)),
+            Self::Asks => Self::Asks,
+        }
+    }
+}
+
+/// What one walk over the topics has come across.
+struct Found<T> {
+    queues: Vec<Arc<Core<T>>>,
+    topics: SmallVec<[*const (); 8]>,
+}
+
+impl<T> Default for Found<T> {
+    fn default() -> Self {
+        Self { queues: Vec::new(), topics: SmallVec::new() }
+    }
+}
+
+impl<T: Send + Sync + 'static> Found<T> {
+    /// Whether the walk has been here; a topic reached twice adds nothing the second time.
+    fn visited(&mut self, topic: &TopicCore<T>) -> bool {
+        let topic = std::ptr::from_ref(topic).cast();
+        let visited = self.topics.contains(&topic);
+        if !visited {
+            self.topics.push(topic);
+        }
+        visited
+    }
+
+    /// Each queue once, in the order they were declared.
+    fn into_queues(mut self) -> Vec<Arc<Core<T>>> {
+        self.queues.sort_by_key(|queue| queue.number());
+        self.queues.dedup_by(|one, other| Arc::ptr_eq(one, other));
+        self.queues
+    }
+}
+
+/// Why a walk could not be finished.
+enum Unresolved {
+    NeedsMessage,
+    Panicked(String),
+}
+
+fn passes<T>(
+    filter: Option<&(dyn Fn(&T) -> bool + Send + Sync)>,
+    message: Option<&Message<T>>,
+) -> Result<bool, Unresolved> {
+    let Some(filter) = filter else { return Ok(true) };
+    let message = message.ok_or(Unresolved::NeedsMessage)?;
+    contained(|| filter(message.payload()))
+}
+
+fn ask_router<T: Send + Sync + 'static>(
+    router: &dyn Router<T>,
+    message: Option<&Message<T>>,
+    bound: &[Arc<Bound<T>>],
+) -> Result<SmallVec<[Arc<Bound<T>>; 8]>, Unresolved> {
+    let message = message.ok_or(Unresolved::NeedsMessage)?;
+    let texts: Vec<&str> = bound.iter().map(|bound| bound.text()).collect();
+    let mut selected = Vec::new();
+    contained(|| router.route(message, &texts, &mut selected))?;
+    Ok(selected.into_iter().filter_map(|i| bound.get(i).cloned()).collect())
+}
+
+impl<T: Send + Sync + 'static> Bound<T> {
+    fn text(&self) -> &str {
+        match &self.binding.selector {
+            Selector::Text(text) => text,
+            _ => "",
+        }
+    }
+}
+
+fn contained<R>(user_code: impl FnOnce() -> R) -> Result<R, Unresolved> {
+    catch_unwind(AssertUnwindSafe(user_code)).map_err(|panic| Unresolved::Panicked(panic_text(&*panic)))
+}
+
+fn accept_one<T: Send + Sync + 'static>(
+    queue: &Core<T>,
+    message: Message<T>,
+    patience: Patience,
+) -> Result<usize, PublishError<T>> {
+    let accepted = queue.accept(message, patience).map_err(|refused| refusal_error(queue, refused))?;
+    Ok(usize::from(accepted.is_routed()))
+}
+
+/// Every queue takes the message, or none does: each promises first. Nothing is promised while waiting,
+/// so that two publishes cannot wait for each other.
+fn accept_all<T: Send + Sync + 'static>(
+    queues: &[Arc<Core<T>>],
+    mut message: Message<T>,
+    patience: Patience,
+) -> Result<usize, PublishError<T>> {
+    let pledges = loop {
+        let (full, mut refusal) = match pledge_all(queues) {
+            Ok(pledges) => break pledges,
+            Err(refused) => refused,
+        };
+        if refusal == Refusal::Full && full.waits(patience) {
+            match full.wait_for_room(patience) {
+                Ok(()) => continue,
+                Err(end) => refusal = end,
+            }
+        }
+        return Err(refusal_error(full, (message, refusal)));
+    };
+    let mut routed = 0;
+    let mut pledges = queues.iter().zip(pledges).peekable();
+    while let Some((queue, pledge)) = pledges.next() {
+        if pledges.peek().is_none() {
+            return Ok(routed + usize::from(queue.redeem(pledge, message).is_routed()));
+        }
+        routed += usize::from(queue.redeem(pledge, message.share()).is_routed());
+    }
+    Ok(routed)
+}
+
+fn pledge_all<T: Send + Sync + 'static>(queues: &[Arc<Core<T>>]) -> Result<SmallVec<[Pledge; 8]>, (&Core<T>, Refusal)> {
+    let mut pledges = SmallVec::new();
+    for queue in queues {
+        match queue.pledge() {
+            Ok(pledge) => pledges.push(pledge),
+            Err(refusal) => {
+                queues.iter().zip(pledges).for_each(|(queue, pledge)| queue.forgo(pledge));
+                return Err((queue, refusal));
+            }
+        }
+    }
+    Ok(pledges)
+}
+
+fn refusal_error<T: Send + Sync + 'static>(
+    queue: &Core<T>,
+    (message, refusal): (Message<T>, Refusal),
+) -> PublishError<T> {
+    match refusal {
+        Refusal::Full => PublishError::Full(queue.refused(message)),
+        Refusal::Closed => PublishError::Closed(queue.refused(message)),
+        Refusal::Timeout => PublishError::Timeout(queue.refused(message)),
+        Refusal::Deadlock => PublishError::Deadlock(queue.deadlocked(message)),
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl<T> Sealed for super::Queue<T> {}
+    impl<T> Sealed for super::Topic<T> {}
+}
+
+/// What a topic can be bound to: a [`Queue`] or another [`Topic`] of the same payload.
+pub trait BindTarget<T>: sealed::Sealed {
+    #[doc(hidden)]
+    #[allow(private_interfaces)]
+    fn target(&self) -> Target<T>;
+}
+
+impl<T> BindTarget<T> for Queue<T> {
+    #[allow(private_interfaces)]
+    fn target(&self) -> Target<T> {
+        Target::Queue(Arc::clone(&self.core))
+    }
+}
+
+impl<T> BindTarget<T> for Topic<T> {
+    #[allow(private_interfaces)]
+    fn target(&self) -> Target<T> {
+        Target::Topic(Arc::clone(&self.core))
+    }
+}
+
+impl<T> Clone for Topic<T> {
+    fn clone(&self) -> Self {
+        Self { core: Arc::clone(&self.core) }
+    }
+}
+
+impl<T: Send + Sync + 'static> fmt::Debug for Topic<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Topic").field("name", &self.name()).finish_non_exhaustive()
+    }
+}
