@@ -290,6 +290,7 @@ impl Text {
     pub(crate) const INLINE: usize = 22;
     pub(crate) const EMPTY: Self = Self::Inline { len: 0, bytes: [0; Self::INLINE] };
 
+    #[inline]
     pub(crate) fn new(text: &str) -> Self {
         if text.len() > Self::INLINE {
             return Self::Shared(text.into());
@@ -314,8 +315,16 @@ impl fmt::Debug for Text {
 }
 
 impl PartialEq for Text {
+    /// Short text is never kept shared and unused bytes are 0, so each form equals only its like.
+    #[inline]
     fn eq(&self, other: &Self) -> bool {
-        self.as_str() == other.as_str()
+        match (self, other) {
+            (Self::Inline { len, bytes }, Self::Inline { len: others, bytes: other }) => {
+                len == others && bytes == other
+            }
+            (Self::Shared(text), Self::Shared(other)) => text == other,
+            _ => false,
+        }
     }
 }
 

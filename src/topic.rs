@@ -263,7 +263,11 @@ pub(crate) enum Target<T> {
 /// What some threads' publishes share: their memory of resolved routes, and a count.
 struct Lane<T> {
     version: u64,
-    routes: AHashMap<Box<str>, Route<T>>,
+    /// By routing key, the position in `routes`.
+    index: AHashMap<Box<str>, usize>,
+    routes: Vec<Route<T>>,
+    /// The latest key and its position: producers repeat themselves.
+    latest: (Text, usize),
     published: u64,
 }
 
@@ -337,7 +341,7 @@ impl<T: Send + Sync + 'static> Topic<T> {
             self.core.stamp(&mut message, text.clone());
             message
         });
-        in_chunks(messages, |chunk| self.core.publish_chunk(key.as_ref(), chunk))
+        in_chunks(messages, |chunk| self.core.publish_chunk(&text, chunk))
     }
 
     /// Sends what `binding` selects to a queue or on to another topic. Text is a pattern, unless the topic
@@ -384,7 +388,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         let id = message.id;
         let route = {
             let mut lane = self.lanes[thread_slot() % LANES].lock();
-            match lane.look_up(self, key) {
+            match lane.look_up(self, &message.routing_key) {
                 // The common case ends here: nothing in `offer` runs user code or waits.
                 Route::One(queue) => match queue.offer(message) {
                     Ok(()) => {
@@ -422,7 +426,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
 
     fn publish_chunk(
         &self,
-        key: &str,
+        key: &Text,
         chunk: &mut std::collections::VecDeque<Message<T>>,
     ) -> Result<(), PublishError<T>> {
         let n = chunk.len();
@@ -616,28 +620,36 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
 
 impl<T: Send + Sync + 'static> Lane<T> {
     fn new() -> Self {
-        Self { version: 0, routes: AHashMap::new(), published: 0 }
+        Self { version: 0, index: AHashMap::new(), routes: Vec::new(), latest: (Text::EMPTY, 0), published: 0 }
     }
 
     #[inline]
-    fn look_up(&mut self, topic: &TopicCore<T>, key: &str) -> &Route<T> {
+    fn look_up(&mut self, topic: &TopicCore<T>, key: &Text) -> &Route<T> {
         let version = topic.runtime.routes_version.load(Ordering::Acquire);
         if self.version != version {
-            self.routes.clear();
+            self.forget();
             self.version = version;
         }
-        if !self.routes.contains_key(key) {
-            self.learn(topic, key);
+        if self.routes.is_empty() || self.latest.0 != *key {
+            let position = self.index.get(key.as_str()).copied();
+            self.latest = (key.clone(), position.unwrap_or_else(|| self.learn(topic, key.as_str())));
         }
-        &self.routes[key]
+        &self.routes[self.latest.1]
     }
 
     #[cold]
-    fn learn(&mut self, topic: &TopicCore<T>, key: &str) {
+    fn learn(&mut self, topic: &TopicCore<T>, key: &str) -> usize {
         if self.routes.len() >= REMEMBERED_ROUTES {
-            self.routes.clear();
+            self.forget();
         }
-        self.routes.insert(key.into(), topic.resolve(key));
+        self.index.insert(key.into(), self.routes.len());
+        self.routes.push(topic.resolve(key));
+        self.routes.len() - 1
+    }
+
+    fn forget(&mut self) {
+        self.index.clear();
+        self.routes.clear();
     }
 }
 
