@@ -1,0 +1,56 @@
+//! Closing in two steps, and telling whether a queue is at rest.
+
+use super::{Core, Gate};
+use crate::clock::Timestamp;
+use crate::sync::Ordering;
+
+impl<T: Send + Sync + 'static> Core<T> {
+    /// From now on only the broker's own workers may publish.
+    pub(crate) fn start_draining(&self) {
+        self.set_gate(Gate::Draining);
+    }
+
+    /// From now on nobody may publish, and receivers find the end after what is left.
+    pub(crate) fn close(&self) {
+        self.set_gate(Gate::Closed);
+    }
+
+    fn set_gate(&self, gate: Gate) {
+        let outlet = self.outlet.lock();
+        let mut intake = self.intake.lock();
+        if intake.gate != Gate::Closed {
+            intake.gate = gate;
+        }
+        drop((outlet, intake));
+        self.wake_everyone();
+    }
+
+    /// Has all sleepers look again at what they wait for.
+    pub(crate) fn wake_everyone(&self) {
+        // Taken so that a sleeper between its look and its sleep does not miss the call.
+        drop((self.outlet.lock(), self.intake.lock()));
+        self.readable.notify_all();
+        self.writable.notify_all();
+    }
+
+    /// Shutdown is about to report; whatever is settled later goes back instead.
+    pub(crate) fn end(&self) {
+        self.close();
+        self.ended.store(true, Ordering::Relaxed);
+    }
+
+    /// What still has to happen here before the queue is at rest, and a number that changes whenever
+    /// anything moves. What is ready, or becomes due by `horizon`, counts if a consumer is there to take it.
+    pub(crate) fn unrest(&self, horizon: Timestamp) -> (u64, u64) {
+        let mut delayed = self.delayed.lock();
+        let due = u64::from(delayed.earliest().is_some_and(|due| due <= horizon));
+        let settled = self.settled_ever();
+        let outlet = self.outlet.lock();
+        let intake = self.intake.lock();
+        let in_flight = outlet.delivered.saturating_sub(settled);
+        let ready = intake.entered - outlet.left;
+        let moves = intake.accepted + intake.entered + outlet.left + settled + delayed.len() as u64;
+        let consumable = if self.consumers.load(Ordering::SeqCst) > 0 { due + ready } else { 0 };
+        (consumable + in_flight + intake.pledged, moves)
+    }
+}

@@ -1,0 +1,138 @@
+//! Looking at what a queue holds, and clearing it.
+
+use super::{Core, Intake, Waiting};
+use crate::clock::Timestamp;
+use crate::message::Message;
+use crate::outcome::drop_contained;
+use crate::stats::{HandlingTime, QueueStats};
+use crate::sync::Ordering;
+use std::time::Duration;
+
+impl<T: Send + Sync + 'static> Core<T> {
+    /// How many messages are ready.
+    pub(crate) fn ready(&self) -> u64 {
+        let outlet = self.outlet.lock();
+        self.intake.lock().entered - outlet.left
+    }
+
+    /// Whether the oldest ready message was published `linger` ago; if not, has the scheduler call then.
+    pub(crate) fn has_lingered(&self, linger: Duration) -> bool {
+        let oldest = {
+            let mut outlet = self.outlet.lock();
+            let mut intake = self.intake.lock();
+            let Intake { urgent, tail, .. } = &mut *intake;
+            let stamps = urgent.iter_mut().chain(tail.iter_mut(&mut outlet.head)).map(|message| message.published_at);
+            stamps.take(1).next()
+        };
+        let Some(due) = oldest.map(|stamp| stamp.after(linger)) else { return false };
+        let lingered = due <= self.runtime.clock.now();
+        if !lingered {
+            self.arm(due);
+        }
+        lingered
+    }
+
+    pub(crate) fn delayed(&self) -> usize {
+        self.delayed.lock().len()
+    }
+
+    pub(crate) fn in_flight(&self) -> u64 {
+        // Settled first: a delivery counted there has been counted as delivered.
+        let settled = self.settled_ever();
+        self.outlet.lock().delivered.saturating_sub(settled)
+    }
+
+    pub(super) fn settled_ever(&self) -> u64 {
+        let mut settled = 0;
+        self.tallies.each(|tally| settled += tally.settled());
+        settled
+    }
+
+    /// Copies of up to `max` of the next messages, sharing their payloads with the queue.
+    pub(crate) fn peek(&self, max: usize) -> Vec<Message<T>> {
+        let mut outlet = self.outlet.lock();
+        let mut intake = self.intake.lock();
+        let Intake { urgent, tail, .. } = &mut *intake;
+        let ready = urgent.iter_mut().chain(tail.iter_mut(&mut outlet.head));
+        ready.take(max).map(Message::share).collect()
+    }
+
+    /// Removes everything ready and waiting, oldest first; what is in flight stays.
+    fn clear(&self) -> Vec<Message<T>> {
+        let mut delayed = self.delayed.lock();
+        let mut outlet = self.outlet.lock();
+        let mut intake = self.intake.lock();
+        let mut all: Vec<_> = intake.urgent.drain(..).collect();
+        self.urgent.store(0, Ordering::Relaxed);
+        all.extend(intake.tail.take_all(&mut outlet.head));
+        outlet.left += all.len() as u64;
+        let mut slots = all.iter().filter(|message| message.holds_slot).count() as u64;
+        while let Some(waiting) = delayed.pop_due(Timestamp::MAX) {
+            all.push(match waiting {
+                Waiting::Retry(message) => message,
+                Waiting::Burial(letter) => {
+                    slots += 1;
+                    letter.into_message()
+                }
+            });
+        }
+        drop((delayed, intake));
+        self.release(outlet, slots);
+        all
+    }
+
+    pub(crate) fn purge(&self) -> usize {
+        let all = self.clear();
+        let n = all.len();
+        self.counts.purged.add(n as u64);
+        all.into_iter().for_each(drop_contained);
+        self.runtime.note_progress();
+        n
+    }
+
+    pub(crate) fn drain(&self) -> Vec<Message<T>> {
+        let all = self.clear();
+        self.counts.drained.add(all.len() as u64);
+        self.runtime.note_progress();
+        all
+    }
+
+    pub(crate) fn stats(&self) -> QueueStats {
+        let now = self.runtime.clock.now();
+        let mut handling = HandlingTime::default();
+        let (mut acked, mut settled) = (0, 0);
+        let delayed = self.delayed.lock();
+        let outlet = self.outlet.lock();
+        let intake = self.intake.lock();
+        self.tallies.each(|tally| {
+            acked += tally.acked.get();
+            settled += tally.settled();
+            handling.add(&tally.handling);
+        });
+        let oldest = outlet.head.front().or(intake.urgent.front()).map(|message| message.published_at);
+        let counts = &self.counts;
+        let (discarded, purged) = (counts.discarded.get(), counts.purged.get());
+        QueueStats {
+            name: self.name.to_string(),
+            capacity: self.settings.capacity,
+            published: intake.accepted,
+            delivered: outlet.delivered,
+            acked: acked + counts.drained.get(),
+            retried: counts.retried.get(),
+            requeued: counts.requeued.get(),
+            panicked: counts.panicked.get(),
+            dead_lettered: counts.dead_lettered.get(),
+            expired: 0,
+            dropped: counts.overflowed.get() + discarded + purged,
+            discarded,
+            purged,
+            redriven: intake.redriven,
+            refused: counts.refused.get(),
+            ready: intake.entered - outlet.left,
+            in_flight: outlet.delivered.saturating_sub(settled),
+            delayed: delayed.len() as u64,
+            oldest_age: oldest.map(|stamp| now.since(stamp)),
+            handling,
+        }
+    }
+}
