@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::name::Name;
 use crate::queue::core::Core;
 use crate::queue::{Queue, QueueBuilder, dead_letter_name};
-use crate::runtime::{Event, EventHook, Runtime};
+use crate::runtime::{Event, EventHook, Options, Runtime};
 use crate::shutdown::{self, ShutdownReport};
 use crate::simulation::{Executor, Simulation};
 use crate::stats::{QueueStats, Stats, TopicStats};
@@ -72,6 +72,7 @@ struct Registry {
 pub struct Builder {
     clock: Option<ManualClock>,
     seed: Option<u64>,
+    blocked_warning: Option<Duration>,
     events: Option<EventHook>,
 }
 
@@ -89,6 +90,13 @@ impl Builder {
         self
     }
 
+    /// After how long a worker that waits for room in a full queue is told of, by
+    /// [`Event::WorkerBlocked`]. Default 1 s.
+    pub fn blocked_warning(mut self, threshold: Duration) -> Self {
+        self.blocked_warning = Some(threshold);
+        self
+    }
+
     /// Called when something happens that its owner should hear about, on the thread where it happens; a
     /// panic in it is contained. Default: nobody is told, the counters still count.
     pub fn on_event(mut self, hook: impl Fn(&Event) + Send + Sync + 'static) -> Self {
@@ -102,8 +110,7 @@ impl Builder {
     /// None at present; settings to come may contradict each other.
     pub fn build(self) -> Result<Broker, Error> {
         let clock = self.clock.map_or_else(Clock::system, Clock::Manual);
-        let seed = self.seed.unwrap_or_else(random_seed);
-        Ok(Broker::of(Runtime::new(clock, None, seed, self.events)))
+        Ok(Broker::of(Runtime::new(clock, None, options(self.seed, self.blocked_warning, self.events))))
     }
 
     /// Makes a broker whose handlers run on the thread that drives the returned [`Simulation`].
@@ -112,11 +119,16 @@ impl Builder {
     /// None at present; settings to come may contradict each other.
     pub fn build_simulated(self) -> Result<(Broker, Simulation), Error> {
         let clock = self.clock.unwrap_or_default();
-        let seed = self.seed.unwrap_or_else(random_seed);
-        let executor = Executor::new(clock.clone(), seed);
-        let runtime = Runtime::new(Clock::Manual(clock), Some(executor), seed, self.events);
+        let options = options(self.seed, self.blocked_warning, self.events);
+        let executor = Executor::new(clock.clone(), options.seed);
+        let runtime = Runtime::new(Clock::Manual(clock), Some(executor), options);
         Ok((Broker::of(Arc::clone(&runtime)), Simulation::new(runtime)))
     }
+}
+
+fn options(seed: Option<u64>, blocked_warning: Option<Duration>, events: Option<EventHook>) -> Options {
+    let seed = seed.unwrap_or_else(random_seed);
+    Options { seed, events, blocked_warning: blocked_warning.unwrap_or(Duration::from_secs(1)) }
 }
 
 fn random_seed() -> u64 {
@@ -140,7 +152,7 @@ impl Broker {
     /// A broker on the system's clock.
     #[must_use]
     pub fn new() -> Self {
-        Self::of(Runtime::new(Clock::system(), None, random_seed(), None))
+        Self::of(Runtime::new(Clock::system(), None, options(None, None, None)))
     }
 
     /// A broker with other settings.
@@ -200,6 +212,13 @@ impl Broker {
     pub fn wait_idle(&self, timeout: Duration) -> bool {
         let queues: Vec<_> = self.inner.registry.lock().queues.values().cloned().collect();
         shutdown::wait_idle(&self.inner.runtime, &queues, timeout)
+    }
+
+    /// Prevents the delivery of the delayed message that was published with a timer of this name (see
+    /// [`Message::with_timer`](crate::Message::with_timer)); whether that succeeded. `false` means that
+    /// there is none, or that it is too late and the message is delivered.
+    pub fn cancel_timer(&self, name: &str) -> bool {
+        self.inner.runtime.timers.cancel(name)
     }
 
     /// All counters and what is held now.

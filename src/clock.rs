@@ -150,6 +150,14 @@ impl Clock {
         }
     }
 
+    /// The timeline's point at which the wall clock, as it stands now, will show `time`.
+    pub(crate) fn timestamp_of(&self, time: SystemTime) -> Timestamp {
+        match self {
+            Self::System(clock) => clock.now().after(time.duration_since(SystemTime::now()).unwrap_or_default()),
+            Self::Manual(_) => Timestamp::from_system_time(time),
+        }
+    }
+
     /// The instant at which a blocked thread has to wake for `deadline`; `None` on a manual clock, where
     /// the scheduler wakes it.
     pub(crate) fn instant_of(&self, deadline: Timestamp) -> Option<Instant> {

@@ -8,6 +8,7 @@ use crate::message::Message;
 use crate::outcome::{IntoOutcome, Outcome, panic_text};
 use crate::queue::core::{Core, Nothing, Patience};
 use crate::queue::fifo::Chunk;
+use crate::scheduler::TimedId;
 use crate::simulation::Task;
 use crate::stats::{Counter, Tally};
 use crate::sync::{
@@ -169,6 +170,9 @@ impl fmt::Debug for Consumer {
 /// A consumer without its types, as its handle and the broker's shutdown see it.
 pub(crate) trait Crew: Send + Sync {
     fn queue(&self) -> &str;
+    fn queue_id(&self) -> TimedId;
+    /// How many workers empty the queue now; `None` if others may as well, or it is paused.
+    fn drainers(&self) -> Option<usize>;
     fn workers(&self) -> usize;
     fn scale_to(&self, workers: usize) -> Result<(), Error>;
     fn pause(&self, paused: bool);
@@ -226,7 +230,7 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
     /// What a worker thread does.
     fn serve(&self) {
         let tally = self.core.tallies.for_worker();
-        self.core.runtime.as_worker(|| {
+        self.core.runtime.as_worker(self.core.identity(), || {
             let mut hands = W::Hands::default();
             while self.may_go_on() {
                 let go_on = || !self.attention.load(Ordering::Acquire);
@@ -272,6 +276,8 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
         drop(roster);
         self.changed.notify_all();
         self.core.runtime.note_progress();
+        // Who counted on this worker to make room may now wait for ever.
+        self.core.runtime.waits.look_again();
     }
 
     fn update(&self, roster: &mut Roster) {
@@ -320,6 +326,15 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
 impl<T: Send + Sync + 'static, W: Work<T>> Crew for Squad<T, W> {
     fn queue(&self) -> &str {
         &self.core.name
+    }
+
+    fn queue_id(&self) -> TimedId {
+        self.core.number()
+    }
+
+    fn drainers(&self) -> Option<usize> {
+        let roster = self.roster.lock();
+        (!roster.paused && !self.core.has_receivers()).then_some(roster.present)
     }
 
     fn workers(&self) -> usize {
@@ -419,7 +434,8 @@ impl<T: Send + Sync + 'static, W: Work<T>> Task for Squad<T, W> {
         }
         self.busy.fetch_add(1, Ordering::SeqCst);
         let mut hands = W::Hands::default();
-        let handled = self.core.runtime.as_worker(|| self.work.take_now(&self.core, &tally, &mut hands));
+        let handled =
+            self.core.runtime.as_worker(self.core.identity(), || self.work.take_now(&self.core, &tally, &mut hands));
         self.busy.fetch_sub(1, Ordering::SeqCst);
         handled
     }

@@ -21,6 +21,8 @@ pub enum Reason {
     Permanent,
     /// Its consumer asked for it, in these words.
     Rejected(String),
+    /// It was not handled within its time to live.
+    Expired,
     /// Its queue was full and has the policy `Overflow::DeadLetter`.
     Overflow,
 }
@@ -31,6 +33,7 @@ impl fmt::Display for Reason {
             Self::Exhausted => f.write_str("attempts exhausted"),
             Self::Permanent => f.write_str("permanent failure"),
             Self::Rejected(words) => write!(f, "rejected: {words}"),
+            Self::Expired => f.write_str("expired"),
             Self::Overflow => f.write_str("queue was full"),
         }
     }
@@ -93,6 +96,10 @@ impl<T> DeadLetter<T> {
 }
 
 impl<T: Send + Sync + 'static> DeadLetter<T> {
+    pub(crate) fn share_message(&mut self) -> Message<T> {
+        self.message.share()
+    }
+
     pub(crate) fn new(message: Message<T>, reason: Reason, core: &Core<T>) -> Self {
         let at = core.runtime.clock.now();
         Self { message, reason, queue: Arc::clone(&core.name), at, origin: core.weak() }
@@ -114,6 +121,9 @@ impl<T: Send + Sync + 'static> DeadLetterSink<T> for Core<DeadLetter<T>> {
         message.id = message.payload().id();
         message.published_at = message.payload().at;
         message.routing_key = message.payload().message.routing_key.clone();
+        if let Some(extras) = &message.payload().message.extras {
+            message.extras = Some(Box::new(extras.of_letter()));
+        }
         self.accept_letter(message).map_err(|message| match message.try_into_payload() {
             Ok(letter) => letter,
             Err(_) => unreachable!("a letter that was not taken has not been shared"),

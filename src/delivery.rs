@@ -57,9 +57,13 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// Does what was decided. Counting comes last, so that the message is never nowhere.
     #[inline]
-    pub(crate) fn settle(&self, message: Message<T>, verdict: Verdict, tally: &Tally) -> Result<(), SettleError> {
+    pub(crate) fn settle(&self, mut message: Message<T>, verdict: Verdict, tally: &Tally) -> Result<(), SettleError> {
         if self.has_ended() {
             return self.settle_too_late(message, tally);
+        }
+        if let Err(late) = self.end_lease(&mut message) {
+            drop_contained(message);
+            return Err(late);
         }
         if verdict == Verdict::Ack {
             drop_contained(message);
@@ -71,7 +75,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     #[cold]
-    fn settle_otherwise(&self, mut message: Message<T>, verdict: Verdict, tally: &Tally) {
+    pub(crate) fn settle_otherwise(&self, mut message: Message<T>, verdict: Verdict, tally: &Tally) {
         match verdict {
             Verdict::Ack | Verdict::Discard => {
                 self.counts.discarded.add(1);
@@ -114,7 +118,8 @@ impl<T: Send + Sync + 'static> Core<T> {
 ///
 /// # Errors
 /// Every way to settle answers [`SettleError::ShutDown`] once `Broker::shutdown` has reported the message
-/// as left; it is back in its queue then.
+/// as left (it is back in its queue then), and [`SettleError::Late`] once an ack timeout has given the
+/// message to another.
 #[must_use = "dropping a delivery unsettled counts as a failed attempt"]
 pub struct Delivery<T: Send + Sync + 'static> {
     /// `None` only once settled.
@@ -269,6 +274,10 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn ack_all(&self, batch: &mut Chunk<Message<T>>, tally: &Tally) -> Result<(), SettleError> {
         if self.has_ended() {
             return Err(SettleError::ShutDown { queue: Arc::clone(&self.name) });
+        }
+        if self.settings.ack_timeout.is_some() {
+            let results = batch.drain(..).map(|message| self.settle(message, Verdict::Ack, tally));
+            return results.fold(Ok(()), Result::and);
         }
         let n = batch.len();
         batch.drain(..).for_each(drop_contained);

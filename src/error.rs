@@ -4,6 +4,7 @@ use crate::message::Message;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
 use thiserror::Error as ThisError;
 
 /// Why a topic, queue, binding or consumer could not be set up: every problem of that declaration at once.
@@ -61,11 +62,12 @@ pub struct Refused<T> {
     message: Message<T>,
     by: Arc<str>,
     detail: Option<Box<str>>,
+    retry_in: Option<Duration>,
 }
 
 impl<T> Refused<T> {
     pub(crate) fn new(message: Message<T>, by: &Arc<str>) -> Self {
-        Self { message, by: Arc::clone(by), detail: None }
+        Self { message, by: Arc::clone(by), detail: None, retry_in: None }
     }
 
     pub(crate) fn because(mut self, detail: impl Into<Box<str>>) -> Self {
@@ -73,10 +75,22 @@ impl<T> Refused<T> {
         self
     }
 
+    pub(crate) fn limited(mut self, retry_in: Duration) -> Self {
+        self.retry_in = Some(retry_in);
+        self
+    }
+
     /// The queue or topic that did not take it.
     #[must_use]
     pub fn by(&self) -> &str {
         &self.by
+    }
+
+    /// Refused by an admission limit: how long until that lets another message pass, if no other comes
+    /// first.
+    #[must_use]
+    pub fn retry_in(&self) -> Option<Duration> {
+        self.retry_in
     }
 
     /// The message, as it was offered.
@@ -116,6 +130,9 @@ pub enum PublishError<T> {
     /// Waiting for room would never end, because nothing else can drain the queue.
     #[error("waiting for queue {:?} would never end: {}", .0.by(), .0.detail())]
     Deadlock(Refused<T>),
+    /// An admission limit lets nothing pass now; [`Refused::retry_in`] says when it will.
+    #[error("{:?} is over its admission limit; again in {:?}", .0.by(), .0.retry_in().unwrap_or_default())]
+    Limited(Refused<T>),
     /// A filter or a user's router panicked while the message was routed.
     #[error("routing on topic {:?} {}", .0.by(), .0.detail())]
     Panicked(Refused<T>),
@@ -134,6 +151,9 @@ pub enum SendError<T> {
     /// Waiting for room would never end, because nothing else can drain the queue.
     #[error("waiting for queue {:?} would never end: {}", .0.by(), .0.detail())]
     Deadlock(Refused<T>),
+    /// An admission limit lets nothing pass now; [`Refused::retry_in`] says when it will.
+    #[error("queue {:?} is over its admission limit; again in {:?}", .0.by(), .0.retry_in().unwrap_or_default())]
+    Limited(Refused<T>),
 }
 
 /// Why [`Queue::try_send`](crate::Queue::try_send) did not take a message.
@@ -146,6 +166,9 @@ pub enum TrySendError<T> {
     /// The queue takes no more messages.
     #[error("queue {:?} is closed", .0.by())]
     Closed(Refused<T>),
+    /// An admission limit lets nothing pass now; [`Refused::retry_in`] says when it will.
+    #[error("queue {:?} is over its admission limit; again in {:?}", .0.by(), .0.retry_in().unwrap_or_default())]
+    Limited(Refused<T>),
 }
 
 /// Why [`Queue::send_timeout`](crate::Queue::send_timeout) did not take a message.
@@ -164,6 +187,9 @@ pub enum SendTimeoutError<T> {
     /// Waiting for room would never end, because nothing else can drain the queue.
     #[error("waiting for queue {:?} would never end: {}", .0.by(), .0.detail())]
     Deadlock(Refused<T>),
+    /// An admission limit lets nothing pass now; [`Refused::retry_in`] says when it will.
+    #[error("queue {:?} is over its admission limit; again in {:?}", .0.by(), .0.retry_in().unwrap_or_default())]
+    Limited(Refused<T>),
 }
 
 /// A batch of which a part was not taken.
@@ -226,6 +252,13 @@ pub enum SettleError {
         /// The message's queue.
         queue: Arc<str>,
     },
+    /// The queue's ack timeout was over: the message has been delivered again or given up on, so what was
+    /// done with it may be done twice.
+    #[error("queue {queue:?} took the message back when its ack timeout was over")]
+    Late {
+        /// The message's queue.
+        queue: Arc<str>,
+    },
 }
 
 /// The errors that hold a message show it only if its payload can be shown; they themselves need no
@@ -267,8 +300,8 @@ macro_rules! gives_message_back {
 }
 
 gives_message_back! {
-    PublishError { Full, Timeout, Closed, Unroutable, Deadlock, Panicked }
-    SendError { Full, Closed, Deadlock }
-    TrySendError { Full, Closed }
-    SendTimeoutError { Timeout, Full, Closed, Deadlock }
+    PublishError { Full, Timeout, Closed, Unroutable, Deadlock, Limited, Panicked }
+    SendError { Full, Closed, Deadlock, Limited }
+    TrySendError { Full, Closed, Limited }
+    SendTimeoutError { Timeout, Full, Closed, Deadlock, Limited }
 }

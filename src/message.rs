@@ -1,12 +1,15 @@
 //! The thing that moves: a payload with its envelope.
 
-use crate::clock::Timestamp;
+use crate::clock::{Clock, Timestamp};
+use crate::error::SettleError;
+use crate::queue::lease::Lease;
+use crate::timer::TimerRef;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// Names one publish. Every copy that routing makes of a message carries the same id.
 ///
@@ -83,6 +86,33 @@ pub(crate) struct Extras {
     pub(crate) key: Option<Text>,
     pub(crate) headers: SmallVec<[(Text, Text); 2]>,
     pub(crate) history: Vec<Attempt>,
+    pub(crate) delay: Option<Delay>,
+    pub(crate) ttl: Option<Duration>,
+    pub(crate) priority: u8,
+    /// When it is to be delivered first, while that lies ahead.
+    pub(crate) due: Option<Timestamp>,
+    pub(crate) expires: Option<Timestamp>,
+    /// From when a queue's time to live counts, if not from the publish.
+    pub(crate) counts_from: Option<Timestamp>,
+    /// Has waited for its turn under a limit per key.
+    pub(crate) paced: bool,
+    pub(crate) timer: Option<TimerRef>,
+    pub(crate) lease: Option<Arc<Lease>>,
+}
+
+impl Extras {
+    /// What the envelope of a dead letter shows of its message's; times and limits of the old queue do not
+    /// hold in the new one.
+    pub(crate) fn of_letter(&self) -> Self {
+        Self { key: self.key.clone(), headers: self.headers.clone(), priority: self.priority, ..Self::default() }
+    }
+}
+
+/// When a message asks to be delivered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Delay {
+    For(Duration),
+    Until(SystemTime),
 }
 
 #[derive(Clone)]
@@ -125,6 +155,52 @@ impl<T> Message<T> {
             Some(header) => header.1 = value,
             None => headers.push((Text::new(name.as_ref()), value)),
         }
+        self
+    }
+
+    /// Delivers it only after this long; see the guide on delays. [`DelayLevel`](crate::DelayLevel) gives
+    /// the classic levels. A later call of this or [`Message::with_delivery_at`] replaces an earlier one.
+    ///
+    /// Never early; a delay beyond the year 2554 ends then. It is accepted and routed at once, and occupies
+    /// capacity while it waits.
+    #[must_use]
+    pub fn with_delay(mut self, delay: impl Into<Duration>) -> Self {
+        self.extras_mut().delay = Some(Delay::For(delay.into()));
+        self
+    }
+
+    /// Delivers it only at this time of the wall clock; a time that is past means now.
+    ///
+    /// The time is converted into a delay when the message is published, by the system's clock as it
+    /// stands then; setting that clock later does not move it.
+    #[must_use]
+    pub fn with_delivery_at(mut self, time: SystemTime) -> Self {
+        self.extras_mut().delay = Some(Delay::Until(time));
+        self
+    }
+
+    /// Makes its delay one that can be cancelled, or replaced by publishing again with the same timer: a
+    /// [`Timer`](crate::Timer) of yours, or a name (`"unpaid-42"`) that is unique within the broker; see
+    /// [`Broker::cancel_timer`](crate::Broker::cancel_timer).
+    #[must_use]
+    pub fn with_timer(mut self, timer: impl Into<TimerRef>) -> Self {
+        self.extras_mut().timer = Some(timer.into());
+        self
+    }
+
+    /// Lets it expire this long after its publish (or after its delay): it is never delivered later, and
+    /// leaves its queue as that says. A redelivery does not start the time again. Zero expires at once.
+    #[must_use]
+    pub fn with_ttl(mut self, ttl: Duration) -> Self {
+        self.extras_mut().ttl = Some(ttl);
+        self
+    }
+
+    /// Sets its priority, 0 (the default) being the lowest. Queues without priority levels ignore it, and
+    /// those with n levels take everything from n - 1 on alike.
+    #[must_use]
+    pub fn with_priority(mut self, priority: u8) -> Self {
+        self.extras_mut().priority = priority;
         self
     }
 
@@ -190,6 +266,27 @@ impl<T> Message<T> {
         headers.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
+    /// The priority given by [`Message::with_priority`].
+    #[must_use]
+    pub fn priority(&self) -> u8 {
+        self.extras.as_ref().map_or(0, |e| e.priority)
+    }
+
+    /// When it expires, if its own time to live says so (a queue's may say earlier).
+    #[must_use]
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        self.extras.as_ref()?.expires.map(Timestamp::to_system_time)
+    }
+
+    /// Under an ack timeout: gives the handler `time` more, counted from now.
+    ///
+    /// # Errors
+    /// [`SettleError::Late`] if the time was up already and the message has been given to another.
+    /// `Ok` without effect where the queue has no ack timeout.
+    pub fn extend_ack(&self, time: Duration) -> Result<(), SettleError> {
+        self.extras.as_ref().and_then(|e| e.lease.as_ref()).map_or(Ok(()), |lease| lease.extend(time))
+    }
+
     /// Which delivery this is: 1 on the first, raised by every failure. 0 before the first delivery.
     #[must_use]
     pub fn attempt(&self) -> u32 {
@@ -226,6 +323,38 @@ impl<T> Message<T> {
             history.remove(Self::HISTORY_LIMIT / 2);
         }
         history.push(Attempt { number, at: at.to_system_time(), error });
+    }
+
+    /// Whether it has to wait for its time, or may replace one that does.
+    #[inline]
+    pub(crate) fn is_timed(&self) -> bool {
+        self.extras.as_ref().is_some_and(|extras| extras.due.is_some() || extras.timer.is_some())
+    }
+
+    pub(crate) fn take_timer(&mut self) -> Option<TimerRef> {
+        self.extras.as_mut()?.timer.take()
+    }
+
+    #[inline]
+    pub(crate) fn due(&self) -> Option<Timestamp> {
+        self.extras.as_ref()?.due
+    }
+
+    /// Fixes what was asked for relative to the publish.
+    pub(crate) fn resolve_times(&mut self, clock: &Clock) {
+        let Some(extras) = &mut self.extras else { return };
+        if extras.delay.is_none() && extras.ttl.is_none() {
+            return;
+        }
+        let now = clock.now();
+        let due = match extras.delay {
+            None => now,
+            Some(Delay::For(delay)) => now.after(delay),
+            Some(Delay::Until(time)) => clock.timestamp_of(time),
+        };
+        extras.due = (due > now).then_some(due);
+        extras.expires = extras.ttl.map(|ttl| due.max(now).after(ttl));
+        extras.counts_from = extras.due;
     }
 
     pub(crate) fn extras_mut(&mut self) -> &mut Extras {

@@ -49,6 +49,15 @@ impl Rate {
         Ok(*self)
     }
 
+    /// Between two that pass evenly.
+    pub(crate) fn interval(&self) -> Duration {
+        Duration::try_from_secs_f64(1.0 / self.per_second).unwrap_or(Duration::MAX)
+    }
+
+    pub(crate) fn burst_size(&self) -> u64 {
+        u64::from(self.burst)
+    }
+
     /// How long after the start the `n`-th (counted from 0) may pass, when all are waiting.
     pub(crate) fn time_for(&self, n: u64) -> Duration {
         let after_burst = n.saturating_sub(u64::from(self.burst) - 1);

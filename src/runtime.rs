@@ -2,13 +2,16 @@
 
 use crate::clock::{Clock, Timestamp};
 use crate::consumer::Crew;
+use crate::deadlock::{QueueRef, Waits};
+use crate::message::{Message, MessageId};
 use crate::random::Random;
-use crate::scheduler::Scheduler;
+use crate::scheduler::{Scheduler, TimedId};
 use crate::simulation::{Executor, Until};
 use crate::sync::{AtomicU64, AtomicUsize, Condvar, Mutex, Ordering, thread_local};
-use std::cell::Cell;
+use crate::timer::NamedTimers;
+use std::cell::{Cell, RefCell};
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Something the owner of a broker should hear about; see `Builder::on_event`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +25,23 @@ pub enum Event {
         /// The dead-letter queue that has no room.
         dead_letters: String,
     },
+    /// A worker has been waiting for room in a full queue for longer than the threshold (see
+    /// `Builder::blocked_warning`); told once per wait.
+    WorkerBlocked {
+        /// The worker's thread.
+        worker: String,
+        /// The queue whose messages it handles.
+        works_for: String,
+        /// The full queue.
+        waits_for: String,
+    },
+    /// A delivery was settled after its queue's ack timeout had given the message to another.
+    SettledLate {
+        /// The message's queue.
+        queue: String,
+        /// Which message it was.
+        message: MessageId,
+    },
     /// A queue's overflow policy has thrown a message away; told for the first one and then each time
     /// their number has doubled.
     Dropped {
@@ -30,6 +50,14 @@ pub enum Event {
         /// How many messages it has thrown away so far.
         total: u64,
     },
+}
+
+/// What a broker can be built with, besides its clock.
+#[derive(Default)]
+pub(crate) struct Options {
+    pub(crate) seed: u64,
+    pub(crate) events: Option<EventHook>,
+    pub(crate) blocked_warning: Duration,
 }
 
 pub(crate) type EventHook = Box<dyn Fn(&Event) + Send + Sync>;
@@ -47,6 +75,10 @@ pub(crate) struct Runtime {
     next_id: AtomicU64,
     random: Mutex<Random>,
     events: Option<EventHook>,
+    pub(crate) timers: NamedTimers,
+    pub(crate) waits: Waits,
+    /// After how long a blocked worker is told of.
+    pub(crate) blocked_warning: Duration,
     crews: Mutex<Vec<Weak<dyn Crew>>>,
     watchers: AtomicUsize,
     watched: Mutex<()>,
@@ -62,8 +94,8 @@ const ID_BLOCK: u64 = 1024;
 thread_local! {
     /// The broker, the next id and the end of this thread's block of ids.
     static IDS: Cell<(u64, u64, u64)> = const { Cell::new((0, 0, 0)) };
-    /// The broker whose worker this thread is right now; 0 for none.
-    static WORKS_FOR: Cell<u64> = const { Cell::new(0) };
+    /// The broker and the queue whose worker this thread is right now.
+    static WORKS_FOR: RefCell<Option<(u64, QueueRef)>> = const { RefCell::new(None) };
     /// Spreads threads over sharded state.
     static SLOT: Cell<usize> = const { Cell::new(usize::MAX) };
 }
@@ -80,7 +112,8 @@ pub(crate) fn thread_slot() -> usize {
 }
 
 impl Runtime {
-    pub(crate) fn new(clock: Clock, executor: Option<Executor>, seed: u64, events: Option<EventHook>) -> Arc<Self> {
+    pub(crate) fn new(clock: Clock, executor: Option<Executor>, options: Options) -> Arc<Self> {
+        let Options { seed, events, blocked_warning } = options;
         let clock = Arc::new(clock);
         Arc::new(Self {
             id: NEXT_RUNTIME.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
@@ -92,6 +125,9 @@ impl Runtime {
             next_id: AtomicU64::new(1),
             random: Mutex::new(Random::new(seed)),
             events,
+            timers: NamedTimers::default(),
+            waits: Waits::default(),
+            blocked_warning,
             crews: Mutex::new(Vec::new()),
             watchers: AtomicUsize::new(0),
             watched: Mutex::new(()),
@@ -114,6 +150,19 @@ impl Runtime {
     fn id_block(&self) -> (u64, u64) {
         let first = self.next_id.fetch_add(ID_BLOCK, Ordering::Relaxed);
         (first, first + ID_BLOCK)
+    }
+
+    /// Gives a message that is about to be published its id and times.
+    #[inline]
+    pub(crate) fn prepare<T>(&self, message: &mut Message<T>) {
+        if message.id == MessageId::default() {
+            message.id = self.next_id().into();
+        }
+        message.published_at = self.stamp();
+        message.attempt = 0;
+        if message.extras.is_some() {
+            message.resolve_times(&self.clock);
+        }
     }
 
     /// The time for a stamp; see [`Clock::recent`].
@@ -139,19 +188,31 @@ impl Runtime {
     }
 
     /// Runs `work` as one of this broker's workers, whose publishes pass while the broker drains.
-    pub(crate) fn as_worker<R>(&self, work: impl FnOnce() -> R) -> R {
-        struct Restore(u64);
+    pub(crate) fn as_worker<R>(&self, queue: QueueRef, work: impl FnOnce() -> R) -> R {
+        struct Restore(Option<(u64, QueueRef)>);
         impl Drop for Restore {
             fn drop(&mut self) {
-                WORKS_FOR.with(|w| w.set(self.0));
+                WORKS_FOR.with(|w| w.replace(self.0.take()));
             }
         }
-        let _restore = Restore(WORKS_FOR.with(|w| w.replace(self.id)));
+        let _restore = Restore(WORKS_FOR.with(|w| w.replace(Some((self.id, queue)))));
         work()
     }
 
     pub(crate) fn is_worker(&self) -> bool {
-        WORKS_FOR.with(Cell::get) == self.id
+        self.works_for().is_some()
+    }
+
+    /// The queue whose worker the calling thread is, if it works for this broker.
+    pub(crate) fn works_for(&self) -> Option<QueueRef> {
+        WORKS_FOR.with(|w| w.borrow().as_ref().filter(|(id, _)| *id == self.id).map(|(_, queue)| queue.clone()))
+    }
+
+    /// How many workers can empty a queue; `None` if others than workers may: it has no consumer, a paused
+    /// one, or somebody receives from it by hand.
+    pub(crate) fn drainers(&self, queue: TimedId) -> Option<usize> {
+        let crews: Vec<_> = self.crews().into_iter().filter(|crew| crew.queue_id() == queue).collect();
+        if crews.is_empty() { None } else { crews.iter().map(|crew| crew.drainers()).sum() }
     }
 
     pub(crate) fn enlist(&self, crew: Weak<dyn Crew>) {

@@ -46,16 +46,22 @@ impl<E> DelayHeap<E> {
     }
 
     pub(crate) fn insert(&mut self, due: Timestamp, entry: E) -> DelayKey {
+        self.insert_with(due, |_| entry)
+    }
+
+    /// Inserts an entry that knows its own key.
+    pub(crate) fn insert_with(&mut self, due: Timestamp, entry: impl FnOnce(DelayKey) -> E) -> DelayKey {
         let sequence = self.sequence;
         self.sequence += 1;
-        let slot = self.occupy(Slot::Taken { sequence, entry });
+        let slot = self.free.unwrap_or_else(|| u32::try_from(self.slots.len()).expect("fewer than 2^32 entries"));
+        let entry = entry(DelayKey { sequence, slot });
+        self.occupy(Slot::Taken { sequence, entry });
         self.heap.push(Reverse((due, sequence, slot)));
         self.live += 1;
         DelayKey { sequence, slot }
     }
 
     /// Takes the entry out before its time; `None` if it has left already.
-    #[allow(dead_code)]
     pub(crate) fn cancel(&mut self, key: DelayKey) -> Option<E> {
         let entry = self.vacate(key.slot, key.sequence)?;
         if self.heap.len() > 64 && self.heap.len() > 4 * self.live {
@@ -82,16 +88,32 @@ impl<E> DelayHeap<E> {
         self.vacate(slot, sequence)
     }
 
-    fn occupy(&mut self, taken: Slot<E>) -> u32 {
-        let Some(slot) = self.free else {
-            self.slots.push(taken);
-            return u32::try_from(self.slots.len() - 1).expect("fewer than 2^32 delayed entries");
-        };
+    /// Up to `max` entries with their times, earliest first.
+    pub(crate) fn earliest_mut(&mut self, max: usize) -> Vec<(Timestamp, &mut E)> {
+        let mut order: Vec<_> = self.heap.iter().map(|entry| entry.0).collect();
+        order.retain(|&(_, sequence, slot)| self.holds(slot, sequence));
+        order.sort_unstable();
+        order.truncate(max);
+        // By slot, since the slots are borrowed in their own order.
+        let mut wanted: AHashMap<u32, (usize, Timestamp)> =
+            order.iter().enumerate().map(|(rank, &(due, _, slot))| (slot, (rank, due))).collect();
+        let mut found: Vec<_> = (0_u32..)
+            .zip(&mut self.slots)
+            .filter_map(|(slot, content)| match content {
+                Slot::Taken { entry, .. } => wanted.remove(&slot).map(|(rank, due)| (rank, due, entry)),
+                Slot::Free { .. } => None,
+            })
+            .collect();
+        found.sort_unstable_by_key(|&(rank, ..)| rank);
+        found.into_iter().map(|(_, due, entry)| (due, entry)).collect()
+    }
+
+    fn occupy(&mut self, taken: Slot<E>) {
+        let Some(slot) = self.free else { return self.slots.push(taken) };
         let old = std::mem::replace(&mut self.slots[slot as usize], taken);
         if let Slot::Free { next } = old {
             self.free = next;
         }
-        slot
     }
 
     fn holds(&self, slot: u32, sequence: u64) -> bool {
@@ -123,7 +145,6 @@ impl<E> DelayHeap<E> {
         self.slots.shrink_to(1024);
     }
 
-    #[allow(dead_code)]
     fn forget_cancelled(&mut self) {
         let heap = std::mem::take(&mut self.heap);
         self.heap = heap.into_iter().filter(|&Reverse((_, sequence, slot))| self.holds(slot, sequence)).collect();
@@ -139,6 +160,13 @@ pub(crate) trait Timed: Send + Sync {
 /// Names a [`Timed`] at its scheduler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct TimedId(u64);
+
+#[cfg(test)]
+impl TimedId {
+    pub(crate) fn for_test(n: u64) -> Self {
+        Self(n)
+    }
+}
 
 /// Calls what is due: from a thread of its own, started at the first deadline, or (simulated) from
 /// whoever calls [`Scheduler::fire_due`].

@@ -168,12 +168,19 @@ pub struct QueueStats {
     pub dead_lettered: u64,
     /// Messages that outlived their time to live without becoming dead letters.
     pub expired: u64,
-    /// Messages thrown away: by an overflow policy, discarded by their consumer, or purged.
+    /// Messages thrown away: by an overflow policy, discarded by their consumer, purged, or cancelled.
     pub dropped: u64,
     /// The part of `dropped` that consumers discarded on purpose.
     pub discarded: u64,
     /// The part of `dropped` that `purge` removed.
     pub purged: u64,
+    /// The part of `dropped` whose delay was cancelled or replaced.
+    pub cancelled: u64,
+    /// Deliveries taken back because they were not settled within the ack timeout; each also counts as
+    /// retried or dead-lettered.
+    pub timed_out: u64,
+    /// Deliveries settled after they had been taken back.
+    pub settled_late: u64,
     /// The part of `published` that came back from a dead-letter queue.
     pub redriven: u64,
     /// Offers that were refused because the queue was full; those messages went back to their producer.
@@ -182,7 +189,7 @@ pub struct QueueStats {
     pub ready: u64,
     /// Messages handed out and not yet settled.
     pub in_flight: u64,
-    /// Messages waiting for their time: a retry, or room in the dead-letter queue.
+    /// Messages waiting for their time: a delay, a retry, a rate limit per key, or room in the dead-letter queue.
     pub delayed: u64,
     /// How long the oldest ready message has been waiting since it was published.
     pub oldest_age: Option<Duration>,

@@ -6,11 +6,13 @@ use crate::message::{Message, MessageId, Text};
 use crate::outcome::panic_text;
 use crate::queue::builder::name_problems;
 use crate::queue::core::{Core, Patience, Pledge, Refusal};
+use crate::queue::throttle::Throttle;
 use crate::queue::{Queue, in_chunks};
+use crate::rate::Rate;
 use crate::route::{Binding, Index, Pattern, Resolved, Selector};
 use crate::runtime::{Runtime, thread_slot};
 use crate::stats::{Counter, TopicStats};
-use crate::sync::{Mutex, Ordering, Padded};
+use crate::sync::{AtomicBool, Mutex, Ordering, Padded};
 use ahash::AHashMap;
 use smallvec::SmallVec;
 use std::fmt;
@@ -100,12 +102,13 @@ pub struct TopicBuilder<T> {
     payload: PhantomData<fn() -> T>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 struct TopicSettings {
     routing: Routing,
     own_router: bool,
     mandatory: bool,
     alternate: Option<Arc<str>>,
+    admission: Option<Rate>,
 }
 
 impl<T: Send + Sync + 'static> TopicBuilder<T> {
@@ -141,6 +144,14 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
         self
     }
 
+    /// How fast messages are let in. One that comes too soon is given back at once, by every form of
+    /// publishing, saying when to come again. [`Topic::set_admission`] changes it while it runs. Default:
+    /// no limit.
+    pub fn admission(mut self, rate: Rate) -> Self {
+        self.settings.admission = Some(rate);
+        self
+    }
+
     /// Makes the topic, or finds the one that has been declared alike. Two routers of one's own cannot be
     /// compared and count as alike.
     ///
@@ -153,6 +164,7 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
         if self.alternate.as_ref().is_some_and(|queue| !Arc::ptr_eq(&queue.core.runtime, self.broker.runtime())) {
             problems.push("its alternate queue belongs to another broker".into());
         }
+        problems.extend(self.settings.admission.and_then(|rate| rate.checked().err()));
         Error::unless_none(format!("topic {:?}", self.name), problems)?;
         let broker = self.broker.clone();
         broker.declare_topic(self)
@@ -163,6 +175,7 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
     }
 
     pub(crate) fn build(self, runtime: Arc<Runtime>) -> Topic<T> {
+        let admission = self.settings.admission.as_ref().map(Throttle::new);
         let core = TopicCore {
             name: self.name.into(),
             settings: self.settings,
@@ -171,6 +184,8 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
             runtime,
             table: Mutex::new(Table { index: Index::default(), bound: Vec::new() }),
             lanes: std::array::from_fn(|_| Padded(Mutex::new(Lane::new()))),
+            limited: AtomicBool::new(admission.is_some()),
+            admission: Mutex::new(admission),
             unroutable: Counter::default(),
         };
         Topic { core: Arc::new(core) }
@@ -198,6 +213,9 @@ impl fmt::Display for TopicSettings {
         }
         if let Some(queue) = &self.alternate {
             write!(f, ", alternate {queue:?}")?;
+        }
+        if let Some(rate) = &self.admission {
+            write!(f, ", admission {rate}")?;
         }
         Ok(())
     }
@@ -239,6 +257,8 @@ pub(crate) struct TopicCore<T> {
     runtime: Arc<Runtime>,
     table: Mutex<Table<T>>,
     lanes: [Padded<Mutex<Lane<T>>>; LANES],
+    limited: AtomicBool,
+    admission: Mutex<Option<Throttle>>,
     unroutable: Counter,
 }
 
@@ -364,6 +384,18 @@ impl<T: Send + Sync + 'static> Topic<T> {
         self.core.unbind(&target.target(), &binding.into())
     }
 
+    /// Changes how fast messages are let in; `None` lifts the limit.
+    ///
+    /// # Errors
+    /// If the rate is not a positive, finite number or its burst is 0.
+    pub fn set_admission(&self, rate: impl Into<Option<Rate>>) -> Result<(), Error> {
+        let rate = rate.into().map(|rate| rate.checked()).transpose();
+        let rate = rate.map_err(|problem| Error::new(format!("topic {:?}", self.name()), problem))?;
+        *self.core.admission.lock() = rate.as_ref().map(Throttle::new);
+        self.core.limited.store(rate.is_some(), Ordering::SeqCst);
+        Ok(())
+    }
+
     /// Its counters.
     #[must_use]
     pub fn stats(&self) -> TopicStats {
@@ -374,11 +406,7 @@ impl<T: Send + Sync + 'static> Topic<T> {
 impl<T: Send + Sync + 'static> TopicCore<T> {
     #[inline]
     fn stamp(&self, message: &mut Message<T>, key: Text) {
-        if message.id == MessageId::default() {
-            message.id = self.runtime.next_id().into();
-        }
-        message.published_at = self.runtime.stamp();
-        message.attempt = 0;
+        self.runtime.prepare(message);
         message.routing_key = key;
     }
 
@@ -386,11 +414,16 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
     fn publish(&self, key: &str, mut message: Message<T>, patience: Patience) -> Result<Receipt, PublishError<T>> {
         self.stamp(&mut message, Text::new(key));
         let id = message.id;
+        if self.limited.load(Ordering::Relaxed) {
+            message = self.admit(message)?;
+        }
+        // A route may hold the last handle to a queue, whose messages must not be dropped under the lock.
+        let mut outdated = Vec::new();
         let route = {
             let mut lane = self.lanes[thread_slot() % LANES].lock();
-            match lane.look_up(self, &message.routing_key) {
+            match lane.look_up(self, &message.routing_key, &mut outdated) {
                 // The common case ends here: nothing in `offer` runs user code or waits.
-                Route::One(queue) => match queue.offer(message) {
+                Route::One(queue) if !message.is_timed() => match queue.offer(message) {
                     Ok(()) => {
                         lane.published += 1;
                         return Ok(Receipt { id, routed: 1 });
@@ -404,6 +437,17 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             }
         };
         self.publish_slowly(&route, message, patience)
+    }
+
+    /// Gives the message back if it comes too soon.
+    #[cold]
+    fn admit(&self, message: Message<T>) -> Result<Message<T>, PublishError<T>> {
+        let mut admission = self.admission.lock();
+        let passed = admission.as_mut().map_or(Ok(()), |throttle| throttle.try_pass(self.runtime.clock.now()));
+        match passed {
+            Ok(()) => Ok(message),
+            Err(wait) => Err(PublishError::Limited(Refused::new(message, &self.name).limited(wait))),
+        }
     }
 
     #[cold]
@@ -430,13 +474,16 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         chunk: &mut std::collections::VecDeque<Message<T>>,
     ) -> Result<(), PublishError<T>> {
         let n = chunk.len();
-        let route = self.lanes[thread_slot() % LANES].lock().look_up(self, key).clone();
-        if let Route::One(queue) = &route {
+        let mut outdated = Vec::new();
+        let route = self.lanes[thread_slot() % LANES].lock().look_up(self, key, &mut outdated).clone();
+        let limited = self.limited.load(Ordering::Relaxed);
+        if let (Route::One(queue), false) = (&route, limited) {
             let result = queue.accept_chunk(chunk);
             self.count((n - chunk.len()) as u64 - u64::from(result.is_err()));
             return result.map_err(|refused| refusal_error(queue, refused));
         }
         while let Some(message) = chunk.pop_front() {
+            let message = if limited { self.admit(message)? } else { message };
             self.publish_slowly(&route, message, Patience::Forever)?;
         }
         Ok(())
@@ -624,10 +671,11 @@ impl<T: Send + Sync + 'static> Lane<T> {
     }
 
     #[inline]
-    fn look_up(&mut self, topic: &TopicCore<T>, key: &Text) -> &Route<T> {
+    fn look_up(&mut self, topic: &TopicCore<T>, key: &Text, outdated: &mut Vec<Route<T>>) -> &Route<T> {
         let version = topic.runtime.routes_version.load(Ordering::Acquire);
-        if self.version != version {
-            self.forget();
+        if self.version != version || self.routes.len() > REMEMBERED_ROUTES {
+            self.index.clear();
+            outdated.append(&mut self.routes);
             self.version = version;
         }
         if self.routes.is_empty() || self.latest.0 != *key {
@@ -639,17 +687,9 @@ impl<T: Send + Sync + 'static> Lane<T> {
 
     #[cold]
     fn learn(&mut self, topic: &TopicCore<T>, key: &str) -> usize {
-        if self.routes.len() >= REMEMBERED_ROUTES {
-            self.forget();
-        }
         self.index.insert(key.into(), self.routes.len());
         self.routes.push(topic.resolve(key));
         self.routes.len() - 1
-    }
-
-    fn forget(&mut self) {
-        self.index.clear();
-        self.routes.clear();
     }
 }
 
@@ -847,7 +887,8 @@ fn refusal_error<T: Send + Sync + 'static>(
         Refusal::Full => PublishError::Full(queue.refused(message)),
         Refusal::Closed => PublishError::Closed(queue.refused(message)),
         Refusal::Timeout => PublishError::Timeout(queue.refused(message)),
-        Refusal::Deadlock => PublishError::Deadlock(queue.deadlocked(message)),
+        Refusal::Deadlock(why) => PublishError::Deadlock(queue.deadlocked(message, why)),
+        Refusal::Limited(wait) => PublishError::Limited(queue.refused(message).limited(wait)),
     }
 }
 

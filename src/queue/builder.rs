@@ -4,10 +4,12 @@ use super::Queue;
 use crate::broker::Broker;
 use crate::dead_letter::DeadLetter;
 use crate::error::Error;
+use crate::rate::Rate;
 use crate::retry::Retry;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What a full queue does with a publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -26,10 +28,20 @@ pub enum Overflow {
 }
 
 impl Overflow {
-    /// Whether a full queue may give a message back.
+    /// Whether a full queue gives a message back.
     pub(crate) fn refuses(self) -> bool {
-        matches!(self, Self::Wait | Self::Reject | Self::DeadLetter)
+        matches!(self, Self::Wait | Self::Reject)
     }
+}
+
+/// What becomes of a message that outlives its time to live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Expired {
+    /// It becomes a dead letter, with [`Reason::Expired`](crate::Reason::Expired). The default.
+    #[default]
+    DeadLetter,
+    /// It is thrown away, and counted as expired.
+    Drop,
 }
 
 /// A queue's settings, as they are compared when it is declared again.
@@ -39,6 +51,14 @@ pub(crate) struct Settings {
     pub(crate) overflow: Overflow,
     pub(crate) retry: Retry,
     pub(crate) max_in_flight: Option<usize>,
+    pub(crate) ttl: Option<Duration>,
+    pub(crate) expired: Expired,
+    pub(crate) priority_levels: u8,
+    pub(crate) low_priority_share: Option<f64>,
+    pub(crate) rate_limit: Option<Rate>,
+    pub(crate) rate_limit_per_key: Option<Rate>,
+    pub(crate) admission: Option<Rate>,
+    pub(crate) ack_timeout: Option<Duration>,
     /// `None`: a dead-letter queue of its own.
     pub(crate) dead_letters: Option<Arc<str>>,
 }
@@ -50,6 +70,14 @@ impl Default for Settings {
             overflow: Overflow::Wait,
             retry: Retry::default(),
             max_in_flight: None,
+            ttl: None,
+            expired: Expired::DeadLetter,
+            priority_levels: 1,
+            low_priority_share: None,
+            rate_limit: None,
+            rate_limit_per_key: None,
+            admission: None,
+            ack_timeout: None,
             dead_letters: None,
         }
     }
@@ -64,7 +92,34 @@ impl Settings {
         if self.max_in_flight == Some(0) {
             problems.push("max_in_flight of 0 lets nothing be delivered: at least 1".into());
         }
+        for (name, time) in [("ttl", self.ttl), ("ack_timeout", self.ack_timeout)] {
+            if time == Some(Duration::ZERO) {
+                problems.push(format!("{name} of zero lets nothing be handled: more than zero"));
+            }
+        }
+        if self.priority_levels == 0 {
+            problems.push("priority_levels of 0 has no place for a message: at least 1".into());
+        }
+        if let Some(share) = self.low_priority_share
+            && !(share > 0.0 && share < 1.0)
+        {
+            problems.push(format!("low_priority_share of {share}: must be above 0 and below 1"));
+        }
+        let limits = [
+            ("rate_limit", &self.rate_limit),
+            ("rate_limit_per_key", &self.rate_limit_per_key),
+            ("admission", &self.admission),
+        ];
+        for (name, rate) in limits {
+            problems.extend(rate.and_then(|rate| rate.checked().err()).map(|problem| format!("{name}: {problem}")));
+        }
         problems
+    }
+
+    /// Whether messages take another way through the queue than the plain one.
+    #[inline]
+    pub(crate) fn is_special(&self) -> bool {
+        self.ttl.is_some() || self.priority_levels > 1
     }
 
     /// Each setting that differs, as "setting: here, there".
@@ -82,6 +137,17 @@ impl Settings {
         let same = self.max_in_flight == other.max_in_flight;
         compare("max_in_flight", &self.max_in_flight, &other.max_in_flight, same);
         compare("dead_letter_to", &self.dead_letters, &other.dead_letters, self.dead_letters == other.dead_letters);
+        compare("ttl", &self.ttl, &other.ttl, self.ttl == other.ttl);
+        compare("expired", &self.expired, &other.expired, self.expired == other.expired);
+        compare("ack_timeout", &self.ack_timeout, &other.ack_timeout, self.ack_timeout == other.ack_timeout);
+        let same = self.priority_levels == other.priority_levels;
+        compare("priority_levels", &self.priority_levels, &other.priority_levels, same);
+        let (mine, theirs) = (self.low_priority_share, other.low_priority_share);
+        compare("low_priority_share", &mine, &theirs, mine == theirs);
+        compare("rate_limit", &self.rate_limit, &other.rate_limit, self.rate_limit == other.rate_limit);
+        let (mine, theirs) = (&self.rate_limit_per_key, &other.rate_limit_per_key);
+        compare("rate_limit_per_key", mine, theirs, mine == theirs);
+        compare("admission", &self.admission, &other.admission, self.admission == other.admission);
         found
     }
 }
@@ -142,6 +208,66 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
         self
     }
 
+    /// How long a message may wait to be handled, from its publish (or the end of its delay); a message may
+    /// set a shorter time itself. An expired message is never delivered and leaves the queue wherever it
+    /// stands; in a very long queue that may take a moment. What is in flight is left alone. Default: for
+    /// ever.
+    pub fn ttl(mut self, time: Duration) -> Self {
+        self.settings.ttl = Some(time);
+        self
+    }
+
+    /// What becomes of messages that expire. Default: dead letters.
+    pub fn expired(mut self, fate: Expired) -> Self {
+        self.settings.expired = fate;
+        self
+    }
+
+    /// Keeps so many levels of priority, up to 255: 0 is the lowest, and a message of a higher level is
+    /// delivered before all of lower ones. Redeliveries keep their level and lead it. Default 1: none.
+    pub fn priority_levels(mut self, levels: u8) -> Self {
+        self.settings.priority_levels = levels;
+        self
+    }
+
+    /// Gives this share of all deliveries to the lowest level that has a message, so that it cannot
+    /// starve; above 0 and below 1. Default: strict order.
+    pub fn low_priority_share(mut self, share: f64) -> Self {
+        self.settings.low_priority_share = Some(share);
+        self
+    }
+
+    /// How fast messages are handed out, over all consumers. [`Queue::set_rate_limit`] changes it while it
+    /// runs. Default: as fast as they are taken.
+    pub fn rate_limit(mut self, rate: Rate) -> Self {
+        self.settings.rate_limit = Some(rate);
+        self
+    }
+
+    /// How fast messages of one ordering key are handed out. Those of other keys flow past one that has to
+    /// wait; messages without a key are not limited. Default: as fast as they are taken.
+    pub fn rate_limit_per_key(mut self, rate: Rate) -> Self {
+        self.settings.rate_limit_per_key = Some(rate);
+        self
+    }
+
+    /// How fast messages are let in. One that comes too soon is given back at once, by every form of
+    /// sending, saying when to come again. [`Queue::set_admission`] changes it while it runs. Default: as
+    /// fast as there is room.
+    pub fn admission(mut self, rate: Rate) -> Self {
+        self.settings.admission = Some(rate);
+        self
+    }
+
+    /// How long a delivery may stay unsettled. After that the message is taken back, which counts as a
+    /// failed attempt; settling it then answers [`SettleError::Late`](crate::SettleError::Late). A handler
+    /// that needs longer says so with [`Message::extend_ack`](crate::Message::extend_ack). Default: for
+    /// ever.
+    pub fn ack_timeout(mut self, time: Duration) -> Self {
+        self.settings.ack_timeout = Some(time);
+        self
+    }
+
     /// Where messages go that it gives up on. Default: a queue of its own named `<name>.dead`.
     ///
     /// Several queues may share one. Such a queue gives up on nothing itself: a dead letter whose handler
@@ -155,8 +281,8 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
     /// Makes the queue, or finds the one that has been declared alike.
     ///
     /// # Errors
-    /// Everything that is wrong with it at once: an empty name or one with control characters, a capacity
-    /// or limit of 0, a retry policy that cannot be, a name taken by another payload type or by other
+    /// Everything that is wrong with it at once: an empty name or one with control characters, a capacity,
+    /// limit or time of 0, a retry policy that cannot be, a name taken by another payload type or by other
     /// settings, a dead-letter queue of another broker, a broker that was shut down.
     pub fn declare(self) -> Result<Queue<T>, Error> {
         match self.broker.clone() {

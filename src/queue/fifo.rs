@@ -131,8 +131,9 @@ impl<M> Head<M> {
         self.chunk.len()
     }
 
-    pub(crate) fn front(&self) -> Option<&M> {
-        self.chunk.front()
+    /// How many of the next messages, up to `max`, are all of a kind.
+    pub(crate) fn run(&self, max: usize, of_the_kind: impl Fn(&M) -> bool) -> usize {
+        self.chunk.iter().take(max).take_while(|message| of_the_kind(message)).count()
     }
 
     #[inline]

@@ -3,8 +3,11 @@
 pub(crate) mod builder;
 pub(crate) mod core;
 pub(crate) mod fifo;
+pub(crate) mod lease;
+pub(crate) mod levels;
+pub(crate) mod throttle;
 
-pub use builder::{Overflow, QueueBuilder};
+pub use builder::{Expired, Overflow, QueueBuilder};
 
 use crate::clock::Clock;
 use crate::consumer::ConsumerBuilder;
@@ -14,14 +17,15 @@ use crate::error::{
     BatchError, Error, RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError, TrySendError,
 };
 use crate::message::{Message, MessageId};
-use crate::runtime::Runtime;
+use crate::rate::Rate;
+use crate::runtime::{Options, Runtime};
 use crate::stats::QueueStats;
 use builder::Settings;
 use core::{Accepted, Core, Nothing, Patience, Refusal};
 use fifo::{Chunk, chunk_len};
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// A handle to a queue: bounded, first in first out, each message to one of its competing consumers.
 ///
@@ -66,7 +70,8 @@ impl<T: Send + Sync + 'static> Queue<T> {
     /// Everything that is wrong with the description at once.
     pub fn standalone(description: QueueBuilder<T>) -> Result<Self, Error> {
         Error::unless_none(description.subject(), description.problems())?;
-        let runtime = Runtime::new(Clock::system(), None, 0, None);
+        let options = Options { blocked_warning: Duration::from_secs(1), ..Options::default() };
+        let runtime = Runtime::new(Clock::system(), None, options);
         let QueueBuilder { name, settings, dead_letters, .. } = description;
         Ok(Self::build(runtime, name.into(), settings, dead_letters))
     }
@@ -151,6 +156,9 @@ impl<T: Send + Sync + 'static> Queue<T> {
     fn send_with(&self, mut message: Message<T>, patience: Patience) -> Result<MessageId, (Message<T>, Refusal)> {
         self.core.stamp(&mut message);
         let id = message.id;
+        if message.is_timed() {
+            return self.core.accept(message, patience).map(|_| id);
+        }
         match self.core.offer(message) {
             Ok(()) => Ok(id),
             Err((message, Refusal::Full)) => self.core.accept(message, patience).map(|_| id),
@@ -165,6 +173,7 @@ impl<T: Send + Sync + 'static> Queue<T> {
     /// # Errors
     /// [`RecvError::Closed`] once the queue is closed and empty.
     pub fn recv(&self) -> Result<Delivery<T>, RecvError> {
+        self.core.note_receiver();
         self.core.take(Patience::Forever, || true).map(|message| self.deliver(message)).map_err(|nothing| match nothing
         {
             Nothing::Deadlock => RecvError::Deadlock,
@@ -177,6 +186,7 @@ impl<T: Send + Sync + 'static> Queue<T> {
     /// # Errors
     /// [`TryRecvError::Empty`] if none is, [`TryRecvError::Closed`] if none ever will be.
     pub fn try_recv(&self) -> Result<Delivery<T>, TryRecvError> {
+        self.core.note_receiver();
         self.core.try_take().map(|message| self.deliver(message)).map_err(|nothing| match nothing {
             Nothing::Closed => TryRecvError::Closed,
             _ => TryRecvError::Empty,
@@ -188,6 +198,7 @@ impl<T: Send + Sync + 'static> Queue<T> {
     /// # Errors
     /// [`RecvTimeoutError::Timeout`] if none came, [`RecvTimeoutError::Closed`] if none ever will.
     pub fn recv_timeout(&self, timeout: Duration) -> Result<Delivery<T>, RecvTimeoutError> {
+        self.core.note_receiver();
         let taken = self.core.take(self.patience(timeout), || true);
         taken.map(|message| self.deliver(message)).map_err(|nothing| match nothing {
             Nothing::Closed => RecvTimeoutError::Closed,
@@ -200,6 +211,7 @@ impl<T: Send + Sync + 'static> Queue<T> {
     /// # Errors
     /// As [`Queue::recv`].
     pub fn recv_batch(&self, max: usize) -> Result<Batch<T>, RecvError> {
+        self.core.note_receiver();
         let mut batch = Chunk::new();
         loop {
             match self.core.try_take_batch(max.max(1), &mut batch) {
@@ -303,6 +315,53 @@ impl<T: Send + Sync + 'static> Queue<T> {
         Queue { core: none }
     }
 
+    /// Up to `max` of the delayed messages with the time each becomes ready, earliest first: delays,
+    /// retries, and those held back by a rate limit per key. They share their payloads with those waiting.
+    #[must_use]
+    pub fn list_delayed(&self, max: usize) -> Vec<(SystemTime, Message<T>)> {
+        self.core.list_delayed(max)
+    }
+
+    /// How long a message sent now would wait to be handed out, estimated from what is ready and from the
+    /// rate at which messages left between the two latest calls that were at least 100 ms apart. `None`
+    /// until there have been two, or while nothing leaves.
+    #[must_use]
+    pub fn estimated_wait(&self) -> Option<Duration> {
+        self.core.estimated_wait()
+    }
+
+    /// Changes how fast messages are handed out; `None` lifts the limit.
+    ///
+    /// # Errors
+    /// If the rate is not a positive, finite number or its burst is 0.
+    pub fn set_rate_limit(&self, rate: impl Into<Option<Rate>>) -> Result<(), Error> {
+        self.core.set_rate_limit(self.checked(rate.into())?);
+        Ok(())
+    }
+
+    /// Changes how fast messages of one key are handed out; `None` lifts the limit.
+    ///
+    /// # Errors
+    /// If the rate is not a positive, finite number or its burst is 0.
+    pub fn set_rate_limit_per_key(&self, rate: impl Into<Option<Rate>>) -> Result<(), Error> {
+        self.core.set_rate_limit_per_key(self.checked(rate.into())?);
+        Ok(())
+    }
+
+    /// Changes how fast messages are let in; `None` lifts the limit.
+    ///
+    /// # Errors
+    /// If the rate is not a positive, finite number or its burst is 0.
+    pub fn set_admission(&self, rate: impl Into<Option<Rate>>) -> Result<(), Error> {
+        self.core.set_admission(self.checked(rate.into())?);
+        Ok(())
+    }
+
+    fn checked(&self, rate: Option<Rate>) -> Result<Option<Rate>, Error> {
+        let checked = rate.map(|rate| rate.checked()).transpose();
+        checked.map_err(|problem| Error::new(format!("queue {:?}", self.name()), problem))
+    }
+
     /// Its counters and what it holds now.
     #[must_use]
     pub fn stats(&self) -> QueueStats {
@@ -325,18 +384,17 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Gives a message its id and time.
     #[inline]
     pub(crate) fn stamp(&self, message: &mut Message<T>) {
-        if message.id == MessageId::default() {
-            message.id = self.runtime.next_id().into();
-        }
-        message.published_at = self.runtime.stamp();
-        message.attempt = 0;
+        self.runtime.prepare(message);
     }
 
     /// Accepts the messages one after the other, many under one lock where there is room. What was not
     /// reached when one is refused stays in `chunk`.
     pub(crate) fn accept_chunk(&self, chunk: &mut Chunk<Message<T>>) -> Result<(), (Message<T>, Refusal)> {
+        let singly = self.settings.is_special()
+            || self.settings.admission.is_some()
+            || chunk.iter().any(|message| message.extras.is_some());
         while !chunk.is_empty() {
-            if self.offer_batch(chunk).is_err() {
+            if singly || self.offer_batch(chunk).is_err() {
                 let first = chunk.pop_front().expect("not empty");
                 self.accept(first, Patience::Forever)?;
             }

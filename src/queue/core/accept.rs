@@ -1,34 +1,60 @@
 //! Taking messages in: at once, as the overflow policy says, in batches, or after a promise.
 
 use super::{Accepted, Admission, Core, Gate, Intake, Outlet, Patience, Pledge, Refusal, snooze};
+use crate::clock::Timestamp;
 use crate::dead_letter::{DeadLetter, Reason};
+use crate::deadlock::{Awaited, QueueRef};
 use crate::message::Message;
 use crate::outcome::drop_contained;
 use crate::queue::builder::Overflow;
 use crate::queue::fifo::{Chunk, chunk_len};
 use crate::runtime::Event;
 use crate::simulation::Until;
-use crate::sync::{MutexGuard, Ordering};
+use crate::sync::{MutexGuard, Ordering, current_thread};
+use std::sync::Weak;
 
 impl<T: Send + Sync + 'static> Core<T> {
     /// Takes the message if there is room, and nothing else: no policy, no waiting, no user code. Its id
-    /// and time must be set.
+    /// and time must be set, and neither a delay nor a timer.
     #[inline]
     pub(crate) fn offer(&self, mut message: Message<T>) -> Result<(), (Message<T>, Refusal)> {
+        debug_assert!(!message.is_timed());
         let mut intake = self.intake.lock();
-        if intake.gate != Gate::Open && !self.lets_in(&intake) {
-            return Err((message, Refusal::Closed));
-        }
-        if !self.has_room(&mut intake) {
-            return Err((message, Refusal::Full));
+        if let Err(refusal) = self.let_in(&mut intake) {
+            return Err((message, refusal));
         }
         message.holds_slot = true;
         intake.slots += 1;
         intake.accepted += 1;
-        intake.entered += 1;
-        intake.tail.push(message);
+        self.put(&mut intake, message);
         self.wake_readers(intake, 1);
         Ok(())
+    }
+
+    /// As [`Core::offer`], for a message with a delay or a timer.
+    fn offer_timed(&self, mut message: Message<T>) -> Result<(), (Message<T>, Refusal)> {
+        let delayed = self.delayed.lock();
+        let mut intake = self.intake.lock();
+        if let Err(refusal) = self.let_in(&mut intake) {
+            return Err((message, refusal));
+        }
+        message.holds_slot = true;
+        intake.slots += 1;
+        intake.accepted += 1;
+        self.place(delayed, intake, message);
+        Ok(())
+    }
+
+    /// Whether one more message may come in now.
+    #[inline]
+    fn let_in(&self, intake: &mut Intake<T>) -> Result<(), Refusal> {
+        if intake.gate != Gate::Open && !self.lets_in(intake) {
+            return Err(Refusal::Closed);
+        }
+        if !self.has_room(intake) {
+            return Err(Refusal::Full);
+        }
+        if intake.admission.is_some() { self.admit(intake) } else { Ok(()) }
     }
 
     /// Takes the message as the overflow policy says; waits as long as `patience` if that is `Wait`.
@@ -36,7 +62,8 @@ impl<T: Send + Sync + 'static> Core<T> {
         let mut message = message;
         let mut snoozes = 0;
         loop {
-            message = match self.offer(message) {
+            let offered = if message.is_timed() { self.offer_timed(message) } else { self.offer(message) };
+            message = match offered {
                 Ok(()) => return Ok(Accepted::Queued),
                 Err((message, Refusal::Full)) => message,
                 Err(refused) => return Err(refused),
@@ -54,6 +81,8 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     /// Appends as many as there is room for, from the front; what is left stays in `batch`.
+    ///
+    /// Not for messages with times or queues with limits or levels, which take them one by one.
     pub(crate) fn offer_batch(&self, batch: &mut Chunk<Message<T>>) -> Result<usize, Refusal> {
         let mut intake = self.intake.lock();
         if intake.gate != Gate::Open && !self.lets_in(&intake) {
@@ -89,6 +118,9 @@ impl<T: Send + Sync + 'static> Core<T> {
         if !slot && self.settings.overflow.refuses() {
             return Err(Refusal::Full);
         }
+        if intake.admission.is_some() {
+            self.admit(&mut intake)?;
+        }
         intake.slots += u64::from(slot);
         intake.pledged += 1;
         Ok(Pledge { slot })
@@ -108,13 +140,12 @@ impl<T: Send + Sync + 'static> Core<T> {
             self.intake.lock().pledged -= 1;
             return accepted;
         }
-        let mut intake = self.intake.lock();
         message.holds_slot = true;
+        let delayed = self.delayed.lock();
+        let mut intake = self.intake.lock();
         intake.pledged -= 1;
         intake.accepted += 1;
-        intake.entered += 1;
-        intake.tail.push(message);
-        self.wake_readers(intake, 1);
+        self.place(delayed, intake, message);
         Accepted::Queued
     }
 
@@ -130,42 +161,90 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.settings.overflow == Overflow::Wait && !matches!(patience, Patience::None)
     }
 
-    /// Blocks until there is room, holding nothing.
+    /// Blocks until there is room, holding nothing. A worker says which one it is, so that it can be told
+    /// when it would wait for ever.
     pub(crate) fn wait_for_room(&self, patience: Patience) -> Result<(), Refusal> {
+        let Some(works_for) = self.runtime.works_for() else { return self.wait_unwatched(patience, || Ok(()), None) };
+        let queue: Weak<dyn Awaited> = self.weak();
+        let ticket = self.runtime.waits.begin(works_for.clone(), self.identity(), queue);
+        let check = || {
+            let circle = self.runtime.waits.circle(&ticket, |queue| self.runtime.drainers(queue));
+            circle.map_or(Ok(()), |circle| {
+                Err(Refusal::Deadlock(format!("only its own circle drains it: {circle}").into()))
+            })
+        };
+        let result = self.wait_unwatched(patience, check, Some(&works_for));
+        self.runtime.waits.end(&ticket);
+        result
+    }
+
+    /// `check` is called before each sleep, with no lock held.
+    fn wait_unwatched(
+        &self,
+        patience: Patience,
+        check: impl Fn() -> Result<(), Refusal>,
+        worker_of: Option<&QueueRef>,
+    ) -> Result<(), Refusal> {
         if self.runtime.is_simulated() {
+            check()?;
             return self.simulate_until_room(patience);
         }
         let deadline = patience.deadline();
-        let wake_at = self.arrange_wake(deadline);
+        let mut warn_at = worker_of.map(|_| self.runtime.clock.now().after(self.runtime.blocked_warning));
+        loop {
+            let now = self.runtime.clock.now();
+            if let (Some(queue), true) = (worker_of, warn_at.is_some_and(|at| at <= now)) {
+                warn_at = None;
+                self.tell_blocked(queue);
+            }
+            if let Some(result) = self.room_or_closed(&self.outlet.lock()) {
+                return result;
+            }
+            if deadline.is_some_and(|deadline| now >= deadline) {
+                return Err(Refusal::Timeout);
+            }
+            let seen = self.runtime.waits.changes();
+            check()?;
+            self.sleep_until_room(deadline.into_iter().chain(warn_at).min(), seen);
+        }
+    }
+
+    /// Sleeps until there may be room, or `until`; not if workers have left since `seen`.
+    fn sleep_until_room(&self, until: Option<Timestamp>, seen: u64) {
+        let wake_at = self.arrange_wake(until);
         let mut outlet = self.outlet.lock();
+        let over = until.is_some_and(|at| self.runtime.clock.now() >= at);
+        if over || self.runtime.waits.changes() != seen || self.room_or_closed(&outlet).is_some() {
+            return;
+        }
         outlet.writers += 1;
-        let result = loop {
-            if let Some(result) = self.room_or_closed(&outlet) {
-                break result;
-            }
-            if deadline.is_some_and(|deadline| self.runtime.clock.now() >= deadline) {
-                break Err(Refusal::Timeout);
-            }
-            match wake_at {
-                Some(instant) => drop(self.writable.wait_until(&mut outlet, instant)),
-                None => self.writable.wait(&mut outlet),
-            }
-        };
+        match wake_at {
+            Some(instant) => drop(self.writable.wait_until(&mut outlet, instant)),
+            None => self.writable.wait(&mut outlet),
+        }
         outlet.writers -= 1;
-        result
+    }
+
+    fn tell_blocked(&self, works_for: &QueueRef) {
+        self.runtime.tell(|| Event::WorkerBlocked {
+            worker: current_thread().name().unwrap_or("unnamed").to_owned(),
+            works_for: works_for.name.to_string(),
+            waits_for: self.name.to_string(),
+        });
     }
 
     fn simulate_until_room(&self, patience: Patience) -> Result<(), Refusal> {
         let mut result = Ok(());
         let end = self.runtime.simulate_until(patience.deadline(), || {
             let answer = self.room_or_closed(&self.outlet.lock());
+            let settled = answer.is_some();
             result = answer.unwrap_or(Ok(()));
-            answer.is_some()
+            settled
         });
         match end {
             Until::Done => result,
             Until::TimedOut => Err(Refusal::Timeout),
-            Until::Standstill => Err(Refusal::Deadlock),
+            Until::Standstill => Err(Refusal::Deadlock("nothing else in the simulation can run".into())),
         }
     }
 
@@ -222,8 +301,10 @@ impl<T: Send + Sync + 'static> Core<T> {
             if outlet.head.is_empty() {
                 intake.tail.refill(&mut outlet.head);
             }
-            // Everything that fills the queue may be out of reach: promised or waiting for burial.
-            let oldest = outlet.head.pop();
+            // Everything that fills the queue may be out of reach: promised, delayed or waiting for burial.
+            let lowest = intake.aside.levels.as_mut().and_then(|levels| levels.evict());
+            let oldest = lowest.or_else(|| outlet.head.pop());
+            self.note_aside(&intake);
             outlet.left += u64::from(oldest.is_some());
             if oldest.as_ref().is_some_and(|m| m.holds_slot) {
                 drop(intake);
@@ -281,18 +362,10 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// Puts a message at the tail, room or not.
     pub(crate) fn enter(&self, mut message: Message<T>, admission: Admission) {
+        let delayed = self.delayed.lock();
         let mut intake = self.intake.lock();
         intake.admit(&mut message, admission);
-        intake.entered += 1;
-        intake.tail.push(message);
-        self.wake_readers(intake, 1);
-    }
-
-    /// Puts a message before all that have not been delivered yet; needs no room.
-    pub(super) fn enter_urgently(&self, intake: &mut Intake<T>, message: Message<T>) {
-        intake.entered += 1;
-        intake.urgent.push_back(message);
-        self.urgent.store(intake.urgent.len(), Ordering::Relaxed);
+        self.place(delayed, intake, message);
     }
 
     #[inline]

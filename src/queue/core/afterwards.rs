@@ -1,12 +1,15 @@
 //! What becomes of a message after its delivery: back, later, or among the dead letters.
 
-use super::{Admission, BURIAL_RETRY, Core, DUE_AT_ONCE, MAX_DEAD_LETTER_PAUSE, Waiting};
+use super::{Admission, BURIAL_RETRY, Core, DUE_AT_ONCE, Intake, MAX_DEAD_LETTER_PAUSE, Waiting};
 use crate::clock::Timestamp;
 use crate::dead_letter::{DeadLetter, DeadLetterSink};
 use crate::message::Message;
+use crate::outcome::drop_contained;
 use crate::runtime::Event;
+use crate::scheduler::DelayKey;
 use crate::stats::Counter;
 use crate::sync::Ordering;
+use crate::timer::{HoldsDelayed, TimerRef};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,7 +43,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             return self.enter(message, Admission::Returned);
         }
         let mut intake = self.intake.lock();
-        self.enter_urgently(&mut intake, message);
+        self.put_urgently(&mut intake, message);
         self.wake_readers(intake, 1);
     }
 
@@ -52,8 +55,12 @@ impl<T: Send + Sync + 'static> Core<T> {
         for mut message in messages.into_iter().rev() {
             message.attempt -= 1;
             message.holds_slot = true;
-            outlet.head.push_front(message);
+            match &mut intake.aside.levels {
+                Some(levels) => levels.push_front(message.priority(), message),
+                None => outlet.head.push_front(message),
+            }
         }
+        self.note_aside(&intake);
         intake.slots += n as u64;
         outlet.left -= n as u64;
         outlet.delivered -= n as u64;
@@ -68,11 +75,19 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Takes a message back from the dead letters, after `delay`.
     pub(crate) fn readmit(&self, mut message: Message<T>, delay: Duration) {
         message.attempt = 0;
+        let now = self.runtime.clock.now();
+        if let Some(extras) = &mut message.extras {
+            // Its own time was up when it was given up on, or is no longer what matters.
+            extras.expires = None;
+        }
+        if self.settings.ttl.is_some() {
+            message.extras_mut().counts_from = Some(now.after(delay));
+        }
         if delay.is_zero() {
             return self.enter(message, Admission::Redriven);
         }
         self.intake.lock().admit(&mut message, Admission::Redriven);
-        self.wait(self.runtime.clock.now().after(delay), Waiting::Retry(message));
+        self.wait(now.after(delay), Waiting::Retry(message));
     }
 
     /// Has the message delivered again after `delay`.
@@ -82,7 +97,9 @@ impl<T: Send + Sync + 'static> Core<T> {
             return self.take_back(message, true);
         }
         message.redelivered = true;
-        self.wait(self.runtime.clock.now().after(delay), Waiting::Retry(message));
+        let due = self.runtime.clock.now().after(delay);
+        let due = self.expires_at(&message).map_or(due, |expires| expires.min(due));
+        self.wait(due, Waiting::Retry(message));
     }
 
     /// Makes a dead letter of it. If their queue has no room, it waits, holding capacity here.
@@ -113,7 +130,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         });
     }
 
-    fn wait(&self, due: Timestamp, waiting: Waiting<T>) {
+    pub(super) fn wait(&self, due: Timestamp, waiting: Waiting<T>) {
         let earliest = {
             let mut delayed = self.delayed.lock();
             let earliest = delayed.earliest().is_none_or(|first| due < first);
@@ -125,32 +142,74 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
     }
 
-    pub(super) fn arm(&self, due: Timestamp) {
-        self.runtime.scheduler.arm(self.number(), due);
+    /// Brings everything due to where it belongs now. Answers when the next is due.
+    pub(super) fn move_due(&self, now: Timestamp) -> Option<Timestamp> {
+        let mut due = Due::default();
+        let mut next = self.collect_due(now, &mut due);
+        due.fired.iter().for_each(|timer| self.runtime.timers.forget(timer));
+        self.drop_cancelled(due.cancelled);
+        self.finish_moving(due.expired, Vec::new());
+        for letter in due.letters {
+            next = next.into_iter().chain(self.bury_again(letter, now)).min();
+        }
+        next
     }
 
-    /// Moves what is due to the front, and collects the dead letters to try again.
-    pub(super) fn move_due(&self, now: Timestamp) -> (Vec<DeadLetter<T>>, Option<Timestamp>) {
-        let mut letters = Vec::new();
+    /// No user code runs in here; what may involve some is collected.
+    fn collect_due(&self, now: Timestamp, due: &mut Due<T>) -> Option<Timestamp> {
         let mut delayed = self.delayed.lock();
+        let mut outlet = self.outlet.lock();
         let mut intake = self.intake.lock();
         let mut arrived = 0;
         for _ in 0..DUE_AT_ONCE {
             match delayed.pop_due(now) {
-                Some(Waiting::Retry(message)) => {
-                    self.enter_urgently(&mut intake, message);
+                None => break,
+                Some(Waiting::Burial(letter)) => due.letters.push(letter),
+                Some(Waiting::Delayed(message)) => arrived += self.fire_delayed(&mut intake, message, due),
+                Some(Waiting::Retry(message) | Waiting::Paced(message)) if self.is_overdue(&message) => {
+                    outlet.moving += 1;
+                    outlet.released += u64::from(message.holds_slot);
+                    due.expired.push(message);
+                }
+                Some(Waiting::Retry(message) | Waiting::Paced(message)) => {
+                    self.put_urgently(&mut intake, message);
                     arrived += 1;
                 }
-                Some(Waiting::Burial(letter)) => letters.push(letter),
-                None => break,
             }
         }
         let next = delayed.earliest();
         self.wake_readers(intake, arrived);
-        (letters, next)
+        self.release(outlet, 0);
+        next
     }
 
-    pub(super) fn bury_again(&self, letter: DeadLetter<T>, now: Timestamp) -> Option<Timestamp> {
+    /// How many messages became ready by it.
+    fn fire_delayed(&self, intake: &mut Intake<T>, mut message: Message<T>, due: &mut Due<T>) -> usize {
+        let timer = message.take_timer();
+        if let Some(extras) = &mut message.extras {
+            extras.due = None;
+        }
+        if timer.as_ref().is_some_and(|timer| !timer.fire(message.id)) {
+            due.cancelled.push(message);
+            return 0;
+        }
+        due.fired.extend(timer);
+        self.put(intake, message);
+        1
+    }
+
+    fn drop_cancelled(&self, cancelled: Vec<Message<T>>) {
+        let slots = cancelled.len() as u64;
+        if slots == 0 {
+            return;
+        }
+        cancelled.into_iter().for_each(drop_contained);
+        self.counts.cancelled.add(slots);
+        self.release(self.outlet.lock(), slots);
+        self.runtime.note_progress();
+    }
+
+    fn bury_again(&self, letter: DeadLetter<T>, now: Timestamp) -> Option<Timestamp> {
         match self.sink().accept(letter) {
             Ok(()) => {
                 self.counts.dead_lettered.add(1);
@@ -164,5 +223,28 @@ impl<T: Send + Sync + 'static> Core<T> {
                 Some(due)
             }
         }
+    }
+}
+
+impl<T: Send + Sync + 'static> HoldsDelayed for Core<T> {
+    fn cancel_delayed(&self, key: DelayKey) {
+        let cancelled = self.delayed.lock().cancel(key);
+        if let Some(Waiting::Delayed(message)) = cancelled {
+            self.drop_cancelled(vec![message]);
+        }
+    }
+}
+
+/// What has become due but concerns more than the queue.
+struct Due<T> {
+    letters: Vec<DeadLetter<T>>,
+    expired: Vec<Message<T>>,
+    cancelled: Vec<Message<T>>,
+    fired: Vec<TimerRef>,
+}
+
+impl<T> Default for Due<T> {
+    fn default() -> Self {
+        Self { letters: Vec::new(), expired: Vec::new(), cancelled: Vec::new(), fired: Vec::new() }
     }
 }

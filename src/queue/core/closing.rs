@@ -51,6 +51,6 @@ impl<T: Send + Sync + 'static> Core<T> {
         let ready = intake.entered - outlet.left;
         let moves = intake.accepted + intake.entered + outlet.left + settled + delayed.len() as u64;
         let consumable = if self.consumers.load(Ordering::SeqCst) > 0 { due + ready } else { 0 };
-        (consumable + in_flight + intake.pledged, moves)
+        (consumable + in_flight + intake.pledged + outlet.moving, moves)
     }
 }

@@ -12,42 +12,172 @@ impl<T: Send + Sync + 'static> Core<T> {
     #[inline]
     pub(crate) fn try_take(&self) -> Result<Message<T>, Nothing> {
         let mut outlet = self.outlet.lock();
-        if outlet.head.is_empty() || self.looks_aside() {
-            self.bring_up(&mut outlet)?;
+        if self.looks_aside() {
+            return self.take_looking_aside(outlet);
         }
-        let mut message = outlet.head.pop().ok_or(Nothing::Empty)?;
+        let mut message = self.next_plain(&mut outlet)?;
+        if self.is_overdue(&message) {
+            return self.take_past_expired(outlet, message);
+        }
         let released = hand_out(&mut message);
         outlet.left += 1;
         outlet.delivered += 1;
         if released {
             self.release(outlet, 1);
+        } else {
+            drop(outlet);
         }
+        self.lend(&mut message);
         Ok(message)
+    }
+
+    #[inline]
+    fn next_plain(&self, outlet: &mut Outlet<T>) -> Result<Message<T>, Nothing> {
+        if let Some(message) = outlet.head.pop() {
+            return Ok(message);
+        }
+        self.refill(outlet)?;
+        outlet.head.pop().ok_or(Nothing::Empty)
+    }
+
+    /// Moves the next chunk over to an empty head.
+    fn refill(&self, outlet: &mut Outlet<T>) -> Result<(), Nothing> {
+        let mut intake = self.intake.lock();
+        if intake.tail.refill(&mut outlet.head) {
+            return Ok(());
+        }
+        Err(if intake.gate == Gate::Closed && intake.aside.len() == 0 { Nothing::Closed } else { Nothing::Empty })
+    }
+
+    #[cold]
+    fn take_past_expired(
+        &self,
+        mut outlet: MutexGuard<'_, Outlet<T>>,
+        first: Message<T>,
+    ) -> Result<Message<T>, Nothing> {
+        let mut expired = vec![first];
+        let result = loop {
+            match self.next_plain(&mut outlet) {
+                Ok(message) if self.is_overdue(&message) => expired.push(message),
+                result => break result,
+            }
+        };
+        self.conclude(outlet, result, expired, Vec::new())
+    }
+
+    #[cold]
+    fn take_looking_aside(&self, mut outlet: MutexGuard<'_, Outlet<T>>) -> Result<Message<T>, Nothing> {
+        let (mut expired, mut early) = (Vec::new(), Vec::new());
+        let result = self.next_aside(&mut outlet, &mut expired, &mut early);
+        self.conclude(outlet, result, expired, early)
+    }
+
+    /// The next message where more than the head counts: redeliveries, priorities, limits.
+    fn next_aside(
+        &self,
+        outlet: &mut Outlet<T>,
+        expired: &mut Vec<Message<T>>,
+        early: &mut Vec<(Timestamp, Message<T>)>,
+    ) -> Result<Message<T>, Nothing> {
+        let mut intake = self.intake.lock();
+        let intake = &mut *intake;
+        if !self.below_limit(intake) {
+            return Err(Nothing::Empty);
+        }
+        loop {
+            if outlet.head.is_empty() && !intake.has_message() {
+                return Err(if intake.gate == Gate::Closed { Nothing::Closed } else { Nothing::Empty });
+            }
+            self.may_go(intake)?;
+            let aside = intake.aside.pop();
+            self.note_aside(intake);
+            let mut message = match aside {
+                Some(message) => message,
+                None => {
+                    if outlet.head.is_empty() {
+                        intake.tail.refill(&mut outlet.head);
+                    }
+                    outlet.head.pop().expect("there is a message, and not aside")
+                }
+            };
+            if self.is_overdue(&message) {
+                expired.push(message);
+            } else if let Some(at) = self.held_by_key(intake, &mut message) {
+                early.push((at, message));
+            } else {
+                self.count_gone(intake);
+                intake.in_flight += usize::from(self.limits_in_flight());
+                return Ok(message);
+            }
+        }
+    }
+
+    /// Lets go of the outlet, and of what could not be handed out.
+    fn conclude(
+        &self,
+        mut outlet: MutexGuard<'_, Outlet<T>>,
+        mut result: Result<Message<T>, Nothing>,
+        expired: Vec<Message<T>>,
+        early: Vec<(Timestamp, Message<T>)>,
+    ) -> Result<Message<T>, Nothing> {
+        let mut released = expired.iter().filter(|message| message.holds_slot).count() as u64;
+        let passed = (expired.len() + early.len()) as u64;
+        outlet.left += passed;
+        outlet.moving += passed;
+        if let Ok(message) = &mut result {
+            released += u64::from(hand_out(message));
+            outlet.left += 1;
+            outlet.delivered += 1;
+        }
+        self.release(outlet, released);
+        self.finish_moving(expired, early);
+        if let Ok(message) = &mut result {
+            self.lend(message);
+        }
+        if let Err(Nothing::NotBefore(at)) = &result
+            && self.runtime.clock.is_manual()
+        {
+            // Nobody's sleep ends by itself on a manual clock.
+            self.arm(*at);
+        }
+        result
     }
 
     /// Hands out up to `max` messages that are ready now; `batch` must be empty.
     pub(crate) fn try_take_batch(&self, max: usize, batch: &mut Chunk<Message<T>>) -> Result<(), Nothing> {
         debug_assert!(batch.is_empty() && max > 0);
-        let mut outlet = self.outlet.lock();
+        let plain = !self.looks_aside() && !self.settings.is_special() && self.settings.ack_timeout.is_none();
+        while plain && batch.len() < max && self.take_run(max - batch.len(), batch) {}
         while batch.len() < max {
-            if outlet.head.is_empty() || self.looks_aside() {
-                match self.bring_up(&mut outlet) {
-                    Err(nothing) if batch.is_empty() => return Err(nothing),
-                    Err(_) => break,
-                    Ok(()) => {}
-                }
-            }
-            if batch.is_empty() && outlet.head.len() <= max && !self.limits_in_flight() {
-                *batch = outlet.head.take_chunk(std::mem::take(batch));
-            } else {
-                batch.extend(outlet.head.pop());
+            match self.try_take() {
+                Ok(message) => batch.push_back(message),
+                Err(nothing) if batch.is_empty() => return Err(nothing),
+                Err(_) => break,
             }
         }
-        let released = batch.iter_mut().map(|message| u64::from(hand_out(message))).sum();
-        outlet.left += batch.len() as u64;
-        outlet.delivered += batch.len() as u64;
-        self.release(outlet, released);
         Ok(())
+    }
+
+    /// Hands out a run of messages without times under one lock; whether there was any.
+    fn take_run(&self, max: usize, batch: &mut Chunk<Message<T>>) -> bool {
+        let mut outlet = self.outlet.lock();
+        if outlet.head.is_empty() && self.refill(&mut outlet).is_err() {
+            return false;
+        }
+        let run = outlet.head.run(max, |message| message.extras.is_none());
+        let released = if batch.is_empty() && run == outlet.head.len() {
+            *batch = outlet.head.take_chunk(std::mem::take(batch));
+            batch.iter_mut().map(|message| u64::from(hand_out(message))).sum()
+        } else {
+            let messages = (0..run).filter_map(|_| outlet.head.pop());
+            let before = batch.len();
+            batch.extend(messages);
+            batch.range_mut(before..).map(|message| u64::from(hand_out(message))).sum()
+        };
+        outlet.left += run as u64;
+        outlet.delivered += run as u64;
+        self.release(outlet, released);
+        run > 0
     }
 
     /// Gives back an emptied batch, for its memory.
@@ -61,7 +191,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let mut snoozes = 0;
         loop {
             match self.try_take() {
-                Err(Nothing::Empty) if !matches!(patience, Patience::None) => {}
+                Err(Nothing::Empty | Nothing::NotBefore(_)) if !matches!(patience, Patience::None) => {}
                 answer => return answer,
             }
             if snoozes < self.spins() {
@@ -79,13 +209,13 @@ impl<T: Send + Sync + 'static> Core<T> {
             return self.simulate_until_message(patience);
         }
         let deadline = patience.deadline();
-        let wake_at = self.arrange_wake(deadline);
         let mut slept = false;
         loop {
             let outlet = self.outlet.lock();
             let mut intake = self.intake.lock();
             let ready = !outlet.head.is_empty() || intake.has_message();
-            if ready && self.below_limit(&intake) {
+            let held = self.may_go(&intake);
+            if ready && self.below_limit(&intake) && held.is_ok() {
                 return Ok(());
             }
             if intake.gate == Gate::Closed && !ready {
@@ -105,7 +235,11 @@ impl<T: Send + Sync + 'static> Core<T> {
             }
             drop(outlet);
             intake.sleeping += 1;
-            match wake_at {
+            let turn = match held {
+                Err(Nothing::NotBefore(at)) if ready => Some(at),
+                _ => None,
+            };
+            match self.arrange_wake(deadline.into_iter().chain(turn).min()) {
                 Some(instant) => drop(self.readable.wait_until(&mut intake, instant)),
                 None => self.readable.wait(&mut intake),
             }
@@ -120,7 +254,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             let (outlet, intake) = (self.outlet.lock(), self.intake.lock());
             let ready = !outlet.head.is_empty() || intake.has_message();
             closed = intake.gate == Gate::Closed && !ready;
-            closed || (ready && self.below_limit(&intake))
+            closed || (ready && self.below_limit(&intake) && self.may_go(&intake).is_ok())
         });
         match end {
             Until::Done if closed => Err(Nothing::Closed),
@@ -133,7 +267,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Whether a consumer has to look at more than the head.
     #[inline]
     fn looks_aside(&self) -> bool {
-        self.urgent.load(Ordering::Relaxed) > 0 || self.limits_in_flight()
+        self.aside.load(Ordering::Relaxed) > 0
     }
 
     pub(super) fn limits_in_flight(&self) -> bool {
@@ -142,22 +276,6 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     fn below_limit(&self, intake: &Intake<T>) -> bool {
         self.settings.max_in_flight.is_none_or(|max| intake.in_flight < max)
-    }
-
-    /// Makes the head's front the next message to hand out; counts it where in-flight is limited.
-    fn bring_up(&self, outlet: &mut Outlet<T>) -> Result<(), Nothing> {
-        let mut intake = self.intake.lock();
-        if !self.below_limit(&intake) {
-            return Err(Nothing::Empty);
-        }
-        if let Some(message) = intake.urgent.pop_front() {
-            self.urgent.store(intake.urgent.len(), Ordering::Relaxed);
-            outlet.head.push_front(message);
-        } else if outlet.head.is_empty() && !intake.tail.refill(&mut outlet.head) {
-            return Err(if intake.gate == Gate::Closed { Nothing::Closed } else { Nothing::Empty });
-        }
-        intake.in_flight += usize::from(self.limits_in_flight());
-        Ok(())
     }
 
     /// Gives slots back and wakes as many writers.

@@ -1,12 +1,11 @@
 //! Looking at what a queue holds, and clearing it.
 
-use super::{Core, Intake, Waiting};
+use super::{Core, Intake, Outlet, Waiting};
 use crate::clock::Timestamp;
 use crate::message::Message;
 use crate::outcome::drop_contained;
 use crate::stats::{HandlingTime, QueueStats};
-use crate::sync::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 impl<T: Send + Sync + 'static> Core<T> {
     /// How many messages are ready.
@@ -20,9 +19,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let oldest = {
             let mut outlet = self.outlet.lock();
             let mut intake = self.intake.lock();
-            let Intake { urgent, tail, .. } = &mut *intake;
-            let stamps = urgent.iter_mut().chain(tail.iter_mut(&mut outlet.head)).map(|message| message.published_at);
-            stamps.take(1).next()
+            intake.oldest(&mut outlet)
         };
         let Some(due) = oldest.map(|stamp| stamp.after(linger)) else { return false };
         let lingered = due <= self.runtime.clock.now();
@@ -52,9 +49,19 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn peek(&self, max: usize) -> Vec<Message<T>> {
         let mut outlet = self.outlet.lock();
         let mut intake = self.intake.lock();
-        let Intake { urgent, tail, .. } = &mut *intake;
-        let ready = urgent.iter_mut().chain(tail.iter_mut(&mut outlet.head));
+        let Intake { aside, tail, .. } = &mut *intake;
+        let ready = aside.iter_mut().chain(tail.iter_mut(&mut outlet.head));
         ready.take(max).map(Message::share).collect()
+    }
+
+    /// Copies of up to `max` of the waiting messages with their times, earliest first.
+    pub(crate) fn list_delayed(&self, max: usize) -> Vec<(SystemTime, Message<T>)> {
+        let mut delayed = self.delayed.lock();
+        let waiting = delayed.earliest_mut(max).into_iter().map(|(due, waiting)| match waiting {
+            Waiting::Retry(message) | Waiting::Delayed(message) | Waiting::Paced(message) => (due, message.share()),
+            Waiting::Burial(letter) => (due, letter.share_message()),
+        });
+        waiting.map(|(due, message)| (due.to_system_time(), message)).collect()
     }
 
     /// Removes everything ready and waiting, oldest first; what is in flight stays.
@@ -62,14 +69,18 @@ impl<T: Send + Sync + 'static> Core<T> {
         let mut delayed = self.delayed.lock();
         let mut outlet = self.outlet.lock();
         let mut intake = self.intake.lock();
-        let mut all: Vec<_> = intake.urgent.drain(..).collect();
-        self.urgent.store(0, Ordering::Relaxed);
+        let mut all = intake.aside.take_all();
+        self.note_aside(&intake);
         all.extend(intake.tail.take_all(&mut outlet.head));
         outlet.left += all.len() as u64;
         let mut slots = all.iter().filter(|message| message.holds_slot).count() as u64;
         while let Some(waiting) = delayed.pop_due(Timestamp::MAX) {
             all.push(match waiting {
                 Waiting::Retry(message) => message,
+                Waiting::Delayed(message) | Waiting::Paced(message) => {
+                    slots += 1;
+                    message
+                }
                 Waiting::Burial(letter) => {
                     slots += 1;
                     letter.into_message()
@@ -102,16 +113,16 @@ impl<T: Send + Sync + 'static> Core<T> {
         let mut handling = HandlingTime::default();
         let (mut acked, mut settled) = (0, 0);
         let delayed = self.delayed.lock();
-        let outlet = self.outlet.lock();
-        let intake = self.intake.lock();
+        let mut outlet = self.outlet.lock();
+        let mut intake = self.intake.lock();
         self.tallies.each(|tally| {
             acked += tally.acked.get();
             settled += tally.settled();
             handling.add(&tally.handling);
         });
-        let oldest = outlet.head.front().or(intake.urgent.front()).map(|message| message.published_at);
+        let oldest = intake.oldest(&mut outlet);
         let counts = &self.counts;
-        let (discarded, purged) = (counts.discarded.get(), counts.purged.get());
+        let (discarded, purged, cancelled) = (counts.discarded.get(), counts.purged.get(), counts.cancelled.get());
         QueueStats {
             name: self.name.to_string(),
             capacity: self.settings.capacity,
@@ -122,10 +133,13 @@ impl<T: Send + Sync + 'static> Core<T> {
             requeued: counts.requeued.get(),
             panicked: counts.panicked.get(),
             dead_lettered: counts.dead_lettered.get(),
-            expired: 0,
-            dropped: counts.overflowed.get() + discarded + purged,
+            expired: counts.expired.get(),
+            dropped: counts.overflowed.get() + discarded + purged + cancelled,
             discarded,
             purged,
+            cancelled,
+            timed_out: counts.timed_out.get(),
+            settled_late: counts.late.get(),
             redriven: intake.redriven,
             refused: counts.refused.get(),
             ready: intake.entered - outlet.left,
@@ -134,5 +148,15 @@ impl<T: Send + Sync + 'static> Core<T> {
             oldest_age: oldest.map(|stamp| now.since(stamp)),
             handling,
         }
+    }
+}
+
+impl<T> Intake<T> {
+    /// When the ready message was published that has been waiting longest, as far as the fronts of the
+    /// lanes tell.
+    fn oldest(&mut self, outlet: &mut Outlet<T>) -> Option<Timestamp> {
+        let aside = self.aside.iter_mut().map(|message| message.published_at).min();
+        let plain = self.tail.iter_mut(&mut outlet.head).next().map(|message| message.published_at);
+        aside.into_iter().chain(plain).min()
     }
 }

@@ -4,11 +4,11 @@
 //! |---|---|---|
 //! | ready, not yet reached by a consumer | [`Tail`] in [`Intake`] | `intake` |
 //! | ready, next to be handed out | [`Head`] in [`Outlet`] | `outlet` |
-//! | to be redelivered now | `urgent` in [`Intake`] | `intake` |
-//! | waiting for a retry, or for room among the dead letters | [`DelayHeap`] | `delayed` |
-//! | in flight | the `Delivery` or the worker's stack | nobody else |
+//! | to be redelivered now, or ready in a queue with priorities | [`Aside`] in [`Intake`] | `intake` |
+//! | waiting for its time, its turn, a retry, or room among the dead letters | [`DelayHeap`] | `delayed` |
+//! | in flight | the `Delivery` or the worker's stack; under an ack timeout `leases` holds a copy too | `leases` |
 //!
-//! Locks are taken in the order `delayed`, `outlet`, `intake`. No user code (handlers, destructors of
+//! Locks are taken in the order `delayed`, `outlet`, `intake`; `leases` is taken alone. No user code (handlers, destructors of
 //! payloads, hooks) runs under any of them. A producer takes `intake` alone and a consumer `outlet` alone,
 //! except when the queue is found full or empty.
 //!
@@ -19,18 +19,26 @@ mod accept;
 mod afterwards;
 mod closing;
 mod hand_out;
+mod expiry;
 mod inspect;
+mod leases;
+mod limits;
+mod place;
 mod refusal;
 
 use super::builder::Settings;
 use super::fifo::{Head, Tail};
+use super::levels::Levels;
+use super::throttle::{KeyThrottles, Throttle};
 use crate::clock::Timestamp;
 use crate::dead_letter::{DeadLetter, DeadLetterSink};
+use crate::deadlock::{Awaited, QueueRef};
 use crate::message::Message;
 use crate::runtime::Runtime;
 use crate::scheduler::{DelayHeap, Timed, TimedId};
 use crate::stats::{Counter, Tally};
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, Ordering, Padded, spin_loop, yield_now};
+use limits::ServiceRate;
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -52,13 +60,20 @@ pub(crate) struct Core<T> {
     outlet: Padded<Mutex<Outlet<T>>>,
     /// `Outlet::released`, for producers that do not hold the outlet.
     released: Padded<AtomicU64>,
-    /// `Intake::urgent.len()`, for consumers that do not hold the intake.
-    urgent: AtomicUsize,
+    /// Not 0 if a consumer has to look at more than the head: something is aside, or a limit is set.
+    aside: AtomicUsize,
     delayed: Mutex<DelayHeap<Waiting<T>>>,
+    /// Copies of deliveries that have to be settled in time.
+    leases: Mutex<DelayHeap<Message<T>>>,
+    /// When the next ready message may expire, in nanoseconds of the timeline.
+    sweep_at: AtomicU64,
+    service: Mutex<ServiceRate>,
     /// Waited on with the intake.
     readable: Condvar,
     /// Waited on with the outlet.
     writable: Condvar,
+    /// Somebody has received from it other than by a consumer.
+    by_hand: AtomicBool,
     /// Shutdown has reported what was left; settling comes too late.
     ended: AtomicBool,
 }
@@ -66,7 +81,7 @@ pub(crate) struct Core<T> {
 /// The producers' side.
 struct Intake<T> {
     tail: Tail<Message<T>>,
-    urgent: VecDeque<Message<T>>,
+    aside: Aside<Message<T>>,
     gate: Gate,
     /// Messages accepted from outside, ever.
     accepted: u64,
@@ -82,6 +97,17 @@ struct Intake<T> {
     sleeping: usize,
     /// Counted only where `max_in_flight` is set.
     in_flight: usize,
+    /// Limits how fast messages come in, go out, and go out per key.
+    admission: Option<Throttle>,
+    pace: Option<Throttle>,
+    key_pace: Option<KeyThrottles>,
+}
+
+/// Ready messages that are not in the plain queue.
+struct Aside<M> {
+    /// Redeliveries, ahead of all fresh messages; unused where there are levels.
+    urgent: VecDeque<M>,
+    levels: Option<Levels<M>>,
 }
 
 /// The consumers' side.
@@ -90,6 +116,8 @@ struct Outlet<T> {
     left: u64,
     delivered: u64,
     released: u64,
+    /// Messages taken out by a consumer that were found expired or too early and are not yet elsewhere.
+    moving: u64,
     /// Writers asleep on `writable`.
     writers: usize,
 }
@@ -106,6 +134,10 @@ enum Gate {
 /// What waits for time to pass.
 enum Waiting<T> {
     Retry(Message<T>),
+    /// Not delivered before; becomes ready behind what is ready then.
+    Delayed(Message<T>),
+    /// Ready but for a limit per key.
+    Paced(Message<T>),
     /// A dead letter that its queue had no room for.
     Burial(DeadLetter<T>),
 }
@@ -122,6 +154,10 @@ pub(crate) struct Counts {
     purged: Counter,
     drained: Counter,
     refused: Counter,
+    expired: Counter,
+    cancelled: Counter,
+    pub(crate) timed_out: Counter,
+    late: Counter,
 }
 
 /// What was settled, by worker.
@@ -153,12 +189,15 @@ impl Tallies {
 }
 
 /// Why a queue did not take a message at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Refusal {
     Full,
     Closed,
     Timeout,
-    Deadlock,
+    /// And why.
+    Deadlock(Box<str>),
+    /// By an admission limit that lets the next one pass after this long.
+    Limited(Duration),
 }
 
 /// What became of an accepted message.
@@ -192,6 +231,8 @@ impl Patience {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Nothing {
     Empty,
+    /// Something is ready, but a rate limit holds it back until then.
+    NotBefore(Timestamp),
     Closed,
     TimedOut,
     /// The caller's `go_on` said no.
@@ -211,6 +252,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         runtime: Arc<Runtime>,
         dead: Option<Arc<dyn DeadLetterSink<T>>>,
     ) -> Arc<Self> {
+        let intake = Intake::new(&settings);
         let core = Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             name,
@@ -222,17 +264,22 @@ impl<T: Send + Sync + 'static> Core<T> {
             counts: Counts::default(),
             consumers: AtomicUsize::new(0),
             timed: OnceLock::new(),
-            intake: Padded(Mutex::new(Intake::new())),
+            intake: Padded(Mutex::new(intake)),
             outlet: Padded(Mutex::new(Outlet::new())),
             released: Padded(AtomicU64::new(0)),
-            urgent: AtomicUsize::new(0),
+            aside: AtomicUsize::new(0),
             delayed: Mutex::new(DelayHeap::new()),
+            leases: Mutex::new(DelayHeap::new()),
+            sweep_at: AtomicU64::new(u64::MAX),
+            service: Mutex::new(ServiceRate::default()),
             readable: Condvar::new(),
             writable: Condvar::new(),
+            by_hand: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         });
         let timed: Weak<dyn Timed> = Arc::downgrade(&(Arc::clone(&core) as Arc<dyn Timed>));
         let _ = core.timed.set(core.runtime.scheduler.register(timed));
+        core.note_aside(&core.intake.lock());
         core
     }
 
@@ -243,6 +290,21 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Tells queues of one broker apart, in the order they were declared.
     pub(crate) fn number(&self) -> TimedId {
         *self.timed.get().expect("registered when it was made")
+    }
+
+    pub(crate) fn identity(&self) -> QueueRef {
+        QueueRef { id: self.number(), name: Arc::clone(&self.name) }
+    }
+
+    #[inline]
+    pub(crate) fn note_receiver(&self) {
+        if !self.by_hand.load(Ordering::Relaxed) {
+            self.by_hand.store(true, Ordering::SeqCst);
+        }
+    }
+
+    pub(crate) fn has_receivers(&self) -> bool {
+        self.by_hand.load(Ordering::SeqCst)
     }
 
     pub(crate) fn make_terminal(&self) {
@@ -294,10 +356,10 @@ pub(crate) enum Admission {
 }
 
 impl<T> Intake<T> {
-    fn new() -> Self {
+    fn new(settings: &Settings) -> Self {
         Self {
             tail: Tail::new(),
-            urgent: VecDeque::new(),
+            aside: Aside::new(settings),
             gate: Gate::Open,
             accepted: 0,
             redriven: 0,
@@ -307,6 +369,9 @@ impl<T> Intake<T> {
             pledged: 0,
             sleeping: 0,
             in_flight: 0,
+            admission: settings.admission.as_ref().map(Throttle::new),
+            pace: settings.rate_limit.as_ref().map(Throttle::new),
+            key_pace: settings.rate_limit_per_key.as_ref().map(KeyThrottles::new),
         }
     }
 
@@ -318,13 +383,38 @@ impl<T> Intake<T> {
     }
 
     fn has_message(&self) -> bool {
-        !self.urgent.is_empty() || !self.tail.is_empty()
+        self.aside.len() > 0 || !self.tail.is_empty()
+    }
+}
+
+impl<M> Aside<M> {
+    fn new(settings: &Settings) -> Self {
+        let levels =
+            (settings.priority_levels > 1).then(|| Levels::new(settings.priority_levels, settings.low_priority_share));
+        Self { urgent: VecDeque::new(), levels }
+    }
+
+    fn len(&self) -> usize {
+        self.urgent.len() + self.levels.as_ref().map_or(0, Levels::len)
+    }
+
+    fn pop(&mut self) -> Option<M> {
+        self.urgent.pop_front().or_else(|| self.levels.as_mut()?.pop())
+    }
+
+    fn take_all(&mut self) -> Vec<M> {
+        let levels = self.levels.as_mut().map(Levels::take_all);
+        self.urgent.drain(..).chain(levels.into_iter().flatten()).collect()
+    }
+
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut M> {
+        self.urgent.iter_mut().chain(self.levels.as_mut().map(Levels::iter_mut).into_iter().flatten())
     }
 }
 
 impl<T> Outlet<T> {
     fn new() -> Self {
-        Self { head: Head::new(), left: 0, delivered: 0, released: 0, writers: 0 }
+        Self { head: Head::new(), left: 0, delivered: 0, released: 0, moving: 0, writers: 0 }
     }
 }
 
@@ -339,15 +429,18 @@ fn snooze(round: u32) {
 
 impl<T: Send + Sync + 'static> Timed for Core<T> {
     fn fire(&self, now: Timestamp) -> Option<Timestamp> {
-        let (letters, mut next) = self.move_due(now);
-        for letter in letters {
-            let again = self.bury_again(letter, now);
-            next = next.into_iter().chain(again).min();
-        }
+        let mut next = [self.move_due(now), self.take_back_overdue(now), self.sweep_expired(now)];
         if self.runtime.clock.is_manual() {
             self.wake_everyone();
         }
-        next
+        next.sort_by_key(|due| due.unwrap_or(Timestamp::MAX));
+        next[0]
+    }
+}
+
+impl<T: Send + Sync + 'static> Awaited for Core<T> {
+    fn wake_everyone(&self) {
+        Core::wake_everyone(self);
     }
 }
 

@@ -9,21 +9,23 @@ impl<T: Send + Sync + 'static> Core<T> {
         Refused::new(message, &self.name)
     }
 
-    pub(crate) fn deadlocked(&self, message: Message<T>) -> Refused<T> {
-        self.refused(message).because("nothing else in the simulation can run")
+    pub(crate) fn deadlocked(&self, message: Message<T>, why: Box<str>) -> Refused<T> {
+        self.refused(message).because(why)
     }
 
     pub(crate) fn send_error(&self, (message, refusal): (Message<T>, Refusal)) -> SendError<T> {
         match refusal {
             Refusal::Full | Refusal::Timeout => SendError::Full(self.refused(message)),
             Refusal::Closed => SendError::Closed(self.refused(message)),
-            Refusal::Deadlock => SendError::Deadlock(self.deadlocked(message)),
+            Refusal::Deadlock(why) => SendError::Deadlock(self.deadlocked(message, why)),
+            Refusal::Limited(wait) => SendError::Limited(self.refused(message).limited(wait)),
         }
     }
 
     pub(crate) fn try_send_error(&self, (message, refusal): (Message<T>, Refusal)) -> TrySendError<T> {
         match refusal {
             Refusal::Closed => TrySendError::Closed(self.refused(message)),
+            Refusal::Limited(wait) => TrySendError::Limited(self.refused(message).limited(wait)),
             _ => TrySendError::Full(self.refused(message)),
         }
     }
@@ -33,7 +35,8 @@ impl<T: Send + Sync + 'static> Core<T> {
             Refusal::Full => SendTimeoutError::Full(self.refused(message)),
             Refusal::Timeout => SendTimeoutError::Timeout(self.refused(message)),
             Refusal::Closed => SendTimeoutError::Closed(self.refused(message)),
-            Refusal::Deadlock => SendTimeoutError::Deadlock(self.deadlocked(message)),
+            Refusal::Deadlock(why) => SendTimeoutError::Deadlock(self.deadlocked(message, why)),
+            Refusal::Limited(wait) => SendTimeoutError::Limited(self.refused(message).limited(wait)),
         }
     }
 }

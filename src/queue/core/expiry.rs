@@ -1,0 +1,116 @@
+//! Messages that outlive their time.
+
+use super::Core;
+use crate::clock::Timestamp;
+use crate::dead_letter::{DeadLetter, Reason};
+use crate::message::Message;
+use crate::outcome::drop_contained;
+use crate::queue::builder::Expired;
+use crate::sync::Ordering;
+use std::time::Duration;
+
+/// The least time between two looks through the whole queue.
+const SWEEP_PAUSE: Duration = Duration::from_millis(10);
+/// A look through the queue may cost this share of the time, at most.
+const SWEEP_SHARE: u32 = 50;
+
+impl<T: Send + Sync + 'static> Core<T> {
+    /// When the message expires, by its own time to live or the queue's, whichever is earlier.
+    pub(super) fn expires_at(&self, message: &Message<T>) -> Option<Timestamp> {
+        let extras = message.extras.as_ref();
+        let own = extras.and_then(|extras| extras.expires);
+        let starts = extras.and_then(|extras| extras.counts_from).unwrap_or(message.published_at);
+        let queues = self.settings.ttl.map(|ttl| starts.after(ttl));
+        own.into_iter().chain(queues).min()
+    }
+
+    #[inline]
+    pub(super) fn is_overdue(&self, message: &Message<T>) -> bool {
+        (self.settings.ttl.is_some() || message.extras.is_some()) && self.has_expired(message)
+    }
+
+    #[cold]
+    fn has_expired(&self, message: &Message<T>) -> bool {
+        self.expires_at(message).is_some_and(|expires| expires <= self.runtime.clock.now())
+    }
+
+    /// What becomes of expired messages. No lock is held.
+    pub(super) fn expire(&self, expired: Vec<Message<T>>) {
+        for message in expired {
+            if self.settings.expired == Expired::DeadLetter && self.pause_instead_of_giving_up().is_none() {
+                self.bury(DeadLetter::new(message, Reason::Expired, self));
+            } else {
+                self.counts.expired.add(1);
+                drop_contained(message);
+            }
+        }
+    }
+
+    /// Takes out every ready message that has expired, wherever it stands. Answers when to look again.
+    ///
+    /// A look visits everything that is ready, so in a long queue looks are spaced out to cost at most a
+    /// fiftieth of the time; an expired message that still stands is never delivered all the same.
+    pub(super) fn sweep_expired(&self, now: Timestamp) -> Option<Timestamp> {
+        let at = Timestamp(self.sweep_at.load(Ordering::SeqCst));
+        if at > now {
+            return (at != Timestamp::MAX).then_some(at);
+        }
+        self.sweep_at.store(u64::MAX, Ordering::SeqCst);
+        let next = self.sweep(now)?;
+        let cost = self.runtime.clock.now().since(now);
+        let pause = if cost.is_zero() { Duration::ZERO } else { SWEEP_PAUSE.max(cost * SWEEP_SHARE) };
+        let next = next.max(now.after(pause));
+        self.sweep_at.fetch_min(next.0, Ordering::SeqCst);
+        Some(next)
+    }
+
+    /// Looks through the queue once; answers when the next message in it expires.
+    fn sweep(&self, now: Timestamp) -> Option<Timestamp> {
+        let mut outlet = self.outlet.lock();
+        let mut intake = self.intake.lock();
+        let (mut expired, mut next) = (Vec::new(), None);
+        let aside = intake.aside.take_all();
+        let mut keep = |message: Message<T>| match self.expires_at(&message) {
+            Some(expires) if expires <= now => {
+                expired.push(message);
+                None
+            }
+            expires => {
+                next = next.into_iter().chain(expires).min();
+                Some(message)
+            }
+        };
+        for message in aside.into_iter().filter_map(&mut keep) {
+            match &mut intake.aside.levels {
+                Some(levels) if message.redelivered => levels.push_redelivered(message.priority(), message),
+                Some(levels) => levels.push(message.priority(), message),
+                None => intake.aside.urgent.push_back(message),
+            }
+        }
+        let plain = intake.tail.take_all(&mut outlet.head);
+        plain.into_iter().filter_map(&mut keep).for_each(|message| intake.tail.push(message));
+        self.note_aside(&intake);
+        drop(intake);
+        let slots = expired.iter().filter(|message| message.holds_slot).count() as u64;
+        let n = expired.len() as u64;
+        outlet.left += n;
+        outlet.moving += n;
+        self.release(outlet, slots);
+        self.finish_moving(expired, Vec::new());
+        next
+    }
+
+    /// Brings messages that a consumer came across, and could not take, to where they belong.
+    pub(super) fn finish_moving(&self, expired: Vec<Message<T>>, early: Vec<(Timestamp, Message<T>)>) {
+        let n = (expired.len() + early.len()) as u64;
+        if n == 0 {
+            return;
+        }
+        self.expire(expired);
+        for (at, message) in early {
+            self.wait(at, super::Waiting::Paced(message));
+        }
+        self.outlet.lock().moving -= n;
+        self.runtime.note_progress();
+    }
+}

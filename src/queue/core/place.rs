@@ -1,0 +1,101 @@
+//! Where in the queue a message goes.
+
+use super::{Core, Intake, Waiting};
+use crate::clock::Timestamp;
+use crate::message::Message;
+use crate::scheduler::DelayHeap;
+use crate::sync::{MutexGuard, Ordering};
+
+impl<T: Send + Sync + 'static> Core<T> {
+    /// Behind everything that is ready (of its priority).
+    #[inline]
+    pub(super) fn put(&self, intake: &mut Intake<T>, message: Message<T>) {
+        intake.entered += 1;
+        if message.extras.is_some() || self.settings.is_special() {
+            self.put_specially(intake, message);
+        } else {
+            intake.tail.push(message);
+        }
+    }
+
+    #[cold]
+    fn put_specially(&self, intake: &mut Intake<T>, message: Message<T>) {
+        self.note_expiry(&message);
+        match &mut intake.aside.levels {
+            Some(levels) => {
+                levels.push(message.priority(), message);
+                self.note_aside(intake);
+            }
+            None => intake.tail.push(message),
+        }
+    }
+
+    /// Before everything that has not been delivered yet (of its priority).
+    pub(super) fn put_urgently(&self, intake: &mut Intake<T>, message: Message<T>) {
+        self.note_expiry(&message);
+        intake.entered += 1;
+        match &mut intake.aside.levels {
+            Some(levels) => levels.push_redelivered(message.priority(), message),
+            None => intake.aside.urgent.push_back(message),
+        }
+        self.note_aside(intake);
+    }
+
+    /// Among the ready or the delayed, as the message asks.
+    pub(super) fn place(
+        &self,
+        delayed: MutexGuard<'_, DelayHeap<Waiting<T>>>,
+        mut intake: MutexGuard<'_, Intake<T>>,
+        mut message: Message<T>,
+    ) {
+        if message.due().is_some() {
+            drop(intake);
+            return self.delay(delayed, message);
+        }
+        let timer = message.take_timer();
+        self.put(&mut intake, message);
+        self.wake_readers(intake, 1);
+        drop(delayed);
+        timer.iter().for_each(|timer| self.runtime.timers.supersede(timer));
+    }
+
+    /// Among the delayed, until its time.
+    pub(super) fn delay(&self, mut delayed: MutexGuard<'_, DelayHeap<Waiting<T>>>, mut message: Message<T>) {
+        let due = message.due().expect("only called for what has a delay");
+        let (id, timer) = (message.id, message.take_timer());
+        let mut superseded = None;
+        let earliest = delayed.earliest().is_none_or(|first| due < first);
+        delayed.insert_with(due, |key| {
+            if let Some(mut timer) = timer {
+                superseded = Some(self.runtime.timers.attach(&mut timer, id, self.weak(), key));
+                message.extras_mut().timer = Some(timer);
+            }
+            Waiting::Delayed(message)
+        });
+        drop(delayed);
+        if earliest {
+            self.arm(due);
+        }
+        // Now that no lock is held: removes what this message replaces.
+        drop(superseded);
+    }
+
+    /// Tells consumers whether they have to look at more than the head.
+    pub(super) fn note_aside(&self, intake: &Intake<T>) {
+        let limited = intake.pace.is_some() || intake.key_pace.is_some() || self.limits_in_flight();
+        self.aside.store(intake.aside.len() + usize::from(limited), Ordering::Relaxed);
+    }
+
+    /// Has the queue looked through when the message expires.
+    pub(super) fn note_expiry(&self, message: &Message<T>) {
+        if let Some(expires) = self.expires_at(message)
+            && self.sweep_at.fetch_min(expires.0, Ordering::SeqCst) > expires.0
+        {
+            self.arm(expires);
+        }
+    }
+
+    pub(super) fn arm(&self, due: Timestamp) {
+        self.runtime.scheduler.arm(self.number(), due);
+    }
+}

@@ -1,0 +1,143 @@
+//! Messages by priority.
+
+use std::collections::VecDeque;
+
+/// One lane per priority level; the highest level that has a message goes first.
+///
+/// With a share for the low ones, every so many deliveries the lowest level that has a message goes first
+/// instead, so that it cannot starve.
+pub(crate) struct Levels<M> {
+    lanes: Vec<Lane<M>>,
+    /// Every so many deliveries belong to the lowest level.
+    low_turn: Option<u32>,
+    since_low: u32,
+    len: usize,
+}
+
+struct Lane<M> {
+    /// Redelivered messages, ahead of the fresh ones of their level.
+    back: VecDeque<M>,
+    fresh: VecDeque<M>,
+}
+
+impl<M> Levels<M> {
+    pub(crate) fn new(levels: u8, low_share: Option<f64>) -> Self {
+        let lanes = (0..levels).map(|_| Lane { back: VecDeque::new(), fresh: VecDeque::new() }).collect();
+        let low_turn = low_share.map(|share| (1.0 / share).round().max(1.0) as u32);
+        Self { lanes, low_turn, since_low: 0, len: 0 }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn push(&mut self, level: u8, message: M) {
+        self.lane(level).fresh.push_back(message);
+        self.len += 1;
+    }
+
+    pub(crate) fn push_redelivered(&mut self, level: u8, message: M) {
+        self.lane(level).back.push_back(message);
+        self.len += 1;
+    }
+
+    /// Back where it was taken from.
+    pub(crate) fn push_front(&mut self, level: u8, message: M) {
+        self.lane(level).back.push_front(message);
+        self.len += 1;
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<M> {
+        let low = self.low_turn.is_some_and(|turn| self.since_low + 1 >= turn);
+        let message = if low { self.pop_lowest() } else { self.pop_highest() }?;
+        self.since_low = if low { 0 } else { self.since_low.saturating_add(1) };
+        self.len -= 1;
+        Some(message)
+    }
+
+    /// The oldest fresh message of the lowest level that has one: the one to throw away.
+    pub(crate) fn evict(&mut self) -> Option<M> {
+        let message = self.lanes.iter_mut().find_map(|lane| lane.fresh.pop_front())?;
+        self.len -= 1;
+        Some(message)
+    }
+
+    pub(crate) fn take_all(&mut self) -> impl Iterator<Item = M> + '_ {
+        self.len = 0;
+        self.lanes.iter_mut().rev().flat_map(|lane| lane.back.drain(..).chain(lane.fresh.drain(..)))
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut M> {
+        self.lanes.iter_mut().rev().flat_map(|lane| lane.back.iter_mut().chain(&mut lane.fresh))
+    }
+
+    fn lane(&mut self, level: u8) -> &mut Lane<M> {
+        let top = self.lanes.len() - 1;
+        &mut self.lanes[usize::from(level).min(top)]
+    }
+
+    fn pop_highest(&mut self) -> Option<M> {
+        self.lanes.iter_mut().rev().find_map(Lane::pop)
+    }
+
+    fn pop_lowest(&mut self) -> Option<M> {
+        self.lanes.iter_mut().find_map(Lane::pop)
+    }
+}
+
+impl<M> Lane<M> {
+    fn pop(&mut self) -> Option<M> {
+        self.back.pop_front().or_else(|| self.fresh.pop_front())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(low_share: Option<f64>) -> Levels<(u8, u32)> {
+        let mut levels = Levels::new(3, low_share);
+        for n in 0..100 {
+            for level in 0..3 {
+                levels.push(level, (level, n));
+            }
+        }
+        levels
+    }
+
+    #[test]
+    fn higher_levels_go_first_and_each_in_order() {
+        let mut levels = filled(None);
+        let order: Vec<_> = std::iter::from_fn(|| levels.pop()).collect();
+        let expected: Vec<_> = (0..3).rev().flat_map(|level| (0..100).map(move |n| (level, n))).collect();
+        assert_eq!(order, expected);
+        assert_eq!(levels.len(), 0);
+    }
+
+    #[test]
+    fn a_share_for_the_low_ones_is_kept_to() {
+        let mut levels = filled(Some(0.2));
+        let first: Vec<u8> = std::iter::from_fn(|| levels.pop()).take(100).map(|m| m.0).collect();
+        assert_eq!(first.iter().filter(|&&level| level == 0).count(), 20);
+        assert_eq!(&first[..5], [2, 2, 2, 2, 0]);
+    }
+
+    #[test]
+    fn redelivered_messages_lead_their_level_but_no_other() {
+        let mut levels = filled(None);
+        levels.push_redelivered(1, (1, 999));
+        assert_eq!(levels.pop(), Some((2, 0)));
+        (0..99).for_each(|_| assert!(levels.pop().is_some()));
+        assert_eq!(levels.pop(), Some((1, 999)));
+    }
+
+    #[test]
+    fn priorities_beyond_the_top_count_as_the_top_and_the_lowest_is_evicted() {
+        let mut levels = Levels::new(2, None);
+        levels.push(0, "low");
+        levels.push(200, "high");
+        assert_eq!(levels.evict(), Some("low"));
+        assert_eq!(levels.pop(), Some("high"));
+        assert_eq!(levels.evict(), None);
+    }
+}
