@@ -311,11 +311,14 @@ fn median(times: &mut [Duration]) -> Duration {
     times[times.len() / 2]
 }
 
-/// A worker survives a panic, but the standard hook would still fill the screen.
+/// A worker survives a panic, but the standard hook would fill the screen with it.
 fn print_panics_in_one_line() {
-    std::panic::set_hook(Box::new(|panic| {
+    let standard = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
         let thread = std::thread::current();
-        let words = panic.payload().downcast_ref::<String>().map_or("no words", String::as_str);
-        eprintln!("   [{}] panicked: {words}", thread.name().unwrap_or("unnamed"));
+        match (thread.name(), panic.payload().downcast_ref::<String>()) {
+            (Some(worker), Some(words)) if worker != "main" => eprintln!("   [{worker}] panicked: {words}"),
+            _ => standard(panic),
+        }
     }));
 }

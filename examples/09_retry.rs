@@ -139,7 +139,7 @@ mod payment {
 const ORDERS: u64 = 400;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    print_panics_in_one_line();
+    print_crashes_in_one_line();
     let start = Instant::now();
     let (broker, simulation) = Broker::simulated(9);
     let gateway = Arc::new(gateway::Gateway::default());
@@ -246,10 +246,11 @@ fn check_schedule(letters: &Queue<DeadLetter<Payment>>, floors: &[Duration]) {
     }
 }
 
-/// A worker survives a panic, but the standard hook would still fill the screen.
-fn print_panics_in_one_line() {
-    std::panic::set_hook(Box::new(|panic| {
-        let words = panic.payload().downcast_ref::<String>().map_or("no words", String::as_str);
-        eprintln!("   [worker] panicked: {words}");
+/// A worker survives a panic, but the standard hook would fill the screen with it.
+fn print_crashes_in_one_line() {
+    let standard = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| match panic.payload().downcast_ref::<String>() {
+        Some(words) if words.starts_with("crashed") => eprintln!("   [worker] panicked: {words}"),
+        _ => standard(panic),
     }));
 }
