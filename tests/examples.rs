@@ -1,7 +1,7 @@
 //! Every example holds what it promises: it ends well, in time, and says what its header announces.
 //!
-//! `cargo test` builds the examples; with `--test examples` alone it does not, and this builds those that
-//! are missing.
+//! `cargo test` builds the examples. With `--test examples` alone it does not; what is missing or older than
+//! its source is built here then.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Far more than any needs, even unoptimised on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -198,14 +198,30 @@ fn read_all(mut pipe: impl Read + Send + 'static) -> thread::JoinHandle<String> 
 
 /// The program, beside this test: `target/<profile>/deps/this-test`, `target/<profile>/examples/name`.
 fn built(example: &str) -> PathBuf {
-    static MISSING: OnceLock<()> = OnceLock::new();
+    static BUILT: OnceLock<()> = OnceLock::new();
     let this_test = std::env::current_exe().unwrap();
     let profile = this_test.ancestors().nth(2).unwrap();
     let path = profile.join("examples").join(format!("{example}{}", std::env::consts::EXE_SUFFIX));
-    if !path.exists() {
-        MISSING.get_or_init(|| build_all(profile));
+    if changed(&path).is_none_or(|built| built < sources_changed()) {
+        BUILT.get_or_init(|| build_all(profile));
     }
     path
+}
+
+fn changed(path: &Path) -> Option<SystemTime> {
+    fs::metadata(path).ok()?.modified().ok()
+}
+
+fn sources_changed() -> SystemTime {
+    let mut newest = SystemTime::UNIX_EPOCH;
+    let mut paths: Vec<_> = ["src", "examples"].map(|dir| Path::new(env!("CARGO_MANIFEST_DIR")).join(dir)).into();
+    while let Some(path) = paths.pop() {
+        if path.is_file() {
+            newest = newest.max(changed(&path).unwrap_or(newest));
+        }
+        paths.extend(fs::read_dir(path).into_iter().flatten().map(|entry| entry.unwrap().path()));
+    }
+    newest
 }
 
 fn build_all(profile: &Path) {
