@@ -1,0 +1,61 @@
+//! The command line.
+
+pub const HELP: &str = "\
+usage: shop [FILE | -] [--orders N] [--seed S]
+
+  FILE         read orders from this file, one JSON object a line
+  -            read them from standard input
+  --orders N   make up N orders instead (default 2000, at most 1000000)
+  --seed S     chooses the made-up orders and the gateway's bad moments (default 1)
+  --help       show this
+
+A line looks like this; card is good, expired or stolen, items are kettle, lamp, chair and teapot:
+
+  {\"id\":1,\"customer\":\"ann@example.org\",\"item\":\"kettle\",\"quantity\":2,\"cents\":5980,\"card\":\"good\"}
+
+Exit code 0: the books balance (lines that are no order are reported and skipped).
+Exit code 2: bad arguments, or orders that cannot be read. Any other: the books do not balance.
+";
+
+pub enum Command {
+    Help,
+    Run(Args),
+}
+
+pub struct Args {
+    pub source: Source,
+    pub seed: u64,
+}
+
+pub enum Source {
+    File(String),
+    Stdin,
+    MadeUp { orders: u64, seed: u64 },
+}
+
+pub fn parse(mut args: impl Iterator<Item = String>) -> Result<Command, String> {
+    let (mut input, mut orders, mut seed) = (None, None, 1);
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--help" | "-h" => return Ok(Command::Help),
+            "--orders" => orders = Some(number(&arg, args.next())?),
+            "--seed" => seed = number(&arg, args.next())?,
+            flag if flag.starts_with("--") => return Err(format!("unknown argument {flag}")),
+            _ if input.is_some() => return Err(format!("one file at a time: {arg} is one too many")),
+            "-" => input = Some(Source::Stdin),
+            _ => input = Some(Source::File(arg)),
+        }
+    }
+    let source = match (input, orders) {
+        (Some(_), Some(_)) => return Err("--orders makes up orders; it does not go with a file".into()),
+        (Some(input), None) => input,
+        (None, Some(orders)) if orders > 1_000_000 => return Err(format!("--orders {orders}: at most 1000000")),
+        (None, orders) => Source::MadeUp { orders: orders.unwrap_or(2_000), seed },
+    };
+    Ok(Command::Run(Args { source, seed }))
+}
+
+fn number(flag: &str, value: Option<String>) -> Result<u64, String> {
+    let value = value.ok_or_else(|| format!("{flag} needs a number"))?;
+    value.parse().map_err(|problem| format!("{flag} {value}: {problem}"))
+}

@@ -1,0 +1,48 @@
+//! Tells customers that their order is paid.
+
+use crate::names::{MAIL, ORDERS, Order, PAID};
+use postroom::{Broker, DeadLetter, Error, Message, Queue, Retry};
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Down for its first connections, or until it is repaired.
+#[derive(Default)]
+pub struct MailServer {
+    repaired: AtomicBool,
+    connections: AtomicU64,
+    told: Mutex<BTreeMap<u64, String>>,
+}
+
+const REFUSED_CONNECTIONS: u64 = 300;
+
+impl MailServer {
+    fn send(&self, order: &Order) -> io::Result<()> {
+        std::thread::sleep(Duration::from_micros(100)); // the network
+        let connection = self.connections.fetch_add(1, Ordering::Relaxed);
+        if connection < REFUSED_CONNECTIONS && !self.repaired.load(Ordering::Relaxed) {
+            return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "mail server refuses connections"));
+        }
+        self.told.lock().unwrap().insert(order.id, order.customer.clone());
+        Ok(())
+    }
+
+    pub fn repair(&self) {
+        self.repaired.store(true, Ordering::Relaxed);
+    }
+
+    /// Who got a mail, by order.
+    pub fn told(&self) -> BTreeMap<u64, String> {
+        self.told.lock().unwrap().clone()
+    }
+}
+
+pub fn start(broker: &Broker, unsolved: &Queue<DeadLetter<Order>>, server: Arc<MailServer>) -> Result<(), Error> {
+    let retry = Retry::fixed(Duration::from_millis(2)).max_attempts(3);
+    let queue = broker.queue(MAIL).capacity(5_000).retry(retry).dead_letter_to(unsolved).declare()?;
+    broker.topic(ORDERS).declare()?.bind(&queue, PAID)?;
+    queue.consumer().workers(4).start(move |order: &Message<Order>| server.send(order))?;
+    Ok(())
+}

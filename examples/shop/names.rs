@@ -1,0 +1,38 @@
+//! All that the modules know of each other.
+
+use postroom::{DeadLetter, QueueName, TopicName};
+use serde::Deserialize;
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Order {
+    /// Chosen by the customer's side: it is what makes every step idempotent.
+    pub id: u64,
+    pub customer: String,
+    pub item: String,
+    pub quantity: u32,
+    pub cents: u64,
+    pub card: Card,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Card {
+    Good,
+    Expired,
+    Stolen,
+}
+
+/// What happens to orders. Each step listens to the one before it and says when it is done itself.
+pub const ORDERS: TopicName<Order> = TopicName::new("orders");
+pub const PLACED: &str = "order.placed";
+pub const RESERVED: &str = "order.reserved";
+pub const PAID: &str = "order.paid";
+pub const ABANDONED: &str = "order.abandoned";
+
+pub const STOCK: QueueName<Order> = QueueName::new("stock");
+pub const STOCK_RELEASE: QueueName<Order> = QueueName::new("stock-release");
+pub const PAYMENT: QueueName<Order> = QueueName::new("payment");
+pub const MAIL: QueueName<Order> = QueueName::new("mail");
+/// What any of them gave up on.
+pub const UNSOLVED: QueueName<DeadLetter<Order>> = QueueName::new("unsolved");

@@ -1,0 +1,240 @@
+//! Every example holds what it promises: it ends well, in time, and says what its header announces.
+//!
+//! `cargo test` builds the examples. With `--test examples` alone it does not; what is missing or older than
+//! its source is built here then.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+/// Far more than any needs, even unoptimised on a busy machine.
+const LIMIT: Duration = Duration::from_secs(60);
+
+const GOOD: &str = r#"{"id":ID,"customer":"ann@example.org","item":"kettle","quantity":1,"cents":2990,"card":"good"}"#;
+
+#[test]
+fn decoupling_holds() {
+    run("01_decoupling", &[], "").succeeds().says(&[
+        "0 of 100 orders placed, yet stock is reserved",
+        "1000 of 1000 orders placed",
+        "a fifth module, recommendations, joined",
+        "1000 redriven, 1000 sent",
+        "shut down: nothing left",
+    ]);
+}
+
+#[test]
+fn asynchronous_processing_holds() {
+    run("02_async_processing", &[], "").succeeds().says(&[
+        "workers transcoded",
+        "499 users were told",
+        "attempt 3: panicked: encoder crashed on video 13",
+        "encoder fixed, 1 redriven",
+        "shut down: nothing left",
+    ]);
+}
+
+#[test]
+fn retry_holds() {
+    run("09_retry", &[], "").succeeds().says(&[
+        "6 attempts, 200ms doubling to 30s, jitter up to 50%",
+        "order 77 was charged, crashed, was delivered again, and was charged once",
+        "40 x attempts exhausted: bank does not answer",
+        "10 x permanent failure: card expired",
+        "10 redriven with a new card",
+        "390 charged",
+    ]);
+}
+
+#[test]
+fn the_shop_balances_its_books() {
+    run("shop", &[], "").succeeds().says(&["2000 made up with seed 1", "p99", "The books balance: 2000 orders"]);
+    run("shop", &["--orders", "0"], "").succeeds().says(&["The books balance: 0 orders"]);
+}
+
+#[test]
+fn the_shop_reads_a_file_and_reports_bad_lines() {
+    let lines = [
+        GOOD.replace("ID", "1").into_bytes(),
+        b"not json".to_vec(),
+        b"".to_vec(),
+        br#"{"id":2,"customer":"bob@example.org"}"#.to_vec(),
+        b"\xff\xfe".to_vec(),
+        GOOD.replace("ID", "1").into_bytes(),
+        GOOD.replace("ID", "3").replace(r#""quantity":1"#, r#""quantity":0"#).into_bytes(),
+        GOOD.replace("ID", "4").replace("kettle", "spoon").into_bytes(),
+        GOOD.replace("ID", "5").replace("good", "stolen").into_bytes(),
+        GOOD.replace("ID", "6").replace("good", "expired").into_bytes(),
+    ];
+    let path = written("orders.jsonl", &lines.join(&b"\r\n"[..]));
+    run("shop", &[path.to_str().unwrap()], "")
+        .succeeds()
+        .says(&[
+            "4 orders placed",
+            "5 bad lines skipped",
+            "permanent failure: no such item: spoon",
+            "permanent failure: card reported stolen",
+            "The books balance: 4 orders placed, 2 paid, 2 unsolved",
+        ])
+        .complains(&[
+            "line 2: expected",
+            "line 4: missing field `item`",
+            "line 5: invalid utf-8",
+            "line 6: order 1 was placed before",
+            "line 7: quantity is 0",
+        ]);
+}
+
+#[test]
+fn the_shop_reads_standard_input() {
+    let lines: Vec<String> = (1..=50).map(|id| GOOD.replace("ID", &id.to_string())).collect();
+    run("shop", &["-"], &lines.join("\n")).succeeds().says(&[
+        "JSON lines from standard input",
+        "50 orders placed",
+        "0 bad lines",
+        "50 paid, 0 unsolved",
+    ]);
+    run("shop", &["-"], "").succeeds().says(&["The books balance: 0 orders placed"]);
+}
+
+#[test]
+fn the_shop_says_what_it_cannot_read() {
+    run("shop", &["no/such/file.jsonl"], "").ends_with(2).complains(&["cannot read no/such/file.jsonl"]);
+    run("shop", &[env!("CARGO_TARGET_TMPDIR")], "").ends_with(2).complains(&["cannot read"]);
+}
+
+#[test]
+fn the_shop_refuses_arguments_it_does_not_know() {
+    for (args, complaint) in [
+        (&["--frobnicate"][..], "unknown argument --frobnicate"),
+        (&["--orders"], "--orders needs a number"),
+        (&["--orders", "many"], "--orders many: invalid digit"),
+        (&["--orders", "1000001"], "at most 1000000"),
+        (&["a", "b"], "one file at a time"),
+        (&["-", "--orders", "5"], "does not go with a file"),
+    ] {
+        run("shop", args, "").ends_with(2).complains(&[complaint, "usage: shop"]);
+    }
+    run("shop", &["--help"], "").succeeds().says(&["usage: shop", "Exit code 2"]);
+}
+
+/// What a program did.
+struct Run {
+    what: String,
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Run {
+    #[track_caller]
+    fn succeeds(self) -> Self {
+        self.ends_with(0)
+    }
+
+    #[track_caller]
+    fn ends_with(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "{}\n{}\n{}", self.what, self.stdout, self.stderr);
+        self
+    }
+
+    #[track_caller]
+    fn says(self, words: &[&str]) -> Self {
+        self.has(words, &self.stdout);
+        self
+    }
+
+    #[track_caller]
+    fn complains(self, words: &[&str]) -> Self {
+        self.has(words, &self.stderr);
+        self
+    }
+
+    #[track_caller]
+    fn has(&self, words: &[&str], output: &str) {
+        for words in words {
+            assert!(output.contains(words), "{} does not say {words:?}:\n{output}", self.what);
+        }
+    }
+}
+
+/// Runs an example to its end, or kills it at the limit.
+#[track_caller]
+fn run(example: &str, args: &[&str], input: &str) -> Run {
+    let what = format!("{example} {}", args.join(" "));
+    let mut command = Command::new(built(example));
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let start = Instant::now();
+    let mut child = command.spawn().expect("it was built");
+    let stdout = read_all(child.stdout.take().unwrap());
+    let stderr = read_all(child.stderr.take().unwrap());
+    // A program that does not care for its input may be gone before it has been written.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if start.elapsed() > LIMIT {
+            child.kill().unwrap();
+            panic!("{what}: not done after {LIMIT:?}, so far:\n{}", stdout.join().unwrap());
+        }
+        thread::sleep(Duration::from_millis(10));
+    };
+    Run { what, code: status.code(), stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
+}
+
+/// Meanwhile, so that the program never waits for a full pipe.
+fn read_all(mut pipe: impl Read + Send + 'static) -> thread::JoinHandle<String> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        pipe.read_to_end(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+/// The program, beside this test: `target/<profile>/deps/this-test`, `target/<profile>/examples/name`.
+fn built(example: &str) -> PathBuf {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    let this_test = std::env::current_exe().unwrap();
+    let profile = this_test.ancestors().nth(2).unwrap();
+    let path = profile.join("examples").join(format!("{example}{}", std::env::consts::EXE_SUFFIX));
+    if changed(&path).is_none_or(|built| built < sources_changed()) {
+        BUILT.get_or_init(|| build_all(profile));
+    }
+    path
+}
+
+fn changed(path: &Path) -> Option<SystemTime> {
+    fs::metadata(path).ok()?.modified().ok()
+}
+
+fn sources_changed() -> SystemTime {
+    let mut newest = SystemTime::UNIX_EPOCH;
+    let mut paths: Vec<_> = ["src", "examples"].map(|dir| Path::new(env!("CARGO_MANIFEST_DIR")).join(dir)).into();
+    while let Some(path) = paths.pop() {
+        if path.is_file() {
+            newest = newest.max(changed(&path).unwrap_or(newest));
+        }
+        paths.extend(fs::read_dir(path).into_iter().flatten().map(|entry| entry.unwrap().path()));
+    }
+    newest
+}
+
+fn build_all(profile: &Path) {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--examples"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    if profile.ends_with("release") {
+        cargo.arg("--release");
+    }
+    assert!(cargo.status().unwrap().success(), "the examples do not build");
+}
+
+fn written(name: &str, content: &[u8]) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    fs::write(&path, content).unwrap();
+    path
+}
