@@ -1,5 +1,106 @@
-//! An embedded message queue.
+//! An embedded message queue: routing, acknowledgement, retry, dead letters and back-pressure inside one
+//! process.
+//!
+//! For programs made of modules that must not call each other. One module publishes to a topic, others
+//! consume from queues bound to it; neither knows the other. What fails is retried, what keeps failing
+//! becomes a dead letter, and a full queue slows its producers down instead of eating the memory. A plain
+//! synchronous library on `std::thread`: no server, no async runtime, no macros, no `unsafe`.
+//!
+//! ```
+//! use postroom::{Broker, Failure, Message, QueueName, TopicName};
+//! use std::time::Duration;
+//!
+//! struct OrderPlaced { id: u64, cents: u64 }
+//!
+//! // All that the modules share.
+//! const ORDERS: TopicName<OrderPlaced> = TopicName::new("orders");
+//! const BILLING: QueueName<OrderPlaced> = QueueName::new("billing");
+//!
+//! let broker = Broker::new();
+//! let orders = broker.topic(ORDERS).declare()?;
+//! let billing = broker.queue(BILLING).declare()?;
+//! orders.bind(&billing, "order.*")?;
+//!
+//! billing.consumer().workers(4).start(|order: &Message<OrderPlaced>| -> Result<(), Failure> {
+//!     println!("order {}: {} cents, attempt {}", order.id, order.cents, order.attempt());
+//!     Ok(()) // an error here would be retried: 5 attempts, 100 ms doubling
+//! })?;
+//!
+//! orders.publish("order.placed", OrderPlaced { id: 1, cents: 4200 })?;
+//! let report = broker.shutdown(Duration::from_secs(5));
+//! assert!(report.is_clean(), "{report}");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Messages live in memory: what is not settled when the process dies is lost. The [`guide`] says what is
+//! promised, shows it, and says [when a queue is the wrong tool](guide#when-a-queue-is-the-wrong-tool).
+//!
+//! # Where to find what
+//!
+//! | to | see |
+//! |---|---|
+//! | set up | [`Broker`], [`Topic`], [`Queue`], and their builders |
+//! | select what reaches a queue | [`Routing`], [`Binding`], [`Pattern`], [`Headers`], [`Router`] |
+//! | consume with workers | [`Queue::consumer`], [`Consumer`], [`Failure`], [`Classify`], [`Outcome`] |
+//! | consume by hand | [`Queue::recv`], [`Delivery`], [`Batch`] |
+//! | say how often to try again | [`Retry`], [`DelayLevel`] |
+//! | look after what failed | [`DeadLetter`], [`Queue::redrive`] |
+//! | watch | [`Broker::stats`], [`Broker::describe`], [`Event`] |
+//! | end | [`Broker::shutdown`], [`ShutdownReport`], [`Queue::drain`] |
+//! | test | [`Broker::simulated`], [`Simulation`], [`ManualClock`], [`Broker::wait_idle`] |
+//!
+//! # Architecture
+//!
+//! ```text
+//!            publish        route            store           deliver            settle
+//! producer ----------> Topic ------> Queue: tail | head ---------> Delivery ------ ack ------> gone
+//!                                     ^  ^                          |  |  |
+//!                                     |  +--- delayed <--- retry ---+  |  +-- dead_letter --> Queue of
+//!                                     |                                |                    dead letters
+//!                                     +----------- requeue ------------+                          |
+//!                                     +--------------------------- redrive -----------------------+
+//! ```
+//!
+//! **A publish** stamps the message with an id and a time, finds the queues for its routing key (a cache
+//! lookup, unless filters, headers or a [`Router`] have to see the message), and appends it. With several
+//! queues, each first promises a place; if one cannot, the promises are taken back. A topic bound to a topic
+//! is resolved in the same step, so a queue gets one copy however many ways lead to it.
+//!
+//! **A message has one owner at a time.**
+//!
+//! | where it is | owner | guarded by |
+//! |---|---|---|
+//! | being published | the publishing thread; an error gives it back | nothing |
+//! | ready, not reached by a consumer yet | the queue's tail | the producers' lock |
+//! | ready, next to be handed out | the queue's head | the consumers' lock |
+//! | waiting for its retry | the queue's heap of delayed messages | that heap's lock |
+//! | in flight | the [`Delivery`], or the worker that handles it | nothing |
+//! | given up on | the dead-letter queue | as in any queue |
+//!
+//! **Locks.** The hand-off is not lock-free. A queue has two short mutexes, one for producers and one for
+//! consumers; a consumer takes both only when the head is empty, a producer both only when the queue is
+//! full, and a whole chunk of messages changes sides at once. A topic has eight route caches, each under a
+//! mutex, and spreads threads over them. Settling an ack takes no lock (with
+//! [`max_in_flight`](QueueBuilder::max_in_flight) it takes the producers'). None of your code (handlers,
+//! hooks, filters, routers, destructors of payloads) runs under any of these locks.
+//!
+//! **Threads.** Each worker of a [`Consumer`] is one. A broker has one more, the scheduler, from the first
+//! moment something has to wait for time; it moves due messages back into their queues and, under load,
+//! refreshes the clock reading that stamps messages. There is no other.
+//!
+//! **When something goes wrong.**
+//!
+//! * A *panic* in a handler is a failed attempt, and the worker goes on. In a filter or router it gives the
+//!   message back to the publisher. In a hook or a payload's destructor it changes nothing.
+//! * A *full* queue acts by its [`Overflow`] policy; redelivery needs no room.
+//! * *Shutdown* shuts the entrance to all but the broker's own workers, waits until queues with consumers
+//!   are at rest or the time is up, joins the threads, and reports the rest. Whoever settles after that
+//!   finds the message back in its queue.
+//!
+//! The sources are meant to be read in the order of the modules in `lib.rs`; the heart is
+//! `queue/core.rs`.
 
+// In reading order.
 mod sync;
 mod error;
 mod message;
@@ -24,6 +125,7 @@ mod consumer;
 mod describe;
 mod shutdown;
 mod broker;
+pub mod guide;
 
 pub use broker::{Broker, Builder};
 pub use clock::ManualClock;
@@ -48,3 +150,8 @@ pub use simulation::Simulation;
 pub use stats::{HandlingTime, QueueStats, Stats, TopicStats};
 pub use timer::{Timer, TimerRef};
 pub use topic::{BindTarget, Receipt, Router, Routing, Topic, TopicBuilder};
+
+/// Keeps the README's code compiling.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;
