@@ -270,6 +270,10 @@ impl Broker {
         Error::unless_none(builder.subject(), problems)?;
         let QueueBuilder { name, settings, dead_letters, .. } = builder;
         let own_dead_letters = dead_letters.is_none();
+        if let Some(shared) = &dead_letters {
+            // It holds dead letters from now on, so it will never need a queue for its own.
+            registry.forget_unused(&dead_letter_name(shared.name()));
+        }
         let queue = Queue::build(Arc::clone(&self.inner.runtime), name.into(), settings, dead_letters);
         registry.queues.insert(Arc::clone(&queue.core.name), queue.core.clone());
         if own_dead_letters {
@@ -277,6 +281,24 @@ impl Broker {
             registry.queues.insert(Arc::clone(&dead.name), dead);
         }
         Ok(queue)
+    }
+
+    pub(crate) fn find_queue<T: Send + Sync + 'static>(&self, name: &str) -> Result<Queue<T>, Error> {
+        let subject = || format!("queue {name:?}");
+        let found = self.inner.registry.lock().queues.get(name).cloned();
+        let found = found.ok_or_else(|| Error::new(subject(), "there is none of that name"))?;
+        let payload = found.payload();
+        let core = found.as_any().downcast::<Core<T>>();
+        core.map(Queue::from_core).map_err(|_| Error::new(subject(), other_payload::<T>(payload)))
+    }
+
+    pub(crate) fn find_topic<T: Send + Sync + 'static>(&self, name: &str) -> Result<Topic<T>, Error> {
+        let subject = || format!("topic {name:?}");
+        let found = self.inner.registry.lock().topics.get(name).cloned();
+        let found = found.ok_or_else(|| Error::new(subject(), "there is none of that name"))?;
+        let payload = found.payload();
+        let core = found.as_any().downcast::<TopicCore<T>>();
+        core.map(|core| Topic { core }).map_err(|_| Error::new(subject(), other_payload::<T>(payload)))
     }
 
     pub(crate) fn declare_topic<T: Send + Sync + 'static>(&self, builder: TopicBuilder<T>) -> Result<Topic<T>, Error> {
@@ -297,6 +319,16 @@ impl Broker {
         let topic = builder.build(Arc::clone(&self.inner.runtime));
         registry.topics.insert(Arc::clone(&topic.core.name), topic.core.clone());
         Ok(topic)
+    }
+}
+
+impl Registry {
+    /// Removes the dead-letter queue of a queue that can have no dead letters any more.
+    fn forget_unused(&mut self, name: &str) {
+        let unused = |queue: &Arc<dyn AnyQueue>| queue.holds_dead_letters() && queue.stats().published == 0;
+        if self.queues.get(name).is_some_and(unused) {
+            self.queues.remove(name);
+        }
     }
 }
 

@@ -4,13 +4,14 @@ use crate::clock::Clock;
 use crate::dead_letter::Reason;
 use crate::delivery::Verdict;
 use crate::error::Error;
-use crate::message::Message;
+use crate::message::{Message, MessageId};
 use crate::outcome::{IntoOutcome, Outcome, panic_text};
 use crate::queue::core::{Core, Nothing, Patience};
 use crate::queue::fifo::Chunk;
+use crate::runtime::Event;
 use crate::scheduler::TimedId;
 use crate::simulation::Task;
-use crate::stats::{Counter, Tally};
+use crate::stats::Tally;
 use crate::sync::{
     AtomicBool, AtomicUsize, Condvar, JoinHandle, Mutex, MutexGuard, Ordering, ThreadBuilder, current_thread,
 };
@@ -506,7 +507,7 @@ where
                 (self.handler)(&message).into_outcome()
             }))
         });
-        let (outcome, error) = result.unwrap_or_else(|panic| panicked(&core.counts.panicked, &*panic));
+        let (outcome, error) = result.unwrap_or_else(|panic| panicked(core, message.id(), &*panic));
         self.hooks.after(&message, &outcome);
         if outcome == Outcome::Ack {
             let _ = core.settle(message, Verdict::Ack, tally);
@@ -518,9 +519,15 @@ where
 }
 
 #[cold]
-fn panicked(counter: &Counter, panic: &(dyn std::any::Any + Send)) -> (Outcome, Option<String>) {
-    counter.add(1);
-    (Outcome::Retry, Some(panic_text(panic)))
+fn panicked<T: Send + Sync + 'static>(
+    core: &Core<T>,
+    message: MessageId,
+    panic: &(dyn std::any::Any + Send),
+) -> (Outcome, Option<String>) {
+    core.counts.panicked.add(1);
+    let text = panic_text(panic);
+    core.runtime.tell(|| Event::HandlerPanicked { queue: core.name.to_string(), message, text: text.clone() });
+    (Outcome::Retry, Some(text))
 }
 
 impl<T: Send + Sync + 'static> Hooks<T> {
@@ -595,7 +602,7 @@ where
                 (self.handler)(messages).into_outcome()
             }))
         });
-        let (outcome, error) = result.unwrap_or_else(|panic| panicked(&core.counts.panicked, &*panic));
+        let (outcome, error) = result.unwrap_or_else(|panic| panicked(core, messages[0].id(), &*panic));
         messages.iter().for_each(|message| self.hooks.after(message, &outcome));
         if outcome == Outcome::Ack && core.ack_all(batch, tally).is_ok() {
             return;

@@ -3,6 +3,7 @@
 use crate::clock::Timestamp;
 use crate::error::Error;
 use crate::message::{Attempt, Message};
+use crate::outcome::drop_contained;
 use crate::queue::Queue;
 use crate::queue::core::Core;
 use crate::rate::Rate;
@@ -12,7 +13,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 /// Why a queue gave up on a message.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Reason {
     /// Its handler failed as often as the retry policy allows.
@@ -100,7 +101,9 @@ impl<T: Send + Sync + 'static> DeadLetter<T> {
         self.message.share()
     }
 
-    pub(crate) fn new(message: Message<T>, reason: Reason, core: &Core<T>) -> Self {
+    pub(crate) fn new(mut message: Message<T>, reason: Reason, core: &Core<T>) -> Self {
+        // So that it can be redriven even while somebody who peeked still looks at the letter.
+        message.make_shared();
         let at = core.runtime.clock.now();
         Self { message, reason, queue: Arc::clone(&core.name), at, origin: core.weak() }
     }
@@ -257,9 +260,11 @@ impl<'a, T: Send + Sync + 'static> Redrive<'a, T> {
             kept.messages.push(message);
             let letter = kept.messages.last().expect("just pushed").payload();
             let Some(origin) = self.destination(letter) else { continue };
-            let edited = self.edit.as_mut().map(|edit| edit(letter));
-            let message = kept.messages.pop().expect("just pushed");
-            let Some(message) = kept.unwrap_letter(message, edited) else { continue };
+            let mut message = letter.message.share_again().expect("made shareable when it became a letter");
+            if let Some(edit) = &mut self.edit {
+                message.replace_payload(edit(letter));
+            }
+            drop_contained(kept.messages.pop());
             let delay = pace.map_or(Duration::ZERO, |pace| pace.time_for(moved as u64));
             origin.readmit(message, delay);
             core.settled(&core.tallies.common.acked);
@@ -284,23 +289,6 @@ impl<'a, T: Send + Sync + 'static> Redrive<'a, T> {
 struct Kept<'a, T: Send + Sync + 'static> {
     core: &'a Core<DeadLetter<T>>,
     messages: Vec<Message<DeadLetter<T>>>,
-}
-
-impl<T: Send + Sync + 'static> Kept<'_, T> {
-    /// The message inside; `None` if somebody who peeked at the letter still holds it, so it stays.
-    fn unwrap_letter(&mut self, message: Message<DeadLetter<T>>, edited: Option<T>) -> Option<Message<T>> {
-        let mut inner = match message.try_into_payload() {
-            Ok(letter) => letter.message,
-            Err(message) => {
-                self.messages.push(message);
-                return None;
-            }
-        };
-        if let Some(payload) = edited {
-            inner.replace_payload(payload);
-        }
-        Some(inner)
-    }
 }
 
 impl<T: Send + Sync + 'static> Drop for Kept<'_, T> {

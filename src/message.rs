@@ -119,7 +119,7 @@ pub(crate) enum Delay {
 enum Body<T> {
     Own(T),
     Shared(Arc<T>),
-    /// Only while [`Message::share`] turns the first into the second.
+    /// Only while [`Message::make_shared`] turns the first into the second.
     Moving,
 }
 
@@ -366,15 +366,26 @@ impl<T> Message<T> {
         self.body = Body::Own(payload);
     }
 
+    /// Another message over the same payload, if that is shared already.
+    pub(crate) fn share_again(&self) -> Option<Self> {
+        let Body::Shared(payload) = &self.body else { return None };
+        let body = Body::Shared(Arc::clone(payload));
+        Some(Self { body, routing_key: self.routing_key.clone(), extras: self.extras.clone(), ..*self })
+    }
+
     /// Another message over the same payload, which both share from now on.
     pub(crate) fn share(&mut self) -> Self {
+        self.make_shared();
+        self.share_again().expect("shared just now")
+    }
+
+    pub(crate) fn make_shared(&mut self) {
         let shared = match std::mem::replace(&mut self.body, Body::Moving) {
             Body::Own(payload) => Arc::new(payload),
             Body::Shared(payload) => payload,
             Body::Moving => unreachable!("nobody sees a message while it is made shareable"),
         };
-        self.body = Body::Shared(Arc::clone(&shared));
-        Self { body: Body::Shared(shared), routing_key: self.routing_key.clone(), extras: self.extras.clone(), ..*self }
+        self.body = Body::Shared(shared);
     }
 }
 

@@ -25,6 +25,15 @@ pub enum Event {
         /// The dead-letter queue that has no room.
         dead_letters: String,
     },
+    /// A handler panicked; its message is retried or becomes a dead letter.
+    HandlerPanicked {
+        /// The message's queue.
+        queue: String,
+        /// Which message it was; the first of them for a batch.
+        message: MessageId,
+        /// What the panic said.
+        text: String,
+    },
     /// A worker has been waiting for room in a full queue for longer than the threshold (see
     /// `Builder::blocked_warning`); told once per wait.
     WorkerBlocked {

@@ -150,6 +150,8 @@ impl Stats {
 pub struct QueueStats {
     /// The queue's name.
     pub name: String,
+    /// Whether other queues send their dead letters here.
+    pub holds_dead_letters: bool,
     /// How many messages it may hold before its overflow policy acts.
     pub capacity: u64,
     /// Messages accepted from outside; a redelivery is not one, a redriven dead letter is.

@@ -3,7 +3,7 @@
 use crate::broker::Broker;
 use crate::error::{BatchError, Error, PublishError, Refused};
 use crate::message::{Message, MessageId, Text};
-use crate::outcome::panic_text;
+use crate::outcome::{IntoOutcome, Outcome, panic_text};
 use crate::queue::builder::name_problems;
 use crate::queue::core::{Core, Patience, Pledge, Refusal};
 use crate::queue::throttle::Throttle;
@@ -91,6 +91,13 @@ impl Receipt {
     }
 }
 
+/// So that a handler may end with a publish.
+impl IntoOutcome for Receipt {
+    fn into_outcome(self) -> (Outcome, Option<String>) {
+        (Outcome::Ack, None)
+    }
+}
+
 /// Describes a topic; nothing exists until [`TopicBuilder::declare`].
 #[must_use = "nothing exists until `declare` is called"]
 pub struct TopicBuilder<T> {
@@ -168,6 +175,14 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
         Error::unless_none(format!("topic {:?}", self.name), problems)?;
         let broker = self.broker.clone();
         broker.declare_topic(self)
+    }
+
+    /// The topic that is declared under this name, whatever its settings; those given here do not count.
+    ///
+    /// # Errors
+    /// If there is none, or one with another payload type.
+    pub fn find(self) -> Result<Topic<T>, Error> {
+        self.broker.find_topic(&self.name)
     }
 
     pub(crate) fn name(&self) -> &str {

@@ -291,6 +291,30 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
         }
     }
 
+    /// The queue that is declared under this name, whatever its settings; those given here do not count.
+    /// This is how a module that knows only a name gets at a queue that another has declared.
+    ///
+    /// ```
+    /// use postroom::{Broker, DeadLetter, Queue};
+    ///
+    /// let broker = Broker::new();
+    /// let _jobs: Queue<u32> = broker.queue("jobs").capacity(5).declare()?;
+    ///
+    /// let jobs: Queue<u32> = broker.queue("jobs").find()?;
+    /// let dead: Queue<DeadLetter<u32>> = broker.queue("jobs.dead").find()?;
+    /// assert_eq!((jobs.capacity(), dead.len()), (5, 0));
+    /// # Ok::<(), postroom::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If there is none, or one with another payload type.
+    pub fn find(self) -> Result<Queue<T>, Error> {
+        match &self.broker {
+            Some(broker) => broker.find_queue(&self.name),
+            None => Err(Error::new(self.subject(), "a queue without a broker cannot be found by its name")),
+        }
+    }
+
     pub(crate) fn subject(&self) -> String {
         format!("queue {:?}", self.name)
     }

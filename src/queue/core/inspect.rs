@@ -125,6 +125,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let (discarded, purged, cancelled) = (counts.discarded.get(), counts.purged.get(), counts.cancelled.get());
         QueueStats {
             name: self.name.to_string(),
+            holds_dead_letters: self.is_terminal(),
             capacity: self.settings.capacity,
             published: intake.accepted,
             delivered: outlet.delivered,
