@@ -7,6 +7,7 @@ use crate::name::Name;
 use crate::queue::core::Core;
 use crate::queue::{Queue, QueueBuilder, dead_letter_name};
 use crate::runtime::{Event, EventHook, Options, Runtime};
+use crate::schedule::{Schedule, ScheduleBuilder, ScheduleInfo, Schedules};
 use crate::shutdown::{self, ShutdownReport};
 use crate::simulation::{Executor, Simulation};
 use crate::stats::{QueueStats, Stats, TopicStats};
@@ -57,6 +58,7 @@ pub struct Broker {
 struct Inner {
     runtime: Arc<Runtime>,
     registry: Mutex<Registry>,
+    schedules: Arc<Schedules>,
 }
 
 #[derive(Default)]
@@ -167,11 +169,15 @@ impl Broker {
     }
 
     fn of(runtime: Arc<Runtime>) -> Self {
-        Self { inner: Arc::new(Inner { runtime, registry: Mutex::new(Registry::default()) }) }
+        Self { inner: Arc::new(Inner { runtime, registry: Mutex::default(), schedules: Arc::default() }) }
     }
 
     pub(crate) fn runtime(&self) -> &Arc<Runtime> {
         &self.inner.runtime
+    }
+
+    pub(crate) fn schedule_table(&self) -> &Arc<Schedules> {
+        &self.inner.schedules
     }
 
     /// Describes a topic to declare, or one that is declared already.
@@ -184,9 +190,27 @@ impl Broker {
         QueueBuilder::of(self.clone(), name.into().text)
     }
 
+    /// Describes messages to come at fixed times, or ones that are scheduled already.
+    pub fn schedule(&self, name: impl Into<String>) -> ScheduleBuilder {
+        ScheduleBuilder::of(self.clone(), name.into())
+    }
+
+    /// The schedule of that name, if there is one.
+    #[must_use]
+    pub fn schedule_named(&self, name: &str) -> Option<Schedule> {
+        self.inner.schedules.find(name)
+    }
+
+    /// All schedules, by name.
+    #[must_use]
+    pub fn schedules(&self) -> Vec<ScheduleInfo> {
+        self.inner.schedules.all()
+    }
+
     /// Refuses new publishes, lets consumers empty their queues, ends every thread and says what was left.
     ///
-    /// Handlers may go on publishing while their broker drains, so work in several steps comes to its end.
+    /// Schedules are removed first. Handlers may go on publishing while their broker drains, so work in
+    /// several steps comes to its end.
     /// Queues that have consumers are drained, and deliveries in hand are waited for, together at most
     /// `timeout`; retries that become due in that time still happen. Then everything is closed: receivers
     /// find [`Closed`](crate::RecvError::Closed), workers end after the message in hand. Takes at most
@@ -200,6 +224,7 @@ impl Broker {
             registry.closed = true;
             registry.queues.values().cloned().collect::<Vec<_>>()
         };
+        self.inner.schedules.close();
         shutdown::run(&self.inner.runtime, &queues, timeout)
     }
 
@@ -354,6 +379,7 @@ fn other_payload<T>(existing: &str) -> String {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        self.schedules.close();
         let crews = self.runtime.crews();
         crews.iter().for_each(|crew| crew.order_stop());
         crews.iter().for_each(|crew| {

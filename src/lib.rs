@@ -124,6 +124,7 @@ mod dead_letter;
 mod consumer;
 mod describe;
 mod shutdown;
+mod schedule;
 mod broker;
 pub mod guide;
 
@@ -145,6 +146,7 @@ pub use rate::Rate;
 pub use retry::{DelayLevel, Retry};
 pub use route::{Binding, Headers, Pattern, PatternError};
 pub use runtime::Event;
+pub use schedule::{Missed, Schedule, ScheduleBuilder, ScheduleInfo};
 pub use shutdown::{Leftover, ShutdownReport};
 pub use simulation::Simulation;
 pub use stats::{HandlingTime, QueueStats, Stats, TopicStats};

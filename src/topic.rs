@@ -269,7 +269,7 @@ pub(crate) struct TopicCore<T> {
     settings: TopicSettings,
     router: Option<Box<dyn Router<T>>>,
     alternate: Option<Arc<Core<T>>>,
-    runtime: Arc<Runtime>,
+    pub(crate) runtime: Arc<Runtime>,
     table: Mutex<Table<T>>,
     lanes: [Padded<Mutex<Lane<T>>>; LANES],
     limited: AtomicBool,
