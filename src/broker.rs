@@ -16,7 +16,7 @@ use std::any::{Any, type_name};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The names, threads, clock and shutdown of one in-process message system.
 ///
@@ -305,8 +305,10 @@ impl Drop for Inner {
     fn drop(&mut self) {
         let crews = self.runtime.crews();
         crews.iter().for_each(|crew| crew.order_stop());
+        // Whoever shutdown left behind is not waited for again.
+        let deadline = self.registry.lock().closed.then(Instant::now);
         crews.iter().for_each(|crew| {
-            crew.join(None);
+            crew.join(deadline);
         });
         self.runtime.scheduler.stop();
     }
@@ -330,6 +332,7 @@ pub(crate) trait AnyQueue: Send + Sync {
     fn describe(&self) -> QueueDescription;
     fn holds_dead_letters(&self) -> bool;
     fn start_draining(&self);
+    fn close(&self);
     fn end(&self);
     /// See [`Core::unrest`].
     fn unrest(&self, horizon: Timestamp) -> (u64, u64);
@@ -361,6 +364,9 @@ impl<T: Send + Sync + 'static> AnyQueue for Core<T> {
     }
     fn start_draining(&self) {
         Core::start_draining(self);
+    }
+    fn close(&self) {
+        Core::close(self);
     }
     fn end(&self) {
         Core::end(self);

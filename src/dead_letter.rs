@@ -104,6 +104,8 @@ impl<T: Send + Sync + 'static> DeadLetter<T> {
 pub(crate) trait DeadLetterSink<T>: Send + Sync {
     /// Takes the letter, closed or not; gives it back if there is no room.
     fn accept(&self, letter: DeadLetter<T>) -> Result<(), DeadLetter<T>>;
+    /// Whether it would take a letter now.
+    fn has_room(&self) -> bool;
     fn name(&self) -> &Arc<str>;
     fn queue(&self) -> Queue<DeadLetter<T>>;
 }
@@ -118,6 +120,10 @@ impl<T: Send + Sync + 'static> DeadLetterSink<T> for Core<DeadLetter<T>> {
             Ok(letter) => letter,
             Err(_) => unreachable!("a letter that was not taken has not been shared"),
         })
+    }
+
+    fn has_room(&self) -> bool {
+        self.takes_letters()
     }
 
     fn name(&self) -> &Arc<str> {

@@ -1,6 +1,7 @@
 //! The thing that moves: a payload with its envelope.
 
 use crate::clock::Timestamp;
+use crate::outcome::drop_contained;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use std::fmt;
@@ -234,7 +235,8 @@ impl<T> Message<T> {
 
     /// Puts another payload into the same envelope.
     pub(crate) fn replace_payload(&mut self, payload: T) {
-        self.body = Body::Own(payload);
+        let old = std::mem::replace(&mut self.body, Body::Own(payload));
+        drop_contained(old);
     }
 
     /// Another message over the same payload, which both share from now on.

@@ -2,6 +2,7 @@
 
 use crate::clock::{Clock, Timestamp};
 use crate::consumer::Crew;
+use crate::outcome::contained;
 use crate::random::Random;
 use crate::scheduler::Scheduler;
 use crate::simulation::{Executor, Until};
@@ -134,7 +135,7 @@ impl Runtime {
     pub(crate) fn tell(&self, event: impl FnOnce() -> Event) {
         if let Some(hook) = &self.events {
             let event = event();
-            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| hook(&event)));
+            let _ = contained(|| hook(&event));
         }
     }
 

@@ -57,6 +57,8 @@ pub(crate) struct Core<T> {
     readable: Condvar,
     /// Waited on with the outlet.
     writable: Condvar,
+    /// The gate is no longer open, for consumers that do not hold the intake.
+    draining: AtomicBool,
     /// Shutdown has reported what was left; settling comes too late.
     ended: AtomicBool,
 }
@@ -227,6 +229,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             delayed: Mutex::new(DelayHeap::new()),
             readable: Condvar::new(),
             writable: Condvar::new(),
+            draining: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         });
         let timed: Weak<dyn Timed> = Arc::downgrade(&(Arc::clone(&core) as Arc<dyn Timed>));
@@ -344,12 +347,20 @@ impl<T: Send + Sync + 'static> Core<T> {
             return Err(Refusal::Closed);
         }
         let slot = self.has_room(&mut intake);
-        if !slot && self.settings.overflow.refuses() {
+        if !slot && !self.takes_overflow() {
             return Err(Refusal::Full);
         }
         intake.slots += u64::from(slot);
         intake.pledged += 1;
         Ok(Pledge { slot })
+    }
+
+    /// Whether a publish to a full queue succeeds all the same.
+    fn takes_overflow(&self) -> bool {
+        match self.settings.overflow {
+            Overflow::DeadLetter => self.sink().has_room(),
+            policy => !policy.refuses(),
+        }
     }
 
     /// Brings the promised message.
@@ -394,7 +405,6 @@ impl<T: Send + Sync + 'static> Core<T> {
             return self.simulate_until_room(patience);
         }
         let deadline = patience.deadline();
-        let wake_at = self.arrange_wake(deadline);
         let mut outlet = self.outlet.lock();
         outlet.writers += 1;
         let result = loop {
@@ -404,13 +414,23 @@ impl<T: Send + Sync + 'static> Core<T> {
             if deadline.is_some_and(|deadline| self.runtime.clock.now() >= deadline) {
                 break Err(Refusal::Timeout);
             }
-            match wake_at {
+            match self.arrange_wake(deadline) {
                 Some(instant) => drop(self.writable.wait_until(&mut outlet, instant)),
                 None => self.writable.wait(&mut outlet),
             }
         };
         outlet.writers -= 1;
         result
+    }
+
+    /// Wakes another writer, if there is room: for one that was woken and cannot use it.
+    pub(crate) fn pass_room_on(&self) {
+        let outlet = self.outlet.lock();
+        let has_room = outlet.writers > 0 && self.room_or_closed(&outlet).is_some();
+        drop(outlet);
+        if has_room {
+            self.writable.notify_one();
+        }
     }
 
     fn simulate_until_room(&self, patience: Patience) -> Result<(), Refusal> {
@@ -433,6 +453,11 @@ impl<T: Send + Sync + 'static> Core<T> {
             return Some(Err(Refusal::Closed));
         }
         (intake.slots - outlet.released < self.settings.capacity).then_some(Ok(()))
+    }
+
+    /// Whether a dead letter would be taken now.
+    pub(crate) fn takes_letters(&self) -> bool {
+        !self.settings.overflow.refuses() || self.has_room(&mut self.intake.lock())
     }
 
     fn lets_in(&self, intake: &Intake<T>) -> bool {
@@ -635,7 +660,6 @@ impl<T: Send + Sync + 'static> Core<T> {
             return self.simulate_until_message(patience);
         }
         let deadline = patience.deadline();
-        let wake_at = self.arrange_wake(deadline);
         let mut slept = false;
         loop {
             let outlet = self.outlet.lock();
@@ -661,7 +685,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             }
             drop(outlet);
             intake.sleeping += 1;
-            match wake_at {
+            match self.arrange_wake(deadline) {
                 Some(instant) => drop(self.readable.wait_until(&mut intake, instant)),
                 None => self.readable.wait(&mut intake),
             }
@@ -728,7 +752,8 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
     }
 
-    /// With a manual clock nobody's condvar times out: the scheduler wakes us when the clock is moved.
+    /// With a manual clock nobody's condvar times out: the scheduler wakes us when the clock is moved. It
+    /// knows one time per queue and forgets it once it has called, so this comes before each wait.
     fn arrange_wake(&self, deadline: Option<Timestamp>) -> Option<std::time::Instant> {
         let deadline = deadline?;
         if self.runtime.clock.is_manual() {
@@ -1001,7 +1026,8 @@ impl<T: Send + Sync + 'static> Core<T> {
             settled += tally.settled();
             handling.add(&tally.handling);
         });
-        let oldest = outlet.head.front().or(intake.urgent.front()).map(|message| message.published_at);
+        let fresh = outlet.head.front().or_else(|| intake.tail.front());
+        let oldest = fresh.into_iter().chain(intake.urgent.front()).map(|message| message.published_at).min();
         let counts = &self.counts;
         let (discarded, purged) = (counts.discarded.get(), counts.purged.get());
         QueueStats {
@@ -1047,7 +1073,13 @@ impl<T: Send + Sync + 'static> Core<T> {
             intake.gate = gate;
         }
         drop((outlet, intake));
+        self.draining.store(true, Ordering::Release);
         self.wake_everyone();
+    }
+
+    /// Whether it is of no use to wait for a batch to fill up.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
     }
 
     /// Has all sleepers look again at what they wait for.
@@ -1161,11 +1193,24 @@ impl<T: Send + Sync + 'static> Timed for Core<T> {
     }
 }
 
+impl<T> Core<T> {
+    /// One by one, since a second panic on the way out would abort the process.
+    fn drop_messages(&self) {
+        let (mut delayed, mut outlet, mut intake) = (self.delayed.lock(), self.outlet.lock(), self.intake.lock());
+        intake.urgent.drain(..).for_each(drop_contained);
+        intake.tail.take_all(&mut outlet.head).into_iter().for_each(drop_contained);
+        while let Some(waiting) = delayed.pop_due(Timestamp::MAX) {
+            drop_contained(waiting);
+        }
+    }
+}
+
 impl<T> Drop for Core<T> {
     fn drop(&mut self) {
         if let Some(id) = self.timed.get() {
             self.runtime.scheduler.unregister(*id);
         }
+        self.drop_messages();
     }
 }
 

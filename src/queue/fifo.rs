@@ -78,6 +78,10 @@ impl<M> Tail<M> {
         self.filling.is_empty() && self.full.is_empty()
     }
 
+    pub(crate) fn front(&self) -> Option<&M> {
+        self.full.front().and_then(Chunk::front).or(self.filling.front())
+    }
+
     /// Moves the oldest chunk to an empty head. `false` if there is none.
     pub(crate) fn refill(&mut self, head: &mut Head<M>) -> bool {
         debug_assert!(head.chunk.is_empty());

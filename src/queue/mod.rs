@@ -330,6 +330,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
         message.published_at = self.runtime.stamp();
         message.attempt = 0;
+        message.redelivered = false;
     }
 
     /// Accepts the messages one after the other, many under one lock where there is room. What was not
