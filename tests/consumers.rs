@@ -176,7 +176,7 @@ fn stop_finishes_what_is_in_hand_and_leaves_the_rest() {
         eventually("two are busy", || gate.inside() == 2);
         let stopping = consumer.clone();
         let stop = thread::spawn(move || stopping.stop());
-        thread::sleep(MILLI * 10);
+        eventually("the stop is ordered", || consumer.scale_to(2).is_err());
         assert!(!stop.is_finished(), "it waits for what is in hand");
         gate.open();
         stop.join().unwrap();
