@@ -249,13 +249,17 @@ impl<'a, T: Send + Sync + 'static> Redrive<'a, T> {
             if moved == self.limit {
                 break;
             }
-            let Ok(message) = core.try_take() else { break };
+            let Ok(message) = core.take_to_look() else { break };
             kept.messages.push(message);
             let letter = kept.messages.last().expect("just pushed").payload();
             let Some(origin) = self.destination(letter) else { continue };
             let edited = self.edit.as_mut().map(|edit| edit(letter));
             let message = kept.messages.pop().expect("just pushed");
+            let held_slot = message.holds_slot;
             let Some(message) = kept.unwrap_letter(message, edited) else { continue };
+            if held_slot {
+                core.free_slot();
+            }
             let delay = pace.map_or(Duration::ZERO, |pace| pace.time_for(moved as u64));
             origin.readmit(message, delay);
             core.settled(&core.tallies.common.acked);

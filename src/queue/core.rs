@@ -498,28 +498,51 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
     }
 
-    fn replace_oldest(&self, message: Message<T>) -> Accepted {
-        let oldest = {
-            let mut outlet = self.outlet.lock();
-            let mut intake = self.intake.lock();
-            if outlet.head.is_empty() {
-                intake.tail.refill(&mut outlet.head);
-            }
-            // Everything that fills the queue may be out of reach: promised or waiting for burial.
-            let oldest = outlet.head.pop();
-            outlet.left += u64::from(oldest.is_some());
-            if oldest.as_ref().is_some_and(|m| m.holds_slot) {
-                drop(intake);
-                self.release(outlet, 1);
-            }
-            oldest
-        };
-        self.enter(message, Admission::Published);
+    /// Throws the oldest fresh message away for this one, in one step, so that nobody takes the room
+    /// between. Redeliveries hold no slot: throwing them away would make no room.
+    fn replace_oldest(&self, mut message: Message<T>) -> Accepted {
+        let mut outlet = self.outlet.lock();
+        let mut intake = self.intake.lock();
+        let full = intake.slots - outlet.released >= self.settings.capacity;
+        let oldest = if full { self.pop_oldest_fresh(&mut outlet, &mut intake) } else { None };
+        if full && oldest.is_none() {
+            // All that fills the queue is out of reach: promised, or waiting for burial.
+            intake.accepted += 1;
+            drop((intake, outlet));
+            self.count_overflowed(1);
+            drop_contained(message);
+            return Accepted::Dropped;
+        }
+        intake.admit(&mut message, Admission::Published);
+        intake.entered += 1;
+        intake.tail.push(message);
+        drop(outlet);
+        self.wake_readers(intake, 1);
         if let Some(oldest) = oldest {
             self.count_overflowed(1);
             drop_contained(oldest);
         }
         Accepted::Queued
+    }
+
+    fn pop_oldest_fresh(&self, outlet: &mut Outlet<T>, intake: &mut Intake<T>) -> Option<Message<T>> {
+        let mut skipped = Vec::new();
+        let oldest = loop {
+            if outlet.head.is_empty() && !intake.tail.refill(&mut outlet.head) {
+                break None;
+            }
+            match outlet.head.pop() {
+                Some(message) if !message.holds_slot => skipped.push(message),
+                oldest => break oldest,
+            }
+        };
+        skipped.into_iter().rev().for_each(|message| outlet.head.push_front(message));
+        if oldest.is_some() {
+            outlet.left += 1;
+            outlet.released += 1;
+            self.released.store(outlet.released, Ordering::Release);
+        }
+        oldest
     }
 
     fn dead_letter_overflow(&self, message: Message<T>) -> Result<Accepted, (Message<T>, Refusal)> {
@@ -604,6 +627,24 @@ impl<T: Send + Sync + 'static> Core<T> {
             self.release(outlet, 1);
         }
         Ok(message)
+    }
+
+    /// Hands out the next message for a look: it keeps its slot, since it may come back by
+    /// [`Core::restore`]; if not, [`Core::free_slot`] follows.
+    pub(crate) fn take_to_look(&self) -> Result<Message<T>, Nothing> {
+        let mut outlet = self.outlet.lock();
+        if outlet.head.is_empty() || self.looks_aside() {
+            self.bring_up(&mut outlet)?;
+        }
+        let mut message = outlet.head.pop().ok_or(Nothing::Empty)?;
+        message.attempt += 1;
+        outlet.left += 1;
+        outlet.delivered += 1;
+        Ok(message)
+    }
+
+    pub(crate) fn free_slot(&self) {
+        self.release(self.outlet.lock(), 1);
     }
 
     /// Hands out up to `max` messages that are ready now; `batch` must be empty.
@@ -809,10 +850,8 @@ impl<T: Send + Sync + 'static> Core<T> {
         let n = messages.len();
         for mut message in messages.into_iter().rev() {
             message.attempt -= 1;
-            message.holds_slot = true;
             outlet.head.push_front(message);
         }
-        intake.slots += n as u64;
         outlet.left -= n as u64;
         outlet.delivered -= n as u64;
         if self.limits_in_flight() {
