@@ -199,7 +199,7 @@ fn panicking_hooks_change_nothing_but_before_counts_as_the_handlers_panic() {
     let queue: Queue<u32> = broker.queue("q").retry(Retry::immediate(1)).declare().unwrap();
     let builder = queue.consumer().before(|message| assert!(message.attempt() > 1, "{ON_PURPOSE}"));
     let builder = builder.after(|_, _| panic!("{ON_PURPOSE}")).on_give_up(|_, _| panic!("{ON_PURPOSE}"));
-    let even = |message: &Message<u32>| if **message % 2 == 0 { Ok(()) } else { Err(failure()) };
+    let even = |message: &Message<u32>| if message.is_multiple_of(2) { Ok(()) } else { Err(failure()) };
     builder.start(even).unwrap();
     queue.send_batch(0..4).unwrap();
     simulation.run_until_idle();

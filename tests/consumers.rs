@@ -236,7 +236,12 @@ fn two_consumers_of_one_queue_compete() {
         let count = Arc::new(AtomicUsize::new(0));
         let consumers = [0, 1].map(|_| {
             let count = Arc::clone(&count);
-            queue.consumer().start(move |_: &Message<u32>| drop(count.fetch_add(1, Ordering::SeqCst))).unwrap()
+            queue
+                .consumer()
+                .start(move |_: &Message<u32>| {
+                    count.fetch_add(1, Ordering::SeqCst);
+                })
+                .unwrap()
         });
         queue.send_batch(0..500).unwrap();
         assert!(broker.wait_idle(LONG));

@@ -153,7 +153,9 @@ fn declaring_from_many_threads_makes_one() {
     std::thread::scope(|scope| {
         for n in 0..8 {
             let broker = &broker;
-            scope.spawn(move || drop(broker.queue(JOBS).declare().unwrap().send(n).unwrap()));
+            scope.spawn(move || {
+                broker.queue(JOBS).declare().unwrap().send(n).unwrap();
+            });
         }
     });
     assert_eq!(broker.queue(JOBS).declare().unwrap().len(), 8);

@@ -26,14 +26,14 @@ fn trace(seed: u64) -> Vec<String> {
         let handler = move |m: &Message<u32>| {
             let time = clock.now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
             lines.lock().unwrap().push(format!("{time} {name} {} {} {}", **m, m.attempt(), m.id()));
-            if (**m + m.attempt()) % 3 == 0 { Outcome::Ack } else { Outcome::Retry }
+            if (**m + m.attempt()).is_multiple_of(3) { Outcome::Ack } else { Outcome::Retry }
         };
         queue.consumer().workers(2).start(handler).unwrap();
     }
     topic.publish_batch("k", 0..20).unwrap();
     simulation.advance(SECOND * 60);
-    let trace = log.lock().unwrap().clone();
-    trace
+    let lines = log.lock().unwrap();
+    lines.clone()
 }
 
 /// The lines without what differs by chance alone.
@@ -84,7 +84,11 @@ fn a_handler_that_blocks_in_a_publish_lets_others_run() {
     let narrow: Queue<u32> = broker.queue("narrow").capacity(1).declare().unwrap();
     let work: Queue<u32> = broker.queue("work").declare().unwrap();
     let next = narrow.clone();
-    let handler = move |m: &Message<u32>| (0..10).for_each(|n| drop(next.send(**m * 10 + n).unwrap()));
+    let handler = move |m: &Message<u32>| {
+        (0..10).for_each(|n| {
+            next.send(**m * 10 + n).unwrap();
+        })
+    };
     work.consumer().start(handler).unwrap();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&seen);
@@ -101,7 +105,11 @@ fn a_handler_that_waits_for_an_answer_gets_it() {
     let answers: Queue<u32> = broker.queue("answers").declare().unwrap();
     let work: Queue<u32> = broker.queue("work").declare().unwrap();
     let back = answers.clone();
-    asks.consumer().start(move |m: &Message<u32>| drop(back.send(**m * 2).unwrap())).unwrap();
+    asks.consumer()
+        .start(move |m: &Message<u32>| {
+            back.send(**m * 2).unwrap();
+        })
+        .unwrap();
     let handler = move |m: &Message<u32>| {
         asks.send(**m).unwrap();
         let answer = answers.recv().unwrap();
@@ -205,11 +213,17 @@ fn wait_idle_says_exactly_when_all_is_settled() {
         let (first, second): (Queue<u32>, Queue<u32>) =
             (broker.queue("a").capacity(2).declare().unwrap(), broker.queue("b").capacity(2).declare().unwrap());
         let next = second.clone();
-        first.consumer().workers(2).start(move |m: &Message<u32>| drop(next.send(**m).unwrap())).unwrap();
+        first
+            .consumer()
+            .workers(2)
+            .start(move |m: &Message<u32>| {
+                next.send(**m).unwrap();
+            })
+            .unwrap();
         let done = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&done);
         let handler = move |m: &Message<u32>| {
-            if m.attempt() == 1 && **m % 7 == 0 {
+            if m.attempt() == 1 && m.is_multiple_of(7) {
                 return Outcome::RetryAfter(Duration::from_millis(1));
             }
             count.fetch_add(1, Ordering::SeqCst);

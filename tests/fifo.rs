@@ -33,7 +33,9 @@ fn one_worker_keeps_the_publish_order() {
             if n % 10 == 0 {
                 queue.send_batch((0..10).map(|i| n * 10 + i)).unwrap();
             } else {
-                (0..10).for_each(|i| drop(queue.send(n * 10 + i).unwrap()));
+                (0..10).for_each(|i| {
+                    queue.send(n * 10 + i).unwrap();
+                });
             }
         }
         assert!(broker.shutdown(LONG).is_clean());
@@ -53,7 +55,11 @@ fn each_producers_messages_stay_in_their_order() {
         queue.consumer().start(move |m: &Message<(usize, u32)>| log.lock().unwrap()[m.0].push(m.1)).unwrap();
         let producers = [0, 1, 2, 3].map(|producer| {
             let topic = topic.clone();
-            thread::spawn(move || (0..500).for_each(|n| drop(topic.publish("k", (producer, n)).unwrap())))
+            thread::spawn(move || {
+                (0..500).for_each(|n| {
+                    topic.publish("k", (producer, n)).unwrap();
+                })
+            })
         });
         producers.into_iter().for_each(|producer| producer.join().unwrap());
         assert!(broker.shutdown(LONG).is_clean());

@@ -25,7 +25,12 @@ fn pipelines_are_drained_to_their_end() {
             pair[0].consumer().workers(2).start(handler).unwrap();
         }
         let count = Arc::clone(&done);
-        queues[3].consumer().start(move |_: &Message<u32>| drop(count.fetch_add(1, Ordering::Relaxed))).unwrap();
+        queues[3]
+            .consumer()
+            .start(move |_: &Message<u32>| {
+                count.fetch_add(1, Ordering::Relaxed);
+            })
+            .unwrap();
         queues[0].send_batch(0..200).unwrap();
         let report = broker.shutdown(LONG);
         assert!(report.is_clean(), "{report}");

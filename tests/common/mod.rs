@@ -27,7 +27,9 @@ pub(crate) fn quiet() {
     HOOK.call_once(|| {
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            let words = info.payload_as_str();
+            let payload = info.payload();
+            let owned = || payload.downcast_ref::<String>().map(String::as_str);
+            let words = payload.downcast_ref::<&str>().copied().or_else(owned);
             if words.is_some_and(|words| !words.contains(ON_PURPOSE)) {
                 usual(info);
             }
