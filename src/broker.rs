@@ -17,7 +17,7 @@ use std::any::{Any, type_name};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The names, threads, clock and shutdown of one in-process message system.
 ///
@@ -382,8 +382,10 @@ impl Drop for Inner {
         self.schedules.close();
         let crews = self.runtime.crews();
         crews.iter().for_each(|crew| crew.order_stop());
+        // Whoever shutdown left behind is not waited for again.
+        let deadline = self.registry.lock().closed.then(Instant::now);
         crews.iter().for_each(|crew| {
-            crew.join(None);
+            crew.join(deadline);
         });
         self.runtime.scheduler.stop();
     }
@@ -407,6 +409,7 @@ pub(crate) trait AnyQueue: Send + Sync {
     fn describe(&self) -> QueueDescription;
     fn holds_dead_letters(&self) -> bool;
     fn start_draining(&self);
+    fn close(&self);
     fn end(&self);
     /// See [`Core::unrest`].
     fn unrest(&self, horizon: Timestamp) -> (u64, u64);
@@ -438,6 +441,9 @@ impl<T: Send + Sync + 'static> AnyQueue for Core<T> {
     }
     fn start_draining(&self) {
         Core::start_draining(self);
+    }
+    fn close(&self) {
+        Core::close(self);
     }
     fn end(&self) {
         Core::end(self);

@@ -5,7 +5,7 @@ use crate::dead_letter::Reason;
 use crate::delivery::Verdict;
 use crate::error::Error;
 use crate::message::{Message, MessageId};
-use crate::outcome::{IntoOutcome, Outcome, panic_text};
+use crate::outcome::{IntoOutcome, Outcome, contained};
 use crate::queue::core::{Core, Nothing, Patience};
 use crate::queue::fifo::Chunk;
 use crate::runtime::Event;
@@ -16,7 +16,6 @@ use crate::sync::{
     AtomicBool, AtomicUsize, Condvar, JoinHandle, Mutex, MutexGuard, Ordering, ThreadBuilder, current_thread,
 };
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -206,6 +205,8 @@ struct Roster {
     /// Among the queue's active consumers.
     counted: bool,
     hired: usize,
+    /// Workers that wait in [`Crew::join`] for the others.
+    waiting: usize,
     threads: Vec<JoinHandle<()>>,
     /// Keeps the consumer alive where no thread does.
     simulated: Option<Arc<dyn Task>>,
@@ -313,6 +314,13 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
         Ok(())
     }
 
+    /// Hands in what was counted once stopped, but not before the handler that ordered the stop is done.
+    fn retire_simulated(&self, roster: &mut Roster) {
+        if roster.stopping && self.busy.load(Ordering::SeqCst) == 0 {
+            roster.tally.take().into_iter().for_each(|tally| self.core.tallies.worker_ended(&tally));
+        }
+    }
+
     fn hire_simulated(&self, roster: &mut Roster, squad: Arc<Self>) {
         roster.present += 1;
         if roster.simulated.is_none() {
@@ -381,9 +389,10 @@ impl<T: Send + Sync + 'static, W: Work<T>> Crew for Squad<T, W> {
     fn order_stop(&self) {
         let mut roster = self.roster.lock();
         roster.stopping = true;
-        if let Some(tally) = roster.tally.take() {
-            self.core.tallies.worker_ended(&tally);
+        roster.target = 0;
+        if roster.tally.is_some() {
             roster.present = 0;
+            self.retire_simulated(&mut roster);
         }
         let simulated = roster.simulated.take();
         self.update(&mut roster);
@@ -396,7 +405,11 @@ impl<T: Send + Sync + 'static, W: Work<T>> Crew for Squad<T, W> {
         let mut roster = self.roster.lock();
         let myself = current_thread().id();
         let own = usize::from(roster.threads.iter().any(|thread| thread.thread().id() == myself));
-        while roster.present > own {
+        // Workers that wait in here themselves cannot leave before this returns.
+        roster.waiting += own;
+        self.changed.notify_all();
+        let expected = |roster: &Roster| roster.present.saturating_sub(if own > 0 { roster.waiting } else { 0 });
+        while expected(&roster) > 0 {
             let timed_out = match deadline {
                 Some(at) => self.changed.wait_until(&mut roster, at).timed_out(),
                 None => {
@@ -408,10 +421,12 @@ impl<T: Send + Sync + 'static, W: Work<T>> Crew for Squad<T, W> {
                 break;
             }
         }
-        let late = roster.present.saturating_sub(own);
-        let threads = std::mem::take(&mut roster.threads);
-        drop(roster);
-        if late == 0 {
+        let late = expected(&roster);
+        let others_wait = roster.waiting > own;
+        roster.waiting -= own;
+        if late == 0 && !others_wait {
+            let threads = std::mem::take(&mut roster.threads);
+            drop(roster);
             // Their bodies contain every panic, so there is nothing to hear from them.
             let others = threads.into_iter().filter(|thread| thread.thread().id() != myself);
             others.for_each(|thread| drop(thread.join()));
@@ -438,6 +453,7 @@ impl<T: Send + Sync + 'static, W: Work<T>> Task for Squad<T, W> {
         let handled =
             self.core.runtime.as_worker(self.core.identity(), || self.work.take_now(&self.core, &tally, &mut hands));
         self.busy.fetch_sub(1, Ordering::SeqCst);
+        self.retire_simulated(&mut self.roster.lock());
         handled
     }
 }
@@ -500,14 +516,14 @@ where
     #[inline]
     fn handle(&self, core: &Core<T>, tally: &Tally, watch: &mut Stopwatch, mut message: Message<T>) {
         let result = watch.time(&core.runtime.clock, tally, || {
-            catch_unwind(AssertUnwindSafe(|| {
+            contained(|| {
                 if let Some(before) = &self.hooks.before {
                     before(&message);
                 }
                 (self.handler)(&message).into_outcome()
-            }))
+            })
         });
-        let (outcome, error) = result.unwrap_or_else(|panic| panicked(core, message.id(), &*panic));
+        let (outcome, error) = result.unwrap_or_else(|words| panicked(core, message.id(), words));
         self.hooks.after(&message, &outcome);
         if outcome == Outcome::Ack {
             let _ = core.settle(message, Verdict::Ack, tally);
@@ -519,13 +535,8 @@ where
 }
 
 #[cold]
-fn panicked<T: Send + Sync + 'static>(
-    core: &Core<T>,
-    message: MessageId,
-    panic: &(dyn std::any::Any + Send),
-) -> (Outcome, Option<String>) {
+fn panicked<T: Send + Sync + 'static>(core: &Core<T>, message: MessageId, text: String) -> (Outcome, Option<String>) {
     core.counts.panicked.add(1);
-    let text = panic_text(panic);
     core.runtime.tell(|| Event::HandlerPanicked { queue: core.name.to_string(), message, text: text.clone() });
     (Outcome::Retry, Some(text))
 }
@@ -534,14 +545,14 @@ impl<T: Send + Sync + 'static> Hooks<T> {
     #[inline]
     fn after(&self, message: &Message<T>, outcome: &Outcome) {
         if let Some(after) = &self.after {
-            let _ = catch_unwind(AssertUnwindSafe(|| after(message, outcome)));
+            let _ = contained(|| after(message, outcome));
         }
     }
 
     #[cold]
     fn settle(&self, core: &Core<T>, message: Message<T>, verdict: Verdict, tally: &Tally) {
         if let (Some(hook), Verdict::Bury(reason)) = (&self.on_give_up, &verdict) {
-            let _ = catch_unwind(AssertUnwindSafe(|| hook(&message, reason)));
+            let _ = contained(|| hook(&message, reason));
         }
         // Too late means that it went back to its queue and was reported as left.
         let _ = core.settle(message, verdict, tally);
@@ -595,14 +606,14 @@ where
         let batch = &mut hands.batch;
         let messages: &[Message<T>] = batch.make_contiguous();
         let result = hands.watch.time(&core.runtime.clock, tally, || {
-            catch_unwind(AssertUnwindSafe(|| {
+            contained(|| {
                 if let Some(before) = &self.hooks.before {
                     messages.iter().for_each(before);
                 }
                 (self.handler)(messages).into_outcome()
-            }))
+            })
         });
-        let (outcome, error) = result.unwrap_or_else(|panic| panicked(core, messages[0].id(), &*panic));
+        let (outcome, error) = result.unwrap_or_else(|words| panicked(core, messages[0].id(), words));
         messages.iter().for_each(|message| self.hooks.after(message, &outcome));
         if outcome == Outcome::Ack && core.ack_all(batch, tally).is_ok() {
             return;
@@ -619,8 +630,9 @@ where
             return;
         }
         let patience = Patience::Until(core.runtime.clock.now().after(self.linger));
+        let go_on = || go_on() && !core.is_draining();
         let mut more = Chunk::new();
-        while batch.len() < self.max && core.wait_for_message(patience, go_on).is_ok() {
+        while batch.len() < self.max && core.wait_for_message(patience, &go_on).is_ok() {
             if core.try_take_batch(self.max - batch.len(), &mut more).is_ok() {
                 batch.append(&mut more);
             }

@@ -114,6 +114,8 @@ impl<T: Send + Sync + 'static> DeadLetter<T> {
 pub(crate) trait DeadLetterSink<T>: Send + Sync {
     /// Takes the letter, closed or not; gives it back if there is no room.
     fn accept(&self, letter: DeadLetter<T>) -> Result<(), DeadLetter<T>>;
+    /// Whether it would take a letter now.
+    fn has_room(&self) -> bool;
     fn name(&self) -> &Arc<str>;
     fn queue(&self) -> Queue<DeadLetter<T>>;
 }
@@ -131,6 +133,10 @@ impl<T: Send + Sync + 'static> DeadLetterSink<T> for Core<DeadLetter<T>> {
             Ok(letter) => letter,
             Err(_) => unreachable!("a letter that was not taken has not been shared"),
         })
+    }
+
+    fn has_room(&self) -> bool {
+        self.takes_letters()
     }
 
     fn name(&self) -> &Arc<str> {
@@ -256,7 +262,7 @@ impl<'a, T: Send + Sync + 'static> Redrive<'a, T> {
             if moved == self.limit {
                 break;
             }
-            let Ok(message) = core.try_take() else { break };
+            let Ok(message) = core.take_to_look() else { break };
             kept.messages.push(message);
             let letter = kept.messages.last().expect("just pushed").payload();
             let Some(origin) = self.destination(letter) else { continue };
@@ -264,7 +270,11 @@ impl<'a, T: Send + Sync + 'static> Redrive<'a, T> {
             if let Some(edit) = &mut self.edit {
                 message.replace_payload(edit(letter));
             }
-            drop_contained(kept.messages.pop());
+            let letter = kept.messages.pop();
+            if letter.as_ref().is_some_and(|letter| letter.holds_slot) {
+                core.free_slot();
+            }
+            drop_contained(letter);
             let delay = pace.map_or(Duration::ZERO, |pace| pace.time_for(moved as u64));
             origin.readmit(message, delay);
             core.settled(&core.tallies.common.acked);

@@ -100,6 +100,8 @@
 //! The sources are meant to be read in the order of the modules in `lib.rs`; the heart is
 //! `queue/core.rs`.
 
+#![forbid(unsafe_code)]
+
 // In reading order.
 mod sync;
 mod error;

@@ -2,6 +2,7 @@
 
 use crate::clock::{Clock, Timestamp};
 use crate::error::SettleError;
+use crate::outcome::drop_contained;
 use crate::queue::lease::Lease;
 use crate::timer::TimerRef;
 use serde::{Deserialize, Serialize};
@@ -363,7 +364,8 @@ impl<T> Message<T> {
 
     /// Puts another payload into the same envelope.
     pub(crate) fn replace_payload(&mut self, payload: T) {
-        self.body = Body::Own(payload);
+        let old = std::mem::replace(&mut self.body, Body::Own(payload));
+        drop_contained(old);
     }
 
     /// Another message over the same payload, if that is shared already.

@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 /// What becomes of a message after its handler has seen it.
@@ -147,17 +148,28 @@ fn from_failure(failure: &Failure) -> (Outcome, Option<String>) {
 }
 
 /// The words a panic carried.
-pub(crate) fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
+fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
     let words =
         payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
     words.map_or_else(|| "panicked".to_owned(), |words| format!("panicked: {words}"))
+}
+
+/// Runs user code; a panic becomes its words. What a panic carries may panic again when it is dropped.
+pub(crate) fn contained<R>(user_code: impl FnOnce() -> R) -> Result<R, String> {
+    catch_unwind(AssertUnwindSafe(user_code)).map_err(|panic| {
+        let words = panic_text(&*panic);
+        if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+            std::mem::forget(another);
+        }
+        words
+    })
 }
 
 /// Drops a value whose destructor may panic; a panic there must not take a worker or a lock with it.
 #[inline]
 pub(crate) fn drop_contained<V>(value: V) {
     if std::mem::needs_drop::<V>() {
-        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(value)));
+        let _ = contained(|| drop(value));
     }
 }
 

@@ -1,10 +1,10 @@
 //! How often and how soon a failed message comes back: policy as data, the decision a pure function.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::outcome::contained;
 use crate::random::Random;
 
 const DEFAULT_ATTEMPTS: u32 = 5;
@@ -370,7 +370,7 @@ struct Custom(Arc<dyn Fn(u32) -> Option<Duration> + Send + Sync>);
 impl Custom {
     /// A panic in the user's function must not cost the message, so the default policy answers instead.
     fn delay_after(&self, failed: u32) -> Option<Duration> {
-        catch_unwind(AssertUnwindSafe(|| (self.0)(failed))).unwrap_or_else(|_| Retry::default().delay_after(failed))
+        contained(|| (self.0)(failed)).unwrap_or_else(|_| Retry::default().delay_after(failed))
     }
 }
 

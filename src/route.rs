@@ -1051,7 +1051,7 @@ mod tests {
         assert_eq!(by_headers(&index, &message), [1, 2, 3]);
         index.remove(2, &selectors[2]);
         assert_eq!(by_headers(&index, &message), [1, 3]);
-        assert_eq!(by_headers(&index, &message[..1]), []);
+        assert!(by_headers(&index, &message[..1]).is_empty());
     }
 
     #[test]

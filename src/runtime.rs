@@ -4,6 +4,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::consumer::Crew;
 use crate::deadlock::{QueueRef, Waits};
 use crate::message::{Message, MessageId};
+use crate::outcome::contained;
 use crate::random::Random;
 use crate::scheduler::{Scheduler, TimedId};
 use crate::simulation::{Executor, Until};
@@ -169,6 +170,7 @@ impl Runtime {
         }
         message.published_at = self.stamp();
         message.attempt = 0;
+        message.redelivered = false;
         if message.extras.is_some() {
             message.resolve_times(&self.clock);
         }
@@ -192,7 +194,7 @@ impl Runtime {
     pub(crate) fn tell(&self, event: impl FnOnce() -> Event) {
         if let Some(hook) = &self.events {
             let event = event();
-            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| hook(&event)));
+            let _ = contained(|| hook(&event));
         }
     }
 

@@ -5,11 +5,11 @@
 //! delayed messages of one queue are one entry here.
 
 use crate::clock::{Clock, OnAdvance, SystemClock, Timestamp};
+use crate::outcome::contained;
 use crate::sync::{Condvar, JoinHandle, Mutex, ThreadBuilder, current_thread};
 use ahash::AHashMap;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 
 /// Things that become due, in the order of their time and, at equal times, of their insertion.
@@ -350,7 +350,7 @@ impl Shared {
             found
         };
         // A payload's destructor or a user's hook may panic in there; the thread outlives it.
-        let next = catch_unwind(AssertUnwindSafe(|| timed.fire(now))).unwrap_or(Some(now.after(SystemClock::TICK)));
+        let next = contained(|| timed.fire(now)).unwrap_or(Some(now.after(SystemClock::TICK)));
         if let Some(due) = next {
             self.state.lock().arm(id, due);
         }

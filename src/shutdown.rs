@@ -2,6 +2,7 @@
 
 use crate::broker::AnyQueue;
 use crate::clock::Timestamp;
+use crate::consumer::Crew;
 use crate::runtime::Runtime;
 use crate::simulation::Until;
 use serde::{Deserialize, Serialize};
@@ -70,6 +71,9 @@ impl fmt::Display for ShutdownReport {
     }
 }
 
+/// For workers to come back once their queues are closed, beyond the timeout.
+const GRACE: Duration = Duration::from_millis(30);
+
 pub(crate) fn run(runtime: &Runtime, queues: &[Arc<dyn AnyQueue>], timeout: Duration) -> ShutdownReport {
     let deadline = Instant::now().checked_add(timeout);
     queues.iter().for_each(|queue| queue.start_draining());
@@ -79,8 +83,22 @@ pub(crate) fn run(runtime: &Runtime, queues: &[Arc<dyn AnyQueue>], timeout: Dura
     }
     let crews = runtime.crews();
     crews.iter().for_each(|crew| crew.order_stop());
+    if join_all(&crews, deadline).is_empty() {
+        return finish(runtime, queues, Vec::new());
+    }
+    // Those who wait for room or a message in some queue have not failed to return: let them.
+    queues.iter().for_each(|queue| queue.close());
+    let stuck_workers = join_all(&crews, Some(Instant::now() + GRACE));
+    finish(runtime, queues, stuck_workers)
+}
+
+/// The queues whose workers were late, with the number of those.
+fn join_all(crews: &[Arc<dyn Crew>], deadline: Option<Instant>) -> Vec<(String, usize)> {
     let late = crews.iter().map(|crew| (crew.queue().to_owned(), crew.join(deadline)));
-    let stuck_workers = late.filter(|(_, late)| *late > 0).collect();
+    late.filter(|(_, late)| *late > 0).collect()
+}
+
+fn finish(runtime: &Runtime, queues: &[Arc<dyn AnyQueue>], stuck_workers: Vec<(String, usize)>) -> ShutdownReport {
     runtime.scheduler.stop();
     queues.iter().for_each(|queue| queue.end());
     report(queues, stuck_workers)

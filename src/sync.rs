@@ -39,14 +39,53 @@ mod imp {
 mod imp {
     pub(crate) use shuttle::hint::spin_loop;
     pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-    pub(crate) use shuttle::thread::{Builder as ThreadBuilder, JoinHandle, current as current_thread, yield_now};
+    pub(crate) use shuttle::thread::{current as current_thread, yield_now};
     pub(crate) use shuttle::thread_local;
     use std::ops::{Deref, DerefMut};
+    use std::sync::Arc;
     use std::time::Instant;
 
     /// One: the checker explores every interleaving, spinning only hides some.
     pub(crate) fn cores() -> usize {
         1
+    }
+
+    /// shuttle's thread builder, whose threads can say that they have finished.
+    pub(crate) struct ThreadBuilder(shuttle::thread::Builder);
+
+    impl ThreadBuilder {
+        pub(crate) fn new() -> Self {
+            Self(shuttle::thread::Builder::new())
+        }
+        pub(crate) fn name(self, name: String) -> Self {
+            Self(self.0.name(name))
+        }
+        pub(crate) fn spawn(self, work: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+            let finished = Arc::new(AtomicBool::new(false));
+            let mark = Arc::clone(&finished);
+            let inner = self.0.spawn(move || {
+                work();
+                mark.store(true, Ordering::SeqCst);
+            })?;
+            Ok(JoinHandle { inner, finished })
+        }
+    }
+
+    pub(crate) struct JoinHandle<T> {
+        inner: shuttle::thread::JoinHandle<T>,
+        finished: Arc<AtomicBool>,
+    }
+
+    impl<T> JoinHandle<T> {
+        pub(crate) fn join(self) -> std::thread::Result<T> {
+            self.inner.join()
+        }
+        pub(crate) fn thread(&self) -> &shuttle::thread::Thread {
+            self.inner.thread()
+        }
+        pub(crate) fn is_finished(&self) -> bool {
+            self.finished.load(Ordering::SeqCst)
+        }
     }
 
     /// shuttle's mutex with `parking_lot`'s signature.

@@ -3,7 +3,7 @@
 use crate::broker::Broker;
 use crate::error::{BatchError, Error, PublishError, Refused};
 use crate::message::{Message, MessageId, Text};
-use crate::outcome::{IntoOutcome, Outcome, panic_text};
+use crate::outcome::{IntoOutcome, Outcome, contained};
 use crate::queue::builder::name_problems;
 use crate::queue::core::{Core, Patience, Pledge, Refusal};
 use crate::queue::throttle::Throttle;
@@ -17,7 +17,6 @@ use ahash::AHashMap;
 use smallvec::SmallVec;
 use std::fmt;
 use std::marker::PhantomData;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -597,7 +596,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         if let Target::Topic(topic) = &target
             && let Some(path) = topic.path_to(self)
         {
-            return Err(self.binding_error(&binding, format!("messages would go in a circle: {path}")));
+            return Err(self.binding_error(&binding, format!("messages would go in a circle: {} -> {path}", self.name)));
         }
         let mut table = self.table.lock();
         if table.find(&target, &binding).is_some() {
@@ -649,11 +648,11 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
     /// The way from here to `goal` over topics, if there is one, as "a -> b -> c".
     fn path_to(&self, goal: &TopicCore<T>) -> Option<String> {
         if std::ptr::eq(self, goal) {
-            return Some(format!("{} -> {}", goal.name, self.name));
+            return Some(goal.name.to_string());
         }
         let next: Vec<_> = self.table.lock().bound.iter().flatten().cloned().collect();
         next.iter().find_map(|bound| match &bound.target {
-            Target::Topic(topic) => topic.path_to(goal).map(|path| format!("{path} -> {}", self.name)),
+            Target::Topic(topic) => topic.path_to(goal).map(|path| format!("{} -> {path}", self.name)),
             Target::Queue(_) => None,
         })
     }
@@ -812,7 +811,7 @@ fn passes<T>(
 ) -> Result<bool, Unresolved> {
     let Some(filter) = filter else { return Ok(true) };
     let message = message.ok_or(Unresolved::NeedsMessage)?;
-    contained(|| filter(message.payload()))
+    contained(|| filter(message.payload())).map_err(Unresolved::Panicked)
 }
 
 fn ask_router<T: Send + Sync + 'static>(
@@ -823,7 +822,7 @@ fn ask_router<T: Send + Sync + 'static>(
     let message = message.ok_or(Unresolved::NeedsMessage)?;
     let texts: Vec<&str> = bound.iter().map(|bound| bound.text()).collect();
     let mut selected = Vec::new();
-    contained(|| router.route(message, &texts, &mut selected))?;
+    contained(|| router.route(message, &texts, &mut selected)).map_err(Unresolved::Panicked)?;
     Ok(selected.into_iter().filter_map(|i| bound.get(i).cloned()).collect())
 }
 
@@ -834,10 +833,6 @@ impl<T: Send + Sync + 'static> Bound<T> {
             _ => "",
         }
     }
-}
-
-fn contained<R>(user_code: impl FnOnce() -> R) -> Result<R, Unresolved> {
-    catch_unwind(AssertUnwindSafe(user_code)).map_err(|panic| Unresolved::Panicked(panic_text(&*panic)))
 }
 
 fn accept_one<T: Send + Sync + 'static>(
@@ -856,14 +851,22 @@ fn accept_all<T: Send + Sync + 'static>(
     mut message: Message<T>,
     patience: Patience,
 ) -> Result<usize, PublishError<T>> {
+    let mut woken_by: Option<&Core<T>> = None;
     let pledges = loop {
         let (full, mut refusal) = match pledge_all(queues) {
             Ok(pledges) => break pledges,
             Err(refused) => refused,
         };
+        // The room this thread was woken for is of no use to it, but may be to another writer.
+        if let Some(other) = woken_by.take().filter(|other| !std::ptr::eq(*other, full)) {
+            other.pass_room_on();
+        }
         if refusal == Refusal::Full && full.waits(patience) {
             match full.wait_for_room(patience) {
-                Ok(()) => continue,
+                Ok(()) => {
+                    woken_by = Some(full);
+                    continue;
+                }
                 Err(end) => refusal = end,
             }
         }

@@ -111,7 +111,8 @@ impl<M> Tail<M> {
     }
 
     fn close_chunk(&mut self) {
-        let spare = self.spare();
+        // Whoever fills one chunk will fill the next, so it need not grow step by step as the first does.
+        let spare = self.spare.pop().unwrap_or_else(|| Chunk::with_capacity(chunk_len::<M>()));
         let full = std::mem::replace(&mut self.filling, spare);
         self.full.push_back(full);
     }

@@ -368,8 +368,8 @@ impl<T: Send + Sync + 'static> Queue<T> {
         self.core.stats()
     }
 
-    /// Takes no more messages from now on; receivers get what is left, then find it closed. What fails or
-    /// is requeued still comes back.
+    /// Takes no more messages from now on; receivers get what is left, what is delayed included, then find
+    /// it closed. What is given back later stays, and can be drained.
     pub fn close(&self) {
         self.core.close();
     }

@@ -8,7 +8,7 @@ use crate::broker::Broker;
 use crate::clock::{SystemClock, Timestamp};
 use crate::error::Error;
 use crate::message::Message;
-use crate::outcome::{drop_contained, panic_text};
+use crate::outcome::{contained, drop_contained};
 use crate::queue::Queue;
 use crate::queue::builder::name_problems;
 use crate::runtime::Runtime;
@@ -19,7 +19,6 @@ use rule::{Rule, firings_due};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -570,11 +569,7 @@ impl Entry {
 
     /// Runs user code, so no lock is held.
     fn run(&self, job: &Job) {
-        let result = catch_unwind(AssertUnwindSafe(|| job())).unwrap_or_else(|panic| {
-            let words = format!("its function {}", panic_text(&*panic));
-            drop_contained(panic);
-            Err(words)
-        });
+        let result = contained(|| job()).unwrap_or_else(|words| Err(format!("its function {words}")));
         let mut state = self.state.lock();
         match result {
             Ok(()) => state.fired += 1,

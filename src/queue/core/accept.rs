@@ -115,7 +115,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             return Err(Refusal::Closed);
         }
         let slot = self.has_room(&mut intake);
-        if !slot && self.settings.overflow.refuses() {
+        if !slot && !self.takes_overflow() {
             return Err(Refusal::Full);
         }
         if intake.admission.is_some() {
@@ -124,6 +124,19 @@ impl<T: Send + Sync + 'static> Core<T> {
         intake.slots += u64::from(slot);
         intake.pledged += 1;
         Ok(Pledge { slot })
+    }
+
+    /// Whether a publish to a full queue succeeds all the same.
+    fn takes_overflow(&self) -> bool {
+        match self.settings.overflow {
+            Overflow::DeadLetter => self.sink().has_room(),
+            policy => !policy.refuses(),
+        }
+    }
+
+    /// Whether a dead letter would be taken now.
+    pub(crate) fn takes_letters(&self) -> bool {
+        !self.settings.overflow.refuses() || self.has_room(&mut self.intake.lock())
     }
 
     /// Brings the promised message.
@@ -138,6 +151,7 @@ impl<T: Send + Sync + 'static> Core<T> {
                 }
             };
             self.intake.lock().pledged -= 1;
+            self.runtime.note_progress();
             return accepted;
         }
         message.holds_slot = true;
@@ -154,6 +168,8 @@ impl<T: Send + Sync + 'static> Core<T> {
         let outlet = self.outlet.lock();
         self.intake.lock().pledged -= 1;
         self.release(outlet, u64::from(pledge.slot));
+        // Whoever waits for rest has waited for this promise too.
+        self.runtime.note_progress();
     }
 
     /// Whether a publish with this patience waits for room here.
@@ -225,6 +241,16 @@ impl<T: Send + Sync + 'static> Core<T> {
         outlet.writers -= 1;
     }
 
+    /// Wakes another writer, if there is room: for one that was woken and cannot use it.
+    pub(crate) fn pass_room_on(&self) {
+        let outlet = self.outlet.lock();
+        let has_room = outlet.writers > 0 && self.room_or_closed(&outlet).is_some();
+        drop(outlet);
+        if has_room {
+            self.writable.notify_one();
+        }
+    }
+
     fn tell_blocked(&self, works_for: &QueueRef) {
         self.runtime.tell(|| Event::WorkerBlocked {
             worker: current_thread().name().unwrap_or("unnamed").to_owned(),
@@ -294,30 +320,41 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
     }
 
-    fn replace_oldest(&self, message: Message<T>) -> Accepted {
-        let oldest = {
-            let mut outlet = self.outlet.lock();
-            let mut intake = self.intake.lock();
-            if outlet.head.is_empty() {
-                intake.tail.refill(&mut outlet.head);
-            }
-            // Everything that fills the queue may be out of reach: promised, delayed or waiting for burial.
-            let lowest = intake.aside.levels.as_mut().and_then(|levels| levels.evict());
-            let oldest = lowest.or_else(|| outlet.head.pop());
-            self.note_aside(&intake);
-            outlet.left += u64::from(oldest.is_some());
-            if oldest.as_ref().is_some_and(|m| m.holds_slot) {
-                drop(intake);
-                self.release(outlet, 1);
-            }
-            oldest
-        };
-        self.enter(message, Admission::Published);
+    /// Throws the oldest fresh message away for this one (the lowest level's, where there are levels), in
+    /// one step, so that nobody takes the room between. Redeliveries hold no slot: throwing them away
+    /// would make no room.
+    fn replace_oldest(&self, mut message: Message<T>) -> Accepted {
+        let delayed = self.delayed.lock();
+        let mut outlet = self.outlet.lock();
+        let mut intake = self.intake.lock();
+        let full = intake.slots - outlet.released >= self.settings.capacity;
+        let oldest = if full { self.pop_oldest_fresh(&mut outlet, &mut intake) } else { None };
+        if full && oldest.is_none() {
+            // All that fills the queue is out of reach: promised, delayed, or waiting for burial.
+            intake.accepted += 1;
+            drop((intake, outlet, delayed));
+            self.count_overflowed(1);
+            drop_contained(message);
+            return Accepted::Dropped;
+        }
+        intake.admit(&mut message, Admission::Published);
+        drop(outlet);
+        self.place(delayed, intake, message);
         if let Some(oldest) = oldest {
             self.count_overflowed(1);
             drop_contained(oldest);
         }
         Accepted::Queued
+    }
+
+    fn pop_oldest_fresh(&self, outlet: &mut Outlet<T>, intake: &mut Intake<T>) -> Option<Message<T>> {
+        let lowest = intake.aside.levels.as_mut().and_then(|levels| levels.evict());
+        self.note_aside(intake);
+        let oldest = lowest.or_else(|| pop_holding_slot(outlet, intake))?;
+        outlet.left += 1;
+        outlet.released += u64::from(oldest.holds_slot);
+        self.released.store(outlet.released, Ordering::Release);
+        Some(oldest)
     }
 
     fn dead_letter_overflow(&self, message: Message<T>) -> Result<Accepted, (Message<T>, Refusal)> {
@@ -376,4 +413,19 @@ impl<T: Send + Sync + 'static> Core<T> {
             self.readable.notify_one();
         }
     }
+}
+
+fn pop_holding_slot<T>(outlet: &mut Outlet<T>, intake: &mut Intake<T>) -> Option<Message<T>> {
+    let mut skipped = Vec::new();
+    let oldest = loop {
+        if outlet.head.is_empty() && !intake.tail.refill(&mut outlet.head) {
+            break None;
+        }
+        match outlet.head.pop() {
+            Some(message) if !message.holds_slot => skipped.push(message),
+            oldest => break oldest,
+        }
+    };
+    skipped.into_iter().rev().for_each(|message| outlet.head.push_front(message));
+    oldest
 }

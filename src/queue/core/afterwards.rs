@@ -54,14 +54,12 @@ impl<T: Send + Sync + 'static> Core<T> {
         let n = messages.len();
         for mut message in messages.into_iter().rev() {
             message.attempt -= 1;
-            message.holds_slot = true;
             match &mut intake.aside.levels {
                 Some(levels) => levels.push_front(message.priority(), message),
                 None => outlet.head.push_front(message),
             }
         }
         self.note_aside(&intake);
-        intake.slots += n as u64;
         outlet.left -= n as u64;
         outlet.delivered -= n as u64;
         if self.limits_in_flight() {
@@ -206,6 +204,14 @@ impl<T: Send + Sync + 'static> Core<T> {
         cancelled.into_iter().for_each(drop_contained);
         self.counts.cancelled.add(slots);
         self.release(self.outlet.lock(), slots);
+        self.note_gone();
+    }
+
+    /// Something that receivers of a closed queue may have waited for will not come.
+    pub(super) fn note_gone(&self) {
+        if self.is_draining() {
+            self.wake_everyone();
+        }
         self.runtime.note_progress();
     }
 
@@ -214,7 +220,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             Ok(()) => {
                 self.counts.dead_lettered.add(1);
                 self.release(self.outlet.lock(), 1);
-                self.runtime.note_progress();
+                self.note_gone();
                 None
             }
             Err(letter) => {

@@ -22,7 +22,13 @@ impl<T: Send + Sync + 'static> Core<T> {
             intake.gate = gate;
         }
         drop((outlet, intake));
+        self.draining.store(true, Ordering::Release);
         self.wake_everyone();
+    }
+
+    /// Whether it is of no use to wait for a batch to fill up.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
     }
 
     /// Has all sleepers look again at what they wait for.

@@ -111,6 +111,6 @@ impl<T: Send + Sync + 'static> Core<T> {
             self.wait(at, super::Waiting::Paced(message));
         }
         self.outlet.lock().moving -= n;
-        self.runtime.note_progress();
+        self.note_gone();
     }
 }

@@ -11,6 +11,19 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Hands out the next message, if one is ready now.
     #[inline]
     pub(crate) fn try_take(&self) -> Result<Message<T>, Nothing> {
+        match self.take_ready() {
+            // What waits for its time comes back to a closed queue too.
+            Err(Nothing::Closed) if self.expects_more() => Err(Nothing::Empty),
+            answer => answer,
+        }
+    }
+
+    fn expects_more(&self) -> bool {
+        !self.has_ended() && self.delayed() > 0
+    }
+
+    #[inline]
+    fn take_ready(&self) -> Result<Message<T>, Nothing> {
         let mut outlet = self.outlet.lock();
         if self.looks_aside() {
             return self.take_looking_aside(outlet);
@@ -112,7 +125,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
     }
 
-    /// Lets go of the outlet, and of what could not be handed out.
+    /// Counts the delivery, and lets go of the outlet and of what could not be handed out.
     fn conclude(
         &self,
         mut outlet: MutexGuard<'_, Outlet<T>>,
@@ -120,34 +133,62 @@ impl<T: Send + Sync + 'static> Core<T> {
         expired: Vec<Message<T>>,
         early: Vec<(Timestamp, Message<T>)>,
     ) -> Result<Message<T>, Nothing> {
-        let mut released = expired.iter().filter(|message| message.holds_slot).count() as u64;
-        let passed = (expired.len() + early.len()) as u64;
-        outlet.left += passed;
-        outlet.moving += passed;
+        let mut released = 0;
         if let Ok(message) = &mut result {
-            released += u64::from(hand_out(message));
+            released = u64::from(hand_out(message));
             outlet.left += 1;
             outlet.delivered += 1;
         }
-        self.release(outlet, released);
-        self.finish_moving(expired, early);
-        if let Ok(message) = &mut result {
-            self.lend(message);
-        }
-        if let Err(Nothing::NotBefore(at)) = &result
-            && self.runtime.clock.is_manual()
-        {
+        self.pass_by(outlet, released, expired, early);
+        match &mut result {
+            Ok(message) => self.lend(message),
             // Nobody's sleep ends by itself on a manual clock.
-            self.arm(*at);
+            Err(Nothing::NotBefore(at)) if self.runtime.clock.is_manual() => self.arm(*at),
+            Err(_) => {}
         }
         result
+    }
+
+    /// Lets go of the outlet, and of messages that a consumer came across but may not have.
+    fn pass_by(
+        &self,
+        mut outlet: MutexGuard<'_, Outlet<T>>,
+        mut released: u64,
+        expired: Vec<Message<T>>,
+        early: Vec<(Timestamp, Message<T>)>,
+    ) {
+        let passed = (expired.len() + early.len()) as u64;
+        released += expired.iter().filter(|message| message.holds_slot).count() as u64;
+        outlet.left += passed;
+        outlet.moving += passed;
+        self.release(outlet, released);
+        self.finish_moving(expired, early);
+    }
+
+    /// Hands out the next message for a look: it keeps its slot, since it may come back by
+    /// [`Core::restore`]; if not, [`Core::free_slot`] follows.
+    pub(crate) fn take_to_look(&self) -> Result<Message<T>, Nothing> {
+        let mut outlet = self.outlet.lock();
+        let (mut expired, mut early) = (Vec::new(), Vec::new());
+        let mut result = self.next_aside(&mut outlet, &mut expired, &mut early);
+        if let Ok(message) = &mut result {
+            message.attempt += 1;
+            outlet.left += 1;
+            outlet.delivered += 1;
+        }
+        self.pass_by(outlet, 0, expired, early);
+        result
+    }
+
+    pub(crate) fn free_slot(&self) {
+        self.release(self.outlet.lock(), 1);
     }
 
     /// Hands out up to `max` messages that are ready now; `batch` must be empty.
     pub(crate) fn try_take_batch(&self, max: usize, batch: &mut Chunk<Message<T>>) -> Result<(), Nothing> {
         debug_assert!(batch.is_empty() && max > 0);
-        let plain = !self.looks_aside() && !self.settings.is_special() && self.settings.ack_timeout.is_none();
-        while plain && batch.len() < max && self.take_run(max - batch.len(), batch) {}
+        let plain = !self.settings.is_special() && self.settings.ack_timeout.is_none();
+        while plain && !self.looks_aside() && batch.len() < max && self.take_run(max - batch.len(), batch) {}
         while batch.len() < max {
             match self.try_take() {
                 Ok(message) => batch.push_back(message),
@@ -209,8 +250,8 @@ impl<T: Send + Sync + 'static> Core<T> {
             return self.simulate_until_message(patience);
         }
         let deadline = patience.deadline();
-        let mut slept = false;
         loop {
+            let expects_more = self.expects_more();
             let outlet = self.outlet.lock();
             let mut intake = self.intake.lock();
             let ready = !outlet.head.is_empty() || intake.has_message();
@@ -218,16 +259,14 @@ impl<T: Send + Sync + 'static> Core<T> {
             if ready && self.below_limit(&intake) && held.is_ok() {
                 return Ok(());
             }
-            if intake.gate == Gate::Closed && !ready {
+            if intake.gate == Gate::Closed && !ready && !expects_more {
+                // With a limit in flight, readers sleep on a closed queue too, and settling wakes one.
+                drop((outlet, intake));
+                self.readable.notify_all();
                 return Err(Nothing::Closed);
             }
             if !go_on() {
-                // The wake-up this thread took may have been meant for a message.
-                let pass_on = slept && ready && intake.sleeping > 0;
-                drop((outlet, intake));
-                if pass_on {
-                    self.readable.notify_one();
-                }
+                // Whoever changed that has woken everybody, so no wake-up meant for a message is lost.
                 return Err(Nothing::Interrupted);
             }
             if deadline.is_some_and(|deadline| self.runtime.clock.now() >= deadline) {
@@ -244,16 +283,16 @@ impl<T: Send + Sync + 'static> Core<T> {
                 None => self.readable.wait(&mut intake),
             }
             intake.sleeping -= 1;
-            slept = true;
         }
     }
 
     fn simulate_until_message(&self, patience: Patience) -> Result<(), Nothing> {
         let mut closed = false;
         let end = self.runtime.simulate_until(patience.deadline(), || {
+            let expects_more = self.expects_more();
             let (outlet, intake) = (self.outlet.lock(), self.intake.lock());
             let ready = !outlet.head.is_empty() || intake.has_message();
-            closed = intake.gate == Gate::Closed && !ready;
+            closed = intake.gate == Gate::Closed && !ready && !expects_more;
             closed || (ready && self.below_limit(&intake) && self.may_go(&intake).is_ok())
         });
         match end {

@@ -97,14 +97,14 @@ impl<T: Send + Sync + 'static> Core<T> {
         let n = all.len();
         self.counts.purged.add(n as u64);
         all.into_iter().for_each(drop_contained);
-        self.runtime.note_progress();
+        self.note_gone();
         n
     }
 
     pub(crate) fn drain(&self) -> Vec<Message<T>> {
         let all = self.clear();
         self.counts.drained.add(all.len() as u64);
-        self.runtime.note_progress();
+        self.note_gone();
         all
     }
 

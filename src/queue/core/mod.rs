@@ -34,6 +34,7 @@ use crate::clock::Timestamp;
 use crate::dead_letter::{DeadLetter, DeadLetterSink};
 use crate::deadlock::{Awaited, QueueRef};
 use crate::message::Message;
+use crate::outcome::drop_contained;
 use crate::runtime::Runtime;
 use crate::scheduler::{DelayHeap, Timed, TimedId};
 use crate::stats::{Counter, Tally};
@@ -72,6 +73,8 @@ pub(crate) struct Core<T> {
     readable: Condvar,
     /// Waited on with the outlet.
     writable: Condvar,
+    /// The gate is no longer open, for consumers that do not hold the intake.
+    draining: AtomicBool,
     /// Somebody has received from it other than by a consumer.
     by_hand: AtomicBool,
     /// Shutdown has reported what was left; settling comes too late.
@@ -274,6 +277,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             service: Mutex::new(ServiceRate::default()),
             readable: Condvar::new(),
             writable: Condvar::new(),
+            draining: AtomicBool::new(false),
             by_hand: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         });
@@ -444,10 +448,27 @@ impl<T: Send + Sync + 'static> Awaited for Core<T> {
     }
 }
 
+impl<T> Core<T> {
+    /// One by one, since a second panic on the way out would abort the process.
+    fn drop_messages(&self) {
+        let (mut delayed, mut outlet, mut intake) = (self.delayed.lock(), self.outlet.lock(), self.intake.lock());
+        intake.aside.take_all().into_iter().for_each(drop_contained);
+        intake.tail.take_all(&mut outlet.head).into_iter().for_each(drop_contained);
+        while let Some(waiting) = delayed.pop_due(Timestamp::MAX) {
+            drop_contained(waiting);
+        }
+        let mut leases = self.leases.lock();
+        while let Some(copy) = leases.pop_due(Timestamp::MAX) {
+            drop_contained(copy);
+        }
+    }
+}
+
 impl<T> Drop for Core<T> {
     fn drop(&mut self) {
         if let Some(id) = self.timed.get() {
             self.runtime.scheduler.unregister(*id);
         }
+        self.drop_messages();
     }
 }

@@ -1,0 +1,121 @@
+//! In a steady flow nothing is allocated per message.
+//!
+//! Steady means: routes are known, and the backlog does not grow. A backlog takes its memory in chunks of
+//! many messages and gives most of it back once drained. A routing key longer than 22 bytes does not fit
+//! into the envelope and is allocated once per publish.
+
+// An allocator that counts cannot be had without it.
+#![allow(unsafe_code, missing_docs)]
+#![cfg(not(shuttle))]
+
+use postroom::{Broker, Message, Queue, Topic};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        unsafe { System.dealloc(memory, layout) }
+    }
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        unsafe { System.realloc(memory, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The tests of this file share the count, so they take turns.
+static TURN: Mutex<()> = Mutex::new(());
+
+const MESSAGES: u64 = 100_000;
+/// More than the test harness itself needs to print a line meanwhile, far less than one per message.
+const A_FEW: u64 = 50;
+
+/// How often any thread allocated while `work` ran for all messages, after a run to warm up.
+fn allocations(mut work: impl FnMut(u64)) -> u64 {
+    let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
+    work(MESSAGES / 10);
+    let before = ALLOCATIONS.load(Ordering::SeqCst);
+    work(MESSAGES);
+    ALLOCATIONS.load(Ordering::SeqCst) - before
+}
+
+/// Publishes so many under `key`, at most 64 ahead of the worker so that the backlog stays the same.
+fn publish_in_step(topic: &Topic<u64>, key: &str, handled: &AtomicU64, n: u64) {
+    let start = handled.load(Ordering::Acquire);
+    for i in 0..n {
+        topic.publish(key, i).unwrap();
+        while start + i >= handled.load(Ordering::Acquire) + 64 {
+            std::thread::yield_now();
+        }
+    }
+    while handled.load(Ordering::Acquire) < start + n {
+        std::thread::yield_now();
+    }
+}
+
+/// The allocations of publishing under `key` through a topic and a queue to a worker's handler.
+fn published_to_a_worker(key: &str) -> u64 {
+    let broker = Broker::new();
+    let topic: Topic<u64> = broker.topic("t").declare().unwrap();
+    let queue = broker.queue("q").declare().unwrap();
+    topic.bind(&queue, "#").unwrap();
+    let handled = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&handled);
+    let handler = move |_: &Message<u64>| _ = count.fetch_add(1, Ordering::Release);
+    queue.consumer().start(handler).unwrap();
+    let allocations = allocations(|n| publish_in_step(&topic, key, &handled, n));
+    assert!(broker.shutdown(Duration::from_secs(10)).is_clean());
+    allocations
+}
+
+#[test]
+fn publish_route_handle_and_ack_allocate_nothing() {
+    let allocated = published_to_a_worker("order.placed");
+    assert!(allocated < A_FEW, "{allocated} allocations for {MESSAGES} messages");
+}
+
+#[test]
+fn a_long_routing_key_is_allocated_once_per_publish() {
+    let allocated = published_to_a_worker("order.placed.europe.belgium.ghent.online");
+    let once = MESSAGES..MESSAGES + A_FEW;
+    assert!(once.contains(&allocated), "{allocated} allocations for {MESSAGES} messages");
+}
+
+#[test]
+fn send_receive_and_ack_allocate_nothing() {
+    let broker = Broker::new();
+    let queue: Queue<u64> = broker.queue("q").declare().unwrap();
+    let allocated = allocations(|n| {
+        for i in 0..n {
+            queue.send(i).unwrap();
+            queue.recv().unwrap().ack().unwrap();
+        }
+    });
+    assert!(allocated < A_FEW, "{allocated} allocations for {MESSAGES} messages");
+}
+
+#[test]
+fn a_backlog_that_comes_and_goes_allocates_by_chunks_of_many_messages() {
+    let broker = Broker::new();
+    let queue: Queue<u64> = broker.queue("q").declare().unwrap();
+    let allocated = allocations(|n| {
+        for _ in 0..n / 5_000 {
+            (0..5_000).for_each(|i| _ = queue.send(i).unwrap());
+            (0..5_000).for_each(|_| queue.recv().unwrap().ack().unwrap());
+        }
+    });
+    assert!(allocated < MESSAGES / 10, "{allocated} allocations for {MESSAGES} messages");
+}

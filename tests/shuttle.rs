@@ -1,0 +1,600 @@
+//! Interleavings: small scenarios under a scheduler that tries thousands of them.
+//!
+//! Run with `RUSTFLAGS="--cfg shuttle" cargo test --release --test shuttle`. Every scenario says what must
+//! hold at its end; that it ends at all is checked too, because the scheduler reports a deadlock when every
+//! thread is blocked. Time stands still (a manual clock), so a timed wait ends only when a scenario moves
+//! the clock, and nothing here depends on a real deadline.
+
+#![cfg(shuttle)]
+#![allow(missing_docs)]
+
+use postroom::{
+    Binding, Broker, Consumer, ManualClock, Message, Outcome, Overflow, PublishError, Queue, RecvTimeoutError, Retry,
+    SendError, Topic,
+};
+use shuttle::scheduler::{PctScheduler, RandomScheduler};
+use shuttle::sync::atomic::{AtomicUsize, Ordering};
+use shuttle::thread::{self, JoinHandle};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+const ITERATIONS: usize = 3_000;
+/// More than ten times what any scenario takes; one that gets there is going round in circles.
+const MOST_STEPS: usize = 50_000;
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Explores at random, then with few but adversarial preemptions.
+fn explore(scenario: impl Fn() + Send + Sync + Clone + 'static) {
+    let mut config = shuttle::Config::new();
+    config.max_steps = shuttle::MaxSteps::FailAfter(MOST_STEPS);
+    let random = RandomScheduler::new(ITERATIONS);
+    shuttle::Runner::new(random, config.clone()).run(scenario.clone());
+    shuttle::Runner::new(PctScheduler::new(3, ITERATIONS), config).run(scenario);
+}
+
+fn broker() -> (Broker, ManualClock) {
+    let clock = ManualClock::new();
+    let broker = Broker::builder().clock(clock.clone()).seed(1).build().unwrap();
+    (broker, clock)
+}
+
+/// What handlers and receivers have seen. No scheduling happens while it is locked, so a plain lock will do.
+#[derive(Clone, Default)]
+struct Seen(Arc<Mutex<Vec<u32>>>);
+
+impl Seen {
+    /// How many there are with this one.
+    fn add(&self, n: u32) -> usize {
+        let mut seen = self.0.lock().unwrap();
+        seen.push(n);
+        seen.len()
+    }
+
+    fn count(&self, n: u32) -> usize {
+        self.0.lock().unwrap().iter().filter(|&&seen| seen == n).count()
+    }
+
+    fn sorted(&self) -> Vec<u32> {
+        let mut all = self.0.lock().unwrap().clone();
+        all.sort_unstable();
+        all
+    }
+}
+
+fn start(queue: &Queue<u32>, workers: usize, seen: &Seen) -> Consumer {
+    let seen = seen.clone();
+    let record = move |n: &Message<u32>| {
+        seen.add(**n);
+    };
+    queue.consumer().workers(workers).start(record).unwrap()
+}
+
+/// A thread that acks everything until the queue is closed and empty.
+fn receive_all(queue: &Queue<u32>, seen: &Seen) -> JoinHandle<()> {
+    let (queue, seen) = (queue.clone(), seen.clone());
+    thread::spawn(move || {
+        while let Ok(delivery) = queue.recv() {
+            seen.add(**delivery);
+            delivery.ack().unwrap();
+        }
+    })
+}
+
+fn publish(topic: &Topic<u32>, numbers: std::ops::Range<u32>) -> JoinHandle<()> {
+    let topic = topic.clone();
+    thread::spawn(move || numbers.for_each(|n| _ = topic.publish("k", n).unwrap()))
+}
+
+fn send(queue: &Queue<u32>, numbers: std::ops::Range<u32>) -> JoinHandle<()> {
+    let queue = queue.clone();
+    thread::spawn(move || numbers.for_each(|n| _ = queue.send(n).unwrap()))
+}
+
+fn assert_conserved(queue: &Queue<u32>) {
+    let stats = queue.stats();
+    assert_eq!((stats.unaccounted(), stats.in_flight), (0, 0), "{stats:?}");
+}
+
+#[test]
+fn published_is_handled_once_and_shutdown_is_clean() {
+    explore(|| {
+        let (broker, _) = broker();
+        let topic: Topic<u32> = broker.topic("t").declare().unwrap();
+        let queue = broker.queue("q").capacity(2).declare().unwrap();
+        topic.bind(&queue, "k").unwrap();
+        let seen = Seen::default();
+        start(&queue, 2, &seen);
+        let producers = [publish(&topic, 0..2), publish(&topic, 2..4)];
+        producers.into_iter().for_each(|p| p.join().unwrap());
+        assert!(broker.shutdown(SECOND).is_clean());
+        assert_eq!(seen.sorted(), [0, 1, 2, 3]);
+        assert_conserved(&queue);
+    });
+}
+
+#[test]
+fn shutdown_amid_publishes_handles_what_was_accepted_and_refuses_the_rest() {
+    explore(|| {
+        let (broker, _) = broker();
+        let topic: Topic<u32> = broker.topic("t").declare().unwrap();
+        let queue = broker.queue("q").capacity(1).declare().unwrap();
+        topic.bind(&queue, "k").unwrap();
+        let (seen, accepted) = (Seen::default(), Seen::default());
+        start(&queue, 1, &seen);
+        let producers = [0..2, 2..4].map(|numbers| {
+            let (topic, accepted) = (topic.clone(), accepted.clone());
+            thread::spawn(move || {
+                for n in numbers {
+                    match topic.publish("k", n) {
+                        Ok(_) => _ = accepted.add(n),
+                        Err(PublishError::Closed(refused)) => assert_eq!(*refused.into_message(), n),
+                        Err(other) => panic!("{other}"),
+                    }
+                }
+            })
+        });
+        let report = broker.shutdown(SECOND);
+        producers.into_iter().for_each(|p| p.join().unwrap());
+        assert!(report.is_clean(), "{report}");
+        assert_eq!(seen.sorted(), accepted.sorted());
+        assert_conserved(&queue);
+    });
+}
+
+#[test]
+fn handlers_go_on_publishing_while_their_broker_drains() {
+    explore(|| {
+        let (broker, _) = broker();
+        // Queues are looked at by name, so messages move behind the back of whoever looks for rest.
+        let first: Queue<u32> = broker.queue("z").declare().unwrap();
+        let second: Queue<u32> = broker.queue("a").capacity(1).declare().unwrap();
+        let seen = Seen::default();
+        start(&second, 1, &seen);
+        let onward = second.clone();
+        let forward = move |n: &Message<u32>| _ = onward.send(**n).unwrap();
+        first.consumer().workers(2).start(forward).unwrap();
+        (0..3).for_each(|n| _ = first.send(n).unwrap());
+        assert!(broker.shutdown(SECOND).is_clean());
+        assert_eq!(seen.sorted(), [0, 1, 2]);
+    });
+}
+
+#[test]
+fn wait_idle_answers_when_all_is_settled() {
+    explore(|| {
+        let (broker, _) = broker();
+        let queue: Queue<u32> = broker.queue("q").declare().unwrap();
+        let seen = Seen::default();
+        start(&queue, 2, &seen);
+        (0..3).for_each(|n| _ = queue.send(n).unwrap());
+        assert!(broker.wait_idle(SECOND));
+        assert_eq!(seen.sorted(), [0, 1, 2]);
+    });
+}
+
+/// Settles each number its own way on first sight, and acks it afterwards; the last ack closes the queue.
+fn settle_in_many_ways(queue: Queue<u32>, acked: Seen) {
+    while let Ok(delivery) = queue.recv() {
+        let n = **delivery;
+        match (n, delivery.redelivered()) {
+            (0, false) => drop(delivery),
+            (1, false) => delivery.retry().unwrap(),
+            (2, false) => delivery.requeue().unwrap(),
+            _ => {
+                delivery.ack().unwrap();
+                if acked.add(n) == 3 {
+                    queue.close();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_acked_comes_back_to_one_of_the_receivers() {
+    explore(|| {
+        let (broker, _) = broker();
+        let queue: Queue<u32> = broker.queue("q").retry(Retry::immediate(3)).declare().unwrap();
+        let acked = Seen::default();
+        let receivers = [(), ()].map(|()| {
+            let (queue, acked) = (queue.clone(), acked.clone());
+            thread::spawn(move || settle_in_many_ways(queue, acked))
+        });
+        (0..3).for_each(|n| _ = queue.send(n).unwrap());
+        receivers.into_iter().for_each(|r| r.join().unwrap());
+        assert_eq!(acked.sorted(), [0, 1, 2]);
+        let stats = queue.stats();
+        assert_eq!((stats.retried, stats.requeued, stats.delivered), (2, 1, 6));
+        assert_conserved(&queue);
+    });
+}
+
+#[test]
+fn a_retry_comes_back_when_the_clock_is_moved() {
+    explore(|| {
+        let (broker, clock) = broker();
+        let queue: Queue<u32> = broker.queue("q").declare().unwrap();
+        let receivers = [(), ()].map(|()| {
+            let (queue, clock) = (queue.clone(), clock.clone());
+            thread::spawn(move || {
+                while let Ok(delivery) = queue.recv() {
+                    if delivery.attempt() < 3 {
+                        delivery.retry_after(SECOND).unwrap();
+                        clock.advance(SECOND);
+                    } else {
+                        delivery.ack().unwrap();
+                        queue.close();
+                    }
+                }
+            })
+        });
+        queue.send(0).unwrap();
+        receivers.into_iter().for_each(|r| r.join().unwrap());
+        assert_eq!(queue.stats().acked, 1);
+    });
+}
+
+#[test]
+fn a_failing_message_gets_its_attempts_and_one_dead_letter() {
+    explore(|| {
+        let (broker, _) = broker();
+        let queue: Queue<u32> = broker.queue("q").retry(Retry::immediate(2)).declare().unwrap();
+        let calls = Seen::default();
+        let seen = calls.clone();
+        let fail = move |n: &Message<u32>| {
+            seen.add(**n);
+            Outcome::Retry
+        };
+        queue.consumer().workers(2).start(fail).unwrap();
+        (0..2).for_each(|n| _ = queue.send(n).unwrap());
+        let report = broker.shutdown(SECOND);
+        assert!(report.is_clean(), "{report}");
+        assert_eq!(calls.sorted(), [0, 0, 0, 1, 1, 1]);
+        assert_eq!(queue.dead_letters().len(), 2);
+        assert_conserved(&queue);
+    });
+}
+
+#[test]
+fn scaling_a_busy_consumer_loses_no_message_and_no_worker() {
+    explore(|| {
+        let (broker, _) = broker();
+        let queue: Queue<u32> = broker.queue("q").capacity(2).declare().unwrap();
+        let seen = Seen::default();
+        let consumer = start(&queue, 2, &seen);
+        let producer = send(&queue, 0..4);
+        consumer.scale_to(1).unwrap();
+        consumer.scale_to(3).unwrap();
+        consumer.scale_to(1).unwrap();
+        producer.join().unwrap();
+        assert!(broker.shutdown(SECOND).is_clean());
+        assert_eq!(seen.sorted(), [0, 1, 2, 3]);
+    });
+}
+
+#[test]
+fn binding_changes_amid_publishes_touch_only_their_own_queue() {
+    explore(|| {
+        let (broker, _) = broker();
+        let topic: Topic<u32> = broker.topic("t").declare().unwrap();
+        let [always, sometimes] = ["always", "sometimes"].map(|name| broker.queue(name).declare().unwrap());
+        topic.bind(&always, Binding::all()).unwrap();
+        topic.bind(&sometimes, Binding::all()).unwrap();
+        // From now on this thread remembers the route.
+        assert_eq!(topic.publish("k", 7).unwrap().routed(), 2);
+        let producers = [publish(&topic, 0..2), publish(&topic, 2..4)];
+        topic.unbind(&sometimes, Binding::all()).unwrap();
+        assert_eq!(topic.publish("k", 8).unwrap().routed(), 1);
+        topic.bind(&sometimes, Binding::all()).unwrap();
+        assert_eq!(topic.publish("k", 9).unwrap().routed(), 2);
+        producers.into_iter().for_each(|p| p.join().unwrap());
+        let numbers = |queue: &Queue<u32>| {
+            let mut all: Vec<u32> = queue.drain().iter().map(|message| **message).collect();
+            all.sort_unstable();
+            all
+        };
+        assert_eq!(numbers(&always), [0, 1, 2, 3, 7, 8, 9]);
+        let mut reached = numbers(&sometimes);
+        assert!(reached.contains(&7) && !reached.contains(&8) && reached.contains(&9));
+        let n = reached.len();
+        reached.dedup();
+        assert_eq!(reached.len(), n, "twice in one queue");
+    });
+}
+
+/// A topic bound to two queues with room for one message each.
+fn two_small_queues(broker: &Broker) -> (Topic<u32>, [Queue<u32>; 2]) {
+    let topic: Topic<u32> = broker.topic("t").declare().unwrap();
+    let queues = ["a", "b"].map(|name| broker.queue(name).capacity(1).declare().unwrap());
+    queues.iter().for_each(|queue| topic.bind(queue, "k").unwrap());
+    (topic, queues)
+}
+
+#[test]
+fn waiting_publishes_reach_both_queues_once() {
+    explore(|| {
+        let (broker, _) = broker();
+        let (topic, queues) = two_small_queues(&broker);
+        let seen = [Seen::default(), Seen::default()];
+        let receivers = [0, 1].map(|i| receive_all(&queues[i], &seen[i]));
+        let producers = [publish(&topic, 0..2), publish(&topic, 2..4)];
+        producers.into_iter().for_each(|p| p.join().unwrap());
+        queues.iter().for_each(Queue::close);
+        receivers.into_iter().for_each(|r| r.join().unwrap());
+        seen.iter().for_each(|seen| assert_eq!(seen.sorted(), [0, 1, 2, 3]));
+        queues.iter().for_each(assert_conserved);
+    });
+}
+
+#[test]
+fn a_refused_publish_reached_no_queue() {
+    explore(|| {
+        let (broker, _) = broker();
+        let (topic, queues) = two_small_queues(&broker);
+        let (seen, accepted) = ([Seen::default(), Seen::default()], Seen::default());
+        let receivers = [0, 1].map(|i| receive_all(&queues[i], &seen[i]));
+        let producers = [0..2, 2..4].map(|numbers| {
+            let (topic, accepted) = (topic.clone(), accepted.clone());
+            thread::spawn(move || {
+                numbers.filter(|&n| topic.try_publish("k", n).is_ok()).for_each(|n| _ = accepted.add(n));
+            })
+        });
+        producers.into_iter().for_each(|p| p.join().unwrap());
+        queues.iter().for_each(Queue::close);
+        receivers.into_iter().for_each(|r| r.join().unwrap());
+        seen.iter().for_each(|seen| assert_eq!(seen.sorted(), accepted.sorted()));
+    });
+}
+
+#[test]
+fn shutdown_waits_for_a_publish_that_is_half_way_into_two_queues() {
+    explore(|| {
+        let (broker, _) = broker();
+        let (topic, queues) = two_small_queues(&broker);
+        let seen = [Seen::default(), Seen::default()];
+        [0, 1].into_iter().for_each(|i| _ = start(&queues[i], 1, &seen[i]));
+        let producer = thread::spawn(move || topic.publish("k", 7).is_ok());
+        let report = broker.shutdown(SECOND);
+        let accepted = usize::from(producer.join().unwrap());
+        assert!(report.is_clean(), "{report}");
+        seen.iter().for_each(|seen| assert_eq!(seen.count(7), accepted));
+        queues.iter().for_each(assert_conserved);
+    });
+}
+
+#[test]
+fn a_publish_that_still_waits_for_one_queue_keeps_nobody_from_the_other() {
+    explore(|| {
+        let (broker, _) = broker();
+        let (topic, [a, b]) = two_small_queues(&broker);
+        b.send(0).unwrap();
+        let both = publish(&topic, 1..2);
+        let alone = send(&b, 2..3);
+        let first_in_a = a.try_send(3).is_ok();
+        // Makes room in the second queue only: whoever waits for it alone must get in, now or after the
+        // publish to both.
+        let seen = Seen::default();
+        let receiver = receive_all(&b, &seen);
+        alone.join().unwrap();
+        if first_in_a {
+            assert_eq!(**a.recv().unwrap(), 3);
+        }
+        both.join().unwrap();
+        b.close();
+        receiver.join().unwrap();
+        assert_eq!(seen.sorted(), [0, 1, 2]);
+    });
+}
+
+#[test]
+fn pause_resume_and_stop_amid_publishes_lose_nothing() {
+    explore(|| {
+        let (broker, _) = broker();
+        let queue: Queue<u32> = broker.queue("q").declare().unwrap();
+        let seen = Seen::default();
+        let consumer = start(&queue, 2, &seen);
+        let producer = send(&queue, 0..3);
+        consumer.pause();
+        consumer.resume();
+        consumer.stop();
+        producer.join().unwrap();
+        queue.drain().iter().for_each(|message| _ = seen.add(**message));
+        assert_eq!(seen.sorted(), [0, 1, 2]);
+        assert_conserved(&queue);
+    });
+}
+
+#[test]
+fn a_resumed_consumer_takes_what_came_while_it_was_paused() {
+    explore(|| {
+        let (broker, _) = broker();
+        let queue: Queue<u32> = broker.queue("q").capacity(1).declare().unwrap();
+        let seen = Seen::default();
+        let consumer = start(&queue, 2, &seen);
+        consumer.pause();
+        let producer = send(&queue, 0..3);
+        consumer.resume();
+        producer.join().unwrap();
+        assert!(broker.shutdown(SECOND).is_clean());
+        assert_eq!(seen.sorted(), [0, 1, 2]);
+    });
+}
+
+#[test]
+fn a_message_meant_for_a_stopping_worker_goes_to_another_receiver() {
+    explore(|| {
+        let (broker, _) = broker();
+        let queue: Queue<u32> = broker.queue("q").declare().unwrap();
+        let seen = Seen::default();
+        let consumer = start(&queue, 1, &seen);
+        let receiver = {
+            let (queue, seen) = (queue.clone(), seen.clone());
+            thread::spawn(move || {
+                // One of the two messages may be the worker's, the other never is.
+                let delivery = queue.recv().unwrap();
+                seen.add(**delivery);
+                delivery.ack().unwrap();
+            })
+        };
+        let stopper = thread::spawn(move || consumer.stop());
+        queue.send(0).unwrap();
+        stopper.join().unwrap();
+        queue.send(1).unwrap();
+        receiver.join().unwrap();
+        queue.drain().iter().for_each(|message| _ = seen.add(**message));
+        assert_eq!(seen.sorted(), [0, 1]);
+    });
+}
+
+#[test]
+fn handlers_that_stop_their_own_consumer_do_not_wait_for_each_other() {
+    explore(|| {
+        let (broker, _) = broker();
+        let queue: Queue<u32> = broker.queue("q").declare().unwrap();
+        let myself: Arc<Mutex<Option<Consumer>>> = Arc::default();
+        let own = Arc::clone(&myself);
+        let stop = move |_: &Message<u32>| {
+            let consumer = own.lock().unwrap().clone();
+            consumer.into_iter().for_each(|consumer| consumer.stop());
+        };
+        let consumer = queue.consumer().workers(2).start(stop).unwrap();
+        *myself.lock().unwrap() = Some(consumer.clone());
+        (0..2).for_each(|n| _ = queue.send(n).unwrap());
+        consumer.stop();
+        assert_conserved(&queue);
+        *myself.lock().unwrap() = None;
+    });
+}
+
+#[test]
+fn a_blocked_producer_hears_of_the_close() {
+    explore(|| {
+        let (broker, _) = broker();
+        let queue: Queue<u32> = broker.queue("q").capacity(1).declare().unwrap();
+        queue.send(0).unwrap();
+        let accepted = Seen::default();
+        let producers = [1, 2].map(|n| {
+            let (queue, accepted) = (queue.clone(), accepted.clone());
+            thread::spawn(move || match queue.send(n) {
+                Ok(_) => _ = accepted.add(n),
+                Err(SendError::Closed(refused)) => assert_eq!(*refused.into_message(), n),
+                Err(other) => panic!("{other}"),
+            })
+        });
+        let closer = {
+            let queue = queue.clone();
+            thread::spawn(move || queue.close())
+        };
+        let seen = Seen::default();
+        let delivery = queue.recv().unwrap();
+        seen.add(**delivery);
+        delivery.ack().unwrap();
+        producers.into_iter().for_each(|p| p.join().unwrap());
+        closer.join().unwrap();
+        queue.drain().iter().for_each(|message| _ = seen.add(**message));
+        accepted.add(0);
+        assert_eq!(seen.sorted(), accepted.sorted());
+    });
+}
+
+#[test]
+fn a_limit_in_flight_holds_and_lets_every_receiver_end() {
+    explore(|| {
+        let (broker, _) = broker();
+        let queue: Queue<u32> = broker.queue("q").max_in_flight(1).declare().unwrap();
+        let (seen, in_hand) = (Seen::default(), Arc::new(AtomicUsize::new(0)));
+        let receivers = [(); 4].map(|()| {
+            let (queue, seen, in_hand) = (queue.clone(), seen.clone(), Arc::clone(&in_hand));
+            thread::spawn(move || {
+                while let Ok(delivery) = queue.recv() {
+                    assert_eq!(in_hand.fetch_add(1, Ordering::SeqCst), 0);
+                    seen.add(**delivery);
+                    in_hand.fetch_sub(1, Ordering::SeqCst);
+                    delivery.ack().unwrap();
+                }
+            })
+        });
+        (0..2).for_each(|n| _ = queue.send(n).unwrap());
+        queue.close();
+        receivers.into_iter().for_each(|r| r.join().unwrap());
+        assert_eq!(seen.sorted(), [0, 1]);
+    });
+}
+
+#[test]
+fn every_timed_receiver_times_out_when_the_clock_gets_there() {
+    explore(|| {
+        let (broker, clock) = broker();
+        let queue: Queue<u32> = broker.queue("q").declare().unwrap();
+        let ended = Seen::default();
+        let receivers = [1, 2].map(|seconds| {
+            let (queue, ended) = (queue.clone(), ended.clone());
+            thread::spawn(move || {
+                let answer = queue.recv_timeout(SECOND * seconds).err();
+                ended.add(0);
+                answer
+            })
+        });
+        // A receiver's time counts from when it started, so the clock goes on until both have ended.
+        while ended.count(0) < 2 {
+            clock.advance(SECOND);
+            thread::yield_now();
+        }
+        receivers.into_iter().for_each(|r| assert_eq!(r.join().unwrap(), Some(RecvTimeoutError::Timeout)));
+    });
+}
+
+#[test]
+fn drop_oldest_never_blocks_and_counts_what_it_drops() {
+    explore(|| {
+        let (broker, _) = broker();
+        let queue: Queue<u32> = broker.queue("q").capacity(1).overflow(Overflow::DropOldest).declare().unwrap();
+        let seen = Seen::default();
+        let receiver = receive_all(&queue, &seen);
+        let producers = [send(&queue, 0..2), send(&queue, 2..4)];
+        producers.into_iter().for_each(|p| p.join().unwrap());
+        queue.close();
+        receiver.join().unwrap();
+        let stats = queue.stats();
+        assert_eq!(seen.sorted().len() as u64 + stats.dropped, 4);
+        assert!((0..4).all(|n| seen.count(n) <= 1));
+        assert_conserved(&queue);
+    });
+}
+
+#[test]
+fn draining_amid_traffic_takes_each_message_once() {
+    explore(|| {
+        let (broker, _) = broker();
+        let queue: Queue<u32> = broker.queue("q").capacity(1).retry(Retry::immediate(5)).declare().unwrap();
+        let seen = Seen::default();
+        let (failing, drained) = (queue.clone(), seen.clone());
+        let receiver = thread::spawn(move || {
+            while let Ok(delivery) = failing.recv() {
+                drop(delivery);
+                failing.drain().iter().for_each(|message| _ = drained.add(**message));
+            }
+        });
+        let producers = [send(&queue, 0..1), send(&queue, 1..3)];
+        producers.into_iter().for_each(|p| p.join().unwrap());
+        queue.close();
+        receiver.join().unwrap();
+        assert_eq!(seen.sorted(), [0, 1, 2]);
+        assert_conserved(&queue);
+    });
+}
+
+#[test]
+fn dropping_the_broker_ends_its_workers() {
+    explore(|| {
+        let (broker, _) = broker();
+        let queue: Queue<u32> = broker.queue("q").declare().unwrap();
+        let seen = Seen::default();
+        start(&queue, 2, &seen);
+        let producer = send(&queue, 0..2);
+        drop(broker);
+        producer.join().unwrap();
+        queue.drain().iter().for_each(|message| _ = seen.add(**message));
+        assert_eq!(seen.sorted(), [0, 1]);
+    });
+}
