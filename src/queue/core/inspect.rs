@@ -42,6 +42,28 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.outlet.lock().delivered.saturating_sub(settled)
     }
 
+    /// How many deliveries were settled ever, and how many of them acked.
+    pub(crate) fn settled_and_acked(&self) -> (u64, u64) {
+        let (mut settled, mut acked) = (0, 0);
+        self.tallies.each(|tally| {
+            // Read once: another ack in between must not make it more than what was settled.
+            let (good, bad) = (tally.acked.get(), tally.unacked.get());
+            acked += good;
+            settled += good + bad;
+        });
+        (settled, acked)
+    }
+
+    /// When the oldest of the messages that are next was published: the next redelivery and the next fresh
+    /// one.
+    pub(crate) fn oldest_ready(&self) -> Option<Timestamp> {
+        let mut outlet = self.outlet.lock();
+        let mut intake = self.intake.lock();
+        let Intake { urgent, tail, .. } = &mut *intake;
+        let fresh = tail.iter_mut(&mut outlet.head).map(|message| message.published_at).next();
+        urgent.front().map(|message| message.published_at).into_iter().chain(fresh).min()
+    }
+
     pub(super) fn settled_ever(&self) -> u64 {
         let mut settled = 0;
         self.tallies.each(|tally| settled += tally.settled());

@@ -24,6 +24,7 @@ mod refusal;
 
 use super::builder::Settings;
 use super::fifo::{Head, Tail};
+use crate::alarm::Alarms;
 use crate::clock::Timestamp;
 use crate::dead_letter::{DeadLetter, DeadLetterSink};
 use crate::message::Message;
@@ -46,6 +47,7 @@ pub(crate) struct Core<T> {
     pub(crate) counts: Counts,
     /// Consumers that are neither stopped nor paused.
     pub(crate) consumers: AtomicUsize,
+    pub(crate) alarms: Alarms,
     me: Weak<Self>,
     timed: OnceLock<TimedId>,
     intake: Padded<Mutex<Intake<T>>>,
@@ -221,6 +223,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             tallies: Tallies::default(),
             counts: Counts::default(),
             consumers: AtomicUsize::new(0),
+            alarms: Alarms::default(),
             timed: OnceLock::new(),
             intake: Padded(Mutex::new(Intake::new())),
             outlet: Padded(Mutex::new(Outlet::new())),
