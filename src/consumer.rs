@@ -370,7 +370,7 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
     }
 
     /// The breaker hears of a handling before its message is settled, so that a failure which opens the
-    /// circuit is not redelivered just before.
+    /// circuit is not redelivered just before. Settling it is also what has shutdown look again.
     fn heard(&self, permit: Permit, sign: Sign, reopening: &Registration) {
         let now = self.core.runtime.clock.now();
         let mut roster = self.roster.lock();
@@ -384,8 +384,6 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
             Change::ProbeAgain => {}
             Change::Opened { until, failures, of } => {
                 reopening.arm(until);
-                // Shutdown need not wait for this consumer any more.
-                self.core.runtime.note_progress();
                 self.core.runtime.tell(|| Event::CircuitOpened { queue: self.core.name.to_string(), failures, of });
             }
             Change::Closed { since } => {
@@ -406,11 +404,11 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
         letters.redrive().filter(of_outage).run().map_or(0, |redriven| redriven.moved)
     }
 
-    /// Nothing was taken with this pass.
+    /// Nothing was taken with this pass. Nobody needs to be woken: whoever had it reports next and claims it
+    /// again, or leaves, of which the others hear.
     fn unused(&self, pass: Pass) {
         if pass == Pass::Probe {
             self.roster.lock().breaker.iter_mut().for_each(Breaker::return_probe);
-            self.changed.notify_all();
         }
     }
 

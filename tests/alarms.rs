@@ -133,13 +133,22 @@ fn dropping_the_handle_leaves_it_on() {
     assert_eq!(scene.told().len(), 1);
 }
 
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("ouch, too");
+    }
+}
+
 #[test]
-fn an_alarm_may_remove_itself_and_panic() {
+fn an_alarm_may_remove_itself_and_panic_on_its_way() {
     let scene = scene();
     let (handle, calls) = (Arc::new(Mutex::new(None::<AlarmHandle>)), Arc::new(AtomicUsize::new(0)));
-    let (own, count) = (handle.clone(), calls.clone());
+    let (own, count, bomb) = (handle.clone(), calls.clone(), Bomb);
     let alarm = scene.queue.alarm(Alarm::backlog(1, 0), move |_| {
         count.fetch_add(1, SeqCst);
+        let _in_the_callback = &bomb;
         own.lock().unwrap().take().unwrap().remove();
         panic!("ouch");
     });

@@ -409,6 +409,51 @@ fn eight_threads_make_one_probe() {
 }
 
 #[test]
+fn a_batch_of_threads_probes_with_one_message() {
+    let (broker, clock, queue) = threaded();
+    let (entered, batches) = mpsc::channel();
+    let handler = move |batch: &[Message<u32>]| {
+        entered.send(batch.len()).unwrap();
+        Outcome::Retry
+    };
+    let consumer = queue.consumer().workers(4).circuit_breaker(CircuitBreaker::new(1, 1.0).pause(PAUSE));
+    let consumer = consumer.start_batch(50, Duration::from_secs(3600), handler).unwrap();
+    queue.send_batch(0..50).unwrap();
+    assert_eq!(batches.recv_timeout(SOON), Ok(50));
+    eventually("it opens", || consumer.circuit() == Some(Circuit::Open));
+    queue.send_batch(0..3).unwrap();
+    clock.advance(PAUSE);
+    assert_eq!(batches.recv_timeout(SOON), Ok(1), "without lingering for more");
+    eventually("it opens again", || consumer.circuit() == Some(Circuit::Open));
+    assert!(broker.shutdown(SOON).stuck_workers.is_empty());
+    assert_eq!((batches.try_recv().is_err(), queue.len()), (true, 2));
+}
+
+#[test]
+fn what_was_taken_but_not_begun_when_it_opens_goes_back() {
+    let (_broker, _clock, queue) = threaded();
+    let (entered, batches) = mpsc::channel();
+    let handler = move |batch: &[Message<u32>]| {
+        entered.send(batch.len()).unwrap();
+        Outcome::Retry
+    };
+    let consumer = queue.consumer().workers(2).circuit_breaker(CircuitBreaker::new(1, 1.0).pause(PAUSE));
+    consumer.start_batch(10, Duration::from_secs(3600), handler).unwrap();
+    // The two share them; the one that has ten first opens the circuit while the other waits for more.
+    let mut sent = 0;
+    while batches.recv_timeout(Duration::from_millis(5)).is_err() {
+        queue.send(sent).unwrap();
+        sent += 1;
+    }
+    eventually("nothing stays in hand", || queue.in_flight() == 0);
+    assert!(batches.try_recv().is_err(), "only one was handled");
+    assert_eq!((queue.len(), queue.stats().unaccounted()), (sent as usize - 10, 0));
+    let numbers: Vec<u32> = queue.list(20).iter().map(|n| **n).collect();
+    assert!(numbers.is_sorted(), "in their order: {numbers:?}");
+    assert!(queue.list(20).iter().all(|n| n.attempt() == 0 && !n.redelivered()));
+}
+
+#[test]
 fn an_idle_probe_waits_for_its_message() {
     let (_broker, clock, queue) = threaded();
     let downstream = Downstream::default();
