@@ -126,7 +126,7 @@ impl Sign {
 /// On what grounds a message is handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Permit {
-    /// The circuit is closed, for the so-manieth time.
+    /// The circuit is closed, and has been since it closed for the `period`-th time.
     Call {
         period: u64,
     },

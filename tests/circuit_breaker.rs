@@ -202,7 +202,7 @@ fn a_failure_that_opens_it_is_not_handled_again_before_the_pause_is_over() {
 #[test]
 fn the_window_counts_the_latest_handlings_only() {
     let scene = scene(Retry::none());
-    let handler = |n: &Message<u32>| if **n % 3 == 0 { Outcome::Retry } else { Outcome::Ack };
+    let handler = |n: &Message<u32>| if n.is_multiple_of(3) { Outcome::Retry } else { Outcome::Ack };
     let consumer = scene.queue.consumer().circuit_breaker(breaker()).start(handler).unwrap();
     scene.send(1..300); // a third fails, at most two of four in a row: 3 . . 6
     scene.simulation.run_until_idle();
@@ -306,8 +306,7 @@ fn the_same_seed_gives_the_same_outage() {
         scene.simulation.advance(PAUSE * 3);
         scene.downstream.set_up(true);
         scene.simulation.advance(PAUSE);
-        let calls = scene.downstream.calls.lock().unwrap().clone();
-        calls
+        scene.downstream.calls.lock().unwrap().clone()
     };
     assert_eq!(run(), run());
 }
