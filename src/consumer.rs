@@ -1,15 +1,16 @@
 //! Workers and handlers.
 
-use crate::clock::Clock;
-use crate::dead_letter::Reason;
+use crate::breaker::{Breaker, Change, Circuit, CircuitBreaker, Permit, Sign};
+use crate::clock::{Clock, Timestamp};
+use crate::dead_letter::{DeadLetter, Reason};
 use crate::delivery::Verdict;
 use crate::error::Error;
 use crate::message::{Message, MessageId};
 use crate::outcome::{IntoOutcome, Outcome, contained};
 use crate::queue::core::{Core, Nothing, Patience};
 use crate::queue::fifo::Chunk;
-use crate::runtime::Event;
-use crate::scheduler::TimedId;
+use crate::runtime::{Event, Registration};
+use crate::scheduler::{Timed, TimedId};
 use crate::simulation::Task;
 use crate::stats::Tally;
 use crate::sync::{
@@ -35,11 +36,13 @@ pub struct ConsumerBuilder<T> {
     core: Arc<Core<T>>,
     workers: usize,
     hooks: Hooks<T>,
+    breaker: Option<CircuitBreaker>,
 }
 
 impl<T: Send + Sync + 'static> ConsumerBuilder<T> {
     pub(crate) fn new(core: Arc<Core<T>>) -> Self {
-        Self { core, workers: 1, hooks: Hooks { before: None, after: None, on_give_up: None } }
+        let hooks = Hooks { before: None, after: None, on_give_up: None };
+        Self { core, workers: 1, hooks, breaker: None }
     }
 
     /// How many threads handle messages at the same time. Default 1, which keeps them in order.
@@ -66,6 +69,21 @@ impl<T: Send + Sync + 'static> ConsumerBuilder<T> {
         self
     }
 
+    /// Stops taking messages while most handlings fail, and probes with one message now and then until one
+    /// succeeds. Default: none, whatever fails.
+    ///
+    /// It belongs to this consumer: its workers share it, other consumers of the queue have nothing to do
+    /// with it. While it is open, [`Consumer::stop`], [`Consumer::scale_to`] and [`Consumer::pause`] act at
+    /// once, and the queue counts as one that nobody empties: shutdown and `wait_idle` wait for it only if
+    /// the pause ends before their timeout.
+    ///
+    /// [`Event::CircuitOpened`](crate::Event::CircuitOpened) and
+    /// [`Event::CircuitClosed`](crate::Event::CircuitClosed) tell of its changes.
+    pub fn circuit_breaker(mut self, breaker: CircuitBreaker) -> Self {
+        self.breaker = Some(breaker);
+        self
+    }
+
     /// Starts the workers. Each takes one message at a time, calls `handler` and settles as it answers:
     /// `()` or `Ok` acks, an error retries or dead-letters (see [`Failure`](crate::Failure)), an
     /// [`Outcome`] says itself. A panic counts as a failed attempt and leaves the worker running.
@@ -74,7 +92,8 @@ impl<T: Send + Sync + 'static> ConsumerBuilder<T> {
     /// handle is kept.
     ///
     /// # Errors
-    /// Zero workers, a queue that is closed, or a system that refuses the threads.
+    /// Zero workers, a queue that is closed, a circuit breaker that cannot be (a window or a pause of zero, a
+    /// share of failures that is not above 0 and at most 1), or a system that refuses the threads.
     pub fn start<R, H>(self, handler: H) -> Result<Consumer, Error>
     where
         R: IntoOutcome,
@@ -109,8 +128,9 @@ impl<T: Send + Sync + 'static> ConsumerBuilder<T> {
         if self.core.is_closed() {
             problems.push("the queue is closed".into());
         }
+        problems.extend(self.breaker.iter().flat_map(CircuitBreaker::problems));
         Error::unless_none(subject(&self.core.name), problems)?;
-        let squad = Squad::new(self.core, work(self.hooks));
+        let squad = Squad::new(self.core, work(self.hooks), self.breaker);
         squad.scale_to(self.workers)?;
         Ok(Consumer { crew: squad })
     }
@@ -153,6 +173,12 @@ impl Consumer {
         self.crew.pause(false);
     }
 
+    /// What its circuit breaker does; `None` if it has none.
+    #[must_use]
+    pub fn circuit(&self) -> Option<Circuit> {
+        self.crew.circuit()
+    }
+
     /// Ends the consumer: every worker finishes what it has in hand, and is joined. What is ready stays in
     /// the queue. Called from one of its own handlers, it does not wait for that one.
     pub fn stop(&self) {
@@ -176,6 +202,9 @@ pub(crate) trait Crew: Send + Sync {
     fn workers(&self) -> usize;
     fn scale_to(&self, workers: usize) -> Result<(), Error>;
     fn pause(&self, paused: bool);
+    fn circuit(&self) -> Option<Circuit>;
+    /// From when on it takes messages, in the past if it does now; `None` unless time alone brings that about.
+    fn available_at(&self) -> Option<Timestamp>;
     /// Workers leave as soon as their hands are empty.
     fn order_stop(&self);
     /// Waits for the workers that were ordered to stop; how many had not left by `deadline`.
@@ -188,12 +217,16 @@ struct Squad<T, W> {
     work: W,
     me: Weak<Self>,
     roster: Mutex<Roster>,
-    /// Waited on with the roster: pause has ended, or a worker has left.
+    /// Waited on with the roster: pause has ended, the circuit lets somebody through, or a worker has left.
     changed: Condvar,
     /// Some worker has to look at the roster before its next message.
     attention: AtomicBool,
+    /// Also the worker that waits for a message to probe with.
+    orders: AtomicBool,
     /// Handlings under way, in a simulation.
     busy: AtomicUsize,
+    /// Ends the pauses of the circuit breaker, if there is one.
+    reopening: Option<Registration>,
 }
 
 #[derive(Default)]
@@ -202,6 +235,7 @@ struct Roster {
     present: usize,
     paused: bool,
     stopping: bool,
+    breaker: Option<Breaker>,
     /// Among the queue's active consumers.
     counted: bool,
     hired: usize,
@@ -213,15 +247,58 @@ struct Roster {
     tally: Option<Arc<Tally>>,
 }
 
+impl Roster {
+    fn circuit(&self) -> Circuit {
+        self.breaker.as_ref().map_or(Circuit::Closed, Breaker::circuit)
+    }
+
+    /// As what a worker may take its next message, if the circuit lets it.
+    fn pass(&mut self) -> Option<Pass> {
+        match (self.circuit(), &mut self.breaker) {
+            (Circuit::HalfOpen, Some(breaker)) => breaker.claim_probe().then_some(Pass::Probe),
+            (Circuit::Open, _) => None,
+            _ => Some(Pass::Free),
+        }
+    }
+
+    /// On what grounds a message taken with this pass is handled; `None` if the circuit opened meanwhile.
+    fn permit(&self, pass: Pass) -> Option<Permit> {
+        match pass {
+            Pass::Probe => Some(Permit::Probe),
+            Pass::Free => self.breaker.as_ref().and_then(Breaker::call),
+        }
+    }
+}
+
+/// As what a worker takes a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    Free,
+    /// The only one of its consumer, to see whether the downstream works again.
+    Probe,
+}
+
+impl Pass {
+    /// How many messages it is good for.
+    fn limit(self) -> usize {
+        match self {
+            Self::Free => usize::MAX,
+            Self::Probe => 1,
+        }
+    }
+}
+
 impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
-    fn new(core: Arc<Core<T>>, work: W) -> Arc<Self> {
-        let squad = Arc::new_cyclic(|me| Self {
+    fn new(core: Arc<Core<T>>, work: W, breaker: Option<CircuitBreaker>) -> Arc<Self> {
+        let squad = Arc::new_cyclic(|me: &Weak<Self>| Self {
+            reopening: breaker.as_ref().map(|_| Registration::new(&core.runtime, me.clone())),
             core,
             work,
             me: Weak::clone(me),
-            roster: Mutex::new(Roster::default()),
+            roster: Mutex::new(Roster { breaker: breaker.map(Breaker::new), ..Roster::default() }),
             changed: Condvar::new(),
             attention: AtomicBool::new(false),
+            orders: AtomicBool::new(false),
             busy: AtomicUsize::new(0),
         });
         let crew: Weak<Self> = Arc::downgrade(&squad);
@@ -234,35 +311,108 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
         let tally = self.core.tallies.for_worker();
         self.core.runtime.as_worker(self.core.identity(), || {
             let mut hands = W::Hands::default();
-            while self.may_go_on() {
-                let go_on = || !self.attention.load(Ordering::Acquire);
-                let handled = self.work.take_and_handle(&self.core, &tally, &mut hands, go_on);
-                if matches!(handled, Err(Nothing::Closed | Nothing::Deadlock)) {
-                    return self.leave();
+            while let Some(pass) = self.may_go_on() {
+                match self.work.take(&self.core, &mut hands, pass.limit(), || self.may_wait(pass)) {
+                    Ok(load) => self.handle(pass, load, &tally, &mut hands),
+                    Err(nothing) => {
+                        self.unused(pass);
+                        if matches!(nothing, Nothing::Closed | Nothing::Deadlock) {
+                            return self.leave();
+                        }
+                    }
                 }
             }
         });
         self.core.tallies.worker_ended(&tally);
     }
 
-    /// Whether this worker is to take another message; waits while paused. Has left if not.
+    /// As what this worker is to take another message; waits while paused, or while the circuit is not
+    /// closed. Has left if `None`.
     #[inline]
-    fn may_go_on(&self) -> bool {
-        !self.attention.load(Ordering::Acquire) || self.report()
+    fn may_go_on(&self) -> Option<Pass> {
+        if self.attention.load(Ordering::Acquire) { self.report() } else { Some(Pass::Free) }
     }
 
     #[cold]
-    fn report(&self) -> bool {
+    fn report(&self) -> Option<Pass> {
         let mut roster = self.roster.lock();
         loop {
             if roster.stopping || roster.present > roster.target {
                 self.strike_off(roster);
-                return false;
+                return None;
             }
-            if !roster.paused {
-                return true;
+            let pass = if roster.paused { None } else { roster.pass() };
+            if pass.is_some() {
+                return pass;
             }
             self.changed.wait(&mut roster);
+        }
+    }
+
+    fn may_wait(&self, pass: Pass) -> bool {
+        let call = if pass == Pass::Free { &self.attention } else { &self.orders };
+        !call.load(Ordering::Acquire)
+    }
+
+    #[inline]
+    fn handle(&self, pass: Pass, load: W::Load, tally: &Tally, hands: &mut W::Hands) {
+        match &self.reopening {
+            None => self.work.handle(&self.core, tally, hands, load, None),
+            Some(reopening) => self.handle_watched(reopening, pass, load, tally, hands),
+        }
+    }
+
+    fn handle_watched(&self, reopening: &Registration, pass: Pass, load: W::Load, tally: &Tally, hands: &mut W::Hands) {
+        let permit = self.roster.lock().permit(pass);
+        match permit {
+            None => self.work.give_back(&self.core, hands, load),
+            Some(permit) => {
+                let hear = |sign| self.heard(permit, sign, reopening);
+                self.work.handle(&self.core, tally, hands, load, Some(&hear));
+            }
+        }
+    }
+
+    /// The breaker hears of a handling before its message is settled, so that a failure which opens the
+    /// circuit is not redelivered just before. Settling it is also what has shutdown look again.
+    fn heard(&self, permit: Permit, sign: Sign, reopening: &Registration) {
+        let now = self.core.runtime.clock.now();
+        let mut roster = self.roster.lock();
+        let change = roster.breaker.as_mut().and_then(|breaker| breaker.record(permit, sign, now));
+        let Some(change) = change else { return };
+        let redrives = roster.breaker.as_ref().is_some_and(Breaker::redrives);
+        self.update(&mut roster);
+        drop(roster);
+        self.alert();
+        match change {
+            Change::ProbeAgain => {}
+            Change::Opened { until, failures, of } => {
+                reopening.arm(until);
+                self.core.runtime.tell(|| Event::CircuitOpened { queue: self.core.name.to_string(), failures, of });
+            }
+            Change::Closed { since } => {
+                let redriven = if redrives { self.redrive(since) } else { 0 };
+                self.core.runtime.tell(|| Event::CircuitClosed { queue: self.core.name.to_string(), redriven });
+            }
+        }
+    }
+
+    /// Sends the dead letters of an outage back; how many those are.
+    fn redrive(&self, since: Timestamp) -> usize {
+        let Some(letters) = self.core.dead.as_ref().map(|sink| sink.queue()) else { return 0 };
+        let since = since.to_system_time();
+        let of_outage = |letter: &DeadLetter<T>| {
+            letter.queue() == &*self.core.name && *letter.reason() == Reason::Exhausted && letter.at() >= since
+        };
+        // Only a rate can be wrong with a redrive, and this one has none.
+        letters.redrive().filter(of_outage).run().map_or(0, |redriven| redriven.moved)
+    }
+
+    /// Nothing was taken with this pass. Nobody needs to be woken: whoever had it reports next and claims it
+    /// again, or leaves, of which the others hear.
+    fn unused(&self, pass: Pass) {
+        if pass == Pass::Probe {
+            self.roster.lock().breaker.iter_mut().for_each(Breaker::return_probe);
         }
     }
 
@@ -283,15 +433,17 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
     }
 
     fn update(&self, roster: &mut Roster) {
-        let active = !roster.paused && !roster.stopping;
+        let circuit = roster.circuit();
+        let active = !roster.paused && !roster.stopping && circuit != Circuit::Open;
         match (roster.counted, active) {
             (false, true) => _ = self.core.consumers.fetch_add(1, Ordering::SeqCst),
             (true, false) => _ = self.core.consumers.fetch_sub(1, Ordering::SeqCst),
             _ => {}
         }
         roster.counted = active;
-        let needed = roster.paused || roster.stopping || roster.present > roster.target;
-        self.attention.store(needed, Ordering::Release);
+        let orders = roster.paused || roster.stopping || roster.present > roster.target;
+        self.orders.store(orders, Ordering::Release);
+        self.attention.store(orders || circuit != Circuit::Closed, Ordering::Release);
     }
 
     /// Makes idle workers look at the roster.
@@ -386,6 +538,18 @@ impl<T: Send + Sync + 'static, W: Work<T>> Crew for Squad<T, W> {
         self.alert();
     }
 
+    fn circuit(&self) -> Option<Circuit> {
+        self.roster.lock().breaker.as_ref().map(Breaker::circuit)
+    }
+
+    fn available_at(&self) -> Option<Timestamp> {
+        let roster = self.roster.lock();
+        if roster.paused || roster.stopping {
+            return None;
+        }
+        Some(roster.breaker.as_ref().and_then(Breaker::open_until).unwrap_or_default())
+    }
+
     fn order_stop(&self) {
         let mut roster = self.roster.lock();
         roster.stopping = true;
@@ -437,24 +601,41 @@ impl<T: Send + Sync + 'static, W: Work<T>> Crew for Squad<T, W> {
 
 impl<T: Send + Sync + 'static, W: Work<T>> Task for Squad<T, W> {
     fn poll(&self) -> bool {
-        let tally = {
-            let roster = self.roster.lock();
+        let (tally, pass) = {
+            let mut roster = self.roster.lock();
             let idle = roster.paused || roster.stopping || self.busy.load(Ordering::SeqCst) >= roster.present;
-            match (&roster.tally, idle) {
-                (Some(tally), false) => Arc::clone(tally),
-                _ => return false,
-            }
+            let Some(tally) = roster.tally.clone().filter(|_| !idle) else { return false };
+            let Some(pass) = roster.pass() else { return false };
+            (tally, pass)
         };
-        if !self.work.is_ready(&self.core) {
+        if pass == Pass::Free && !self.work.is_ready(&self.core) {
             return false;
         }
         self.busy.fetch_add(1, Ordering::SeqCst);
         let mut hands = W::Hands::default();
-        let handled =
-            self.core.runtime.as_worker(self.core.identity(), || self.work.take_now(&self.core, &tally, &mut hands));
+        let handled = self.core.runtime.as_worker(self.core.identity(), || {
+            let load = self.work.take_now(&self.core, &mut hands, pass.limit());
+            load.map(|load| self.handle(pass, load, &tally, &mut hands)).is_some()
+        });
         self.busy.fetch_sub(1, Ordering::SeqCst);
+        if !handled {
+            self.unused(pass);
+        }
         self.retire_simulated(&mut self.roster.lock());
         handled
+    }
+}
+
+impl<T: Send + Sync + 'static, W: Work<T>> Timed for Squad<T, W> {
+    /// The pause of an open circuit may be over.
+    fn fire(&self, now: Timestamp) -> Option<Timestamp> {
+        let mut roster = self.roster.lock();
+        let still_open = roster.breaker.as_mut().and_then(|breaker| breaker.tick(now));
+        self.update(&mut roster);
+        drop(roster);
+        self.changed.notify_all();
+        self.core.runtime.note_progress();
+        still_open
     }
 }
 
@@ -462,18 +643,31 @@ impl<T: Send + Sync + 'static, W: Work<T>> Task for Squad<T, W> {
 trait Work<T: Send + Sync + 'static>: Send + Sync + 'static {
     /// What a worker keeps from one handling to the next.
     type Hands: Default;
-    /// Waits for something to handle and handles it.
-    fn take_and_handle(
+    /// What was taken, as far as it is not in the hands.
+    type Load;
+    /// Waits for something to handle: at most `limit` messages.
+    fn take(
+        &self,
+        core: &Core<T>,
+        hands: &mut Self::Hands,
+        limit: usize,
+        go_on: impl Fn() -> bool,
+    ) -> Result<Self::Load, Nothing>;
+    /// Whether a simulated worker should handle what is there now.
+    fn is_ready(&self, core: &Core<T>) -> bool;
+    /// Takes what is there now.
+    fn take_now(&self, core: &Core<T>, hands: &mut Self::Hands, limit: usize) -> Option<Self::Load>;
+    /// Handles what was taken and settles it. Before it is settled, `hear` is told what it says.
+    fn handle(
         &self,
         core: &Core<T>,
         tally: &Tally,
         hands: &mut Self::Hands,
-        go_on: impl Fn() -> bool,
-    ) -> Result<(), Nothing>;
-    /// Whether a simulated worker should handle what is there now.
-    fn is_ready(&self, core: &Core<T>) -> bool;
-    /// Handles what is there now; whether there was anything.
-    fn take_now(&self, core: &Core<T>, tally: &Tally, hands: &mut Self::Hands) -> bool;
+        load: Self::Load,
+        hear: Option<&dyn Fn(Sign)>,
+    );
+    /// Puts what was taken back as if it had not been.
+    fn give_back(&self, core: &Core<T>, hands: &mut Self::Hands, load: Self::Load);
 }
 
 /// Times handlings: all of slow ones, one in sixteen of those below a microsecond, where two readings of
@@ -505,33 +699,6 @@ impl Stopwatch {
 struct One<T, H> {
     handler: H,
     hooks: Hooks<T>,
-}
-
-impl<T, H, R> One<T, H>
-where
-    T: Send + Sync + 'static,
-    R: IntoOutcome,
-    H: Fn(&Message<T>) -> R + Send + Sync + 'static,
-{
-    #[inline]
-    fn handle(&self, core: &Core<T>, tally: &Tally, watch: &mut Stopwatch, mut message: Message<T>) {
-        let result = watch.time(&core.runtime.clock, tally, || {
-            contained(|| {
-                if let Some(before) = &self.hooks.before {
-                    before(&message);
-                }
-                (self.handler)(&message).into_outcome()
-            })
-        });
-        let (outcome, error) = result.unwrap_or_else(|words| panicked(core, message.id(), words));
-        self.hooks.after(&message, &outcome);
-        if outcome == Outcome::Ack {
-            let _ = core.settle(message, Verdict::Ack, tally);
-            return;
-        }
-        let verdict = core.judge(&mut message, outcome, error);
-        self.hooks.settle(core, message, verdict, tally);
-    }
 }
 
 #[cold]
@@ -566,26 +733,60 @@ where
     H: Fn(&Message<T>) -> R + Send + Sync + 'static,
 {
     type Hands = Stopwatch;
+    type Load = Message<T>;
 
     #[inline]
-    fn take_and_handle(
+    fn take(
         &self,
         core: &Core<T>,
-        tally: &Tally,
-        watch: &mut Stopwatch,
+        _: &mut Stopwatch,
+        _: usize,
         go_on: impl Fn() -> bool,
-    ) -> Result<(), Nothing> {
-        let message = core.take(Patience::Forever, go_on)?;
-        self.handle(core, tally, watch, message);
-        Ok(())
+    ) -> Result<Message<T>, Nothing> {
+        core.take(Patience::Forever, go_on)
     }
 
     fn is_ready(&self, _: &Core<T>) -> bool {
         true
     }
 
-    fn take_now(&self, core: &Core<T>, tally: &Tally, watch: &mut Stopwatch) -> bool {
-        core.try_take().map(|message| self.handle(core, tally, watch, message)).is_ok()
+    fn take_now(&self, core: &Core<T>, _: &mut Stopwatch, _: usize) -> Option<Message<T>> {
+        core.try_take().ok()
+    }
+
+    #[inline]
+    fn handle(
+        &self,
+        core: &Core<T>,
+        tally: &Tally,
+        watch: &mut Stopwatch,
+        mut message: Message<T>,
+        hear: Option<&dyn Fn(Sign)>,
+    ) {
+        let result = watch.time(&core.runtime.clock, tally, || {
+            contained(|| {
+                if let Some(before) = &self.hooks.before {
+                    before(&message);
+                }
+                (self.handler)(&message).into_outcome()
+            })
+        });
+        let (outcome, error) = result.unwrap_or_else(|words| panicked(core, message.id(), words));
+        self.hooks.after(&message, &outcome);
+        if let Some(hear) = hear {
+            hear(Sign::of(&outcome));
+        }
+        if outcome == Outcome::Ack {
+            let _ = core.settle(message, Verdict::Ack, tally);
+            return;
+        }
+        let verdict = core.judge(&mut message, outcome, error);
+        self.hooks.settle(core, message, verdict, tally);
+    }
+
+    #[cold]
+    fn give_back(&self, core: &Core<T>, _: &mut Stopwatch, message: Message<T>) {
+        core.restore(vec![message]);
     }
 }
 
@@ -602,38 +803,16 @@ where
     R: IntoOutcome,
     H: Fn(&[Message<T>]) -> R + Send + Sync + 'static,
 {
-    fn handle(&self, core: &Core<T>, tally: &Tally, hands: &mut BatchHands<T>) {
-        let batch = &mut hands.batch;
-        let messages: &[Message<T>] = batch.make_contiguous();
-        let result = hands.watch.time(&core.runtime.clock, tally, || {
-            contained(|| {
-                if let Some(before) = &self.hooks.before {
-                    messages.iter().for_each(before);
-                }
-                (self.handler)(messages).into_outcome()
-            })
-        });
-        let (outcome, error) = result.unwrap_or_else(|words| panicked(core, messages[0].id(), words));
-        messages.iter().for_each(|message| self.hooks.after(message, &outcome));
-        if outcome == Outcome::Ack && core.ack_all(batch, tally).is_ok() {
-            return;
-        }
-        for mut message in batch.drain(..) {
-            let verdict = core.judge(&mut message, outcome.clone(), error.clone());
-            self.hooks.settle(core, message, verdict, tally);
-        }
-    }
-
     /// Waits for the batch to fill up, at most for `linger` after its first message.
-    fn linger(&self, core: &Core<T>, batch: &mut Chunk<Message<T>>, go_on: &impl Fn() -> bool) {
+    fn linger(&self, core: &Core<T>, batch: &mut Chunk<Message<T>>, max: usize, go_on: &impl Fn() -> bool) {
         if self.linger.is_zero() {
             return;
         }
         let patience = Patience::Until(core.runtime.clock.now().after(self.linger));
         let go_on = || go_on() && !core.is_draining();
         let mut more = Chunk::new();
-        while batch.len() < self.max && core.wait_for_message(patience, &go_on).is_ok() {
-            if core.try_take_batch(self.max - batch.len(), &mut more).is_ok() {
+        while batch.len() < max && core.wait_for_message(patience, &go_on).is_ok() {
+            if core.try_take_batch(max - batch.len(), &mut more).is_ok() {
                 batch.append(&mut more);
             }
         }
@@ -658,21 +837,24 @@ where
     H: Fn(&[Message<T>]) -> R + Send + Sync + 'static,
 {
     type Hands = BatchHands<T>;
+    type Load = ();
 
-    fn take_and_handle(
+    fn take(
         &self,
         core: &Core<T>,
-        tally: &Tally,
         hands: &mut BatchHands<T>,
+        limit: usize,
         go_on: impl Fn() -> bool,
     ) -> Result<(), Nothing> {
-        match core.try_take_batch(self.max, &mut hands.batch) {
-            Ok(()) => {}
-            Err(Nothing::Empty) => return core.wait_for_message(Patience::Forever, &go_on),
-            Err(nothing) => return Err(nothing),
+        let max = self.max.min(limit);
+        loop {
+            match core.try_take_batch(max, &mut hands.batch) {
+                Ok(()) => break,
+                Err(Nothing::Empty) => core.wait_for_message(Patience::Forever, &go_on)?,
+                Err(nothing) => return Err(nothing),
+            }
         }
-        self.linger(core, &mut hands.batch, &go_on);
-        self.handle(core, tally, hands);
+        self.linger(core, &mut hands.batch, max, &go_on);
         Ok(())
     }
 
@@ -682,11 +864,37 @@ where
         core.ready() >= self.max as u64 || core.has_lingered(self.linger)
     }
 
-    fn take_now(&self, core: &Core<T>, tally: &Tally, hands: &mut BatchHands<T>) -> bool {
-        let taken = core.try_take_batch(self.max, &mut hands.batch).is_ok();
-        if taken {
-            self.handle(core, tally, hands);
+    fn take_now(&self, core: &Core<T>, hands: &mut BatchHands<T>, limit: usize) -> Option<()> {
+        core.try_take_batch(self.max.min(limit), &mut hands.batch).ok()
+    }
+
+    fn handle(&self, core: &Core<T>, tally: &Tally, hands: &mut BatchHands<T>, (): (), hear: Option<&dyn Fn(Sign)>) {
+        let batch = &mut hands.batch;
+        let messages: &[Message<T>] = batch.make_contiguous();
+        let result = hands.watch.time(&core.runtime.clock, tally, || {
+            contained(|| {
+                if let Some(before) = &self.hooks.before {
+                    messages.iter().for_each(before);
+                }
+                (self.handler)(messages).into_outcome()
+            })
+        });
+        let (outcome, error) = result.unwrap_or_else(|words| panicked(core, messages[0].id(), words));
+        messages.iter().for_each(|message| self.hooks.after(message, &outcome));
+        if let Some(hear) = hear {
+            hear(Sign::of(&outcome));
         }
-        taken
+        if outcome == Outcome::Ack && core.ack_all(batch, tally).is_ok() {
+            return;
+        }
+        for mut message in batch.drain(..) {
+            let verdict = core.judge(&mut message, outcome.clone(), error.clone());
+            self.hooks.settle(core, message, verdict, tally);
+        }
+    }
+
+    #[cold]
+    fn give_back(&self, core: &Core<T>, hands: &mut BatchHands<T>, (): ()) {
+        core.restore(hands.batch.drain(..).collect());
     }
 }

@@ -6,7 +6,7 @@ use crate::deadlock::{QueueRef, Waits};
 use crate::message::{Message, MessageId};
 use crate::outcome::contained;
 use crate::random::Random;
-use crate::scheduler::{Scheduler, TimedId};
+use crate::scheduler::{Scheduler, Timed, TimedId};
 use crate::simulation::{Executor, Until};
 use crate::sync::{AtomicU64, AtomicUsize, Condvar, Mutex, Ordering, thread_local};
 use crate::timer::NamedTimers;
@@ -59,6 +59,22 @@ pub enum Event {
         queue: String,
         /// How many messages it has thrown away so far.
         total: u64,
+    },
+    /// A consumer's circuit breaker takes no messages for a while; told again after each probe that failed.
+    CircuitOpened {
+        /// The consumer's queue.
+        queue: String,
+        /// How many handlings failed of those it looked at; 1 of 1 after a probe.
+        failures: u32,
+        /// How many it looked at.
+        of: u32,
+    },
+    /// A consumer's probe has succeeded: it works as before.
+    CircuitClosed {
+        /// The consumer's queue.
+        queue: String,
+        /// How many dead letters of the outage were sent back to the queue.
+        redriven: usize,
     },
 }
 
@@ -279,5 +295,36 @@ impl Runtime {
 
     pub(crate) fn is_simulated(&self) -> bool {
         self.executor.is_some()
+    }
+}
+
+/// Somebody's place at the scheduler, given up when dropped.
+pub(crate) struct Registration {
+    runtime: Arc<Runtime>,
+    id: TimedId,
+}
+
+impl Registration {
+    pub(crate) fn new(runtime: &Arc<Runtime>, timed: Weak<dyn Timed>) -> Self {
+        Self { runtime: Arc::clone(runtime), id: runtime.scheduler.register(timed) }
+    }
+
+    /// For what looks on and brings nothing about: nobody waits for it in a simulation.
+    pub(crate) fn in_background(runtime: &Arc<Runtime>, timed: Weak<dyn Timed>) -> Self {
+        Self { runtime: Arc::clone(runtime), id: runtime.scheduler.register_in_background(timed) }
+    }
+
+    pub(crate) fn id(&self) -> TimedId {
+        self.id
+    }
+
+    pub(crate) fn arm(&self, due: Timestamp) {
+        self.runtime.scheduler.arm(self.id, due);
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.runtime.scheduler.unregister(self.id);
     }
 }

@@ -193,6 +193,8 @@ struct State {
 
 struct Target {
     timed: Weak<dyn Timed>,
+    /// It looks on and brings nothing about.
+    background: bool,
     /// The only heap entry of this target that counts; others are left-overs.
     armed: Option<Timestamp>,
 }
@@ -206,10 +208,19 @@ impl Scheduler {
     }
 
     pub(crate) fn register(&self, timed: Weak<dyn Timed>) -> TimedId {
+        self.register_as(timed, false)
+    }
+
+    /// For what comes again and again for as long as it exists; see [`Scheduler::awaits_work`].
+    pub(crate) fn register_in_background(&self, timed: Weak<dyn Timed>) -> TimedId {
+        self.register_as(timed, true)
+    }
+
+    fn register_as(&self, timed: Weak<dyn Timed>, background: bool) -> TimedId {
         let mut state = self.shared.state.lock();
         let id = state.next_id;
         state.next_id += 1;
-        state.targets.insert(id, Target { timed, armed: None });
+        state.targets.insert(id, Target { timed, background, armed: None });
         TimedId(id)
     }
 
@@ -244,6 +255,12 @@ impl Scheduler {
 
     pub(crate) fn next_due(&self) -> Option<Timestamp> {
         self.shared.state.lock().earliest()
+    }
+
+    /// Whether anything is due, ever, that is not in the background.
+    pub(crate) fn awaits_work(&self) -> bool {
+        let state = self.shared.state.lock();
+        state.targets.values().any(|target| target.armed.is_some() && !target.background)
     }
 
     /// Calls everything due at `now` on the caller's thread; how many calls that were.
@@ -349,8 +366,9 @@ impl Shared {
             let Some(found) = state.disarm_earliest() else { return true };
             found
         };
-        // A payload's destructor or a user's hook may panic in there; the thread outlives it.
-        let next = contained(|| timed.fire(now)).unwrap_or(Some(now.after(SystemClock::TICK)));
+        // A payload's destructor or a user's hook may panic in there, also when this is the last one to hold
+        // the target; the thread outlives it.
+        let next = contained(move || timed.fire(now)).unwrap_or(Some(now.after(SystemClock::TICK)));
         if let Some(due) = next {
             self.state.lock().arm(id, due);
         }

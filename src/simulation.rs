@@ -87,6 +87,9 @@ impl Executor {
             if self.step(scheduler) {
                 continue;
             }
+            if deadline.is_none() && !scheduler.awaits_work() {
+                return Until::Standstill;
+            }
             match scheduler.next_due().filter(|&due| deadline.is_none_or(|end| due <= end)) {
                 Some(due) => self.clock.move_to(due),
                 None => {

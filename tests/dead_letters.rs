@@ -105,7 +105,7 @@ fn redriving_may_repair_the_payload() {
     let peeked = letters.peek().unwrap();
     letters.redrive().edit(|letter| ***letter + 100).run().unwrap();
     assert_eq!((contents(&queue), letters.len()), (vec![100, 101, 102], 0));
-    assert_eq!(****peeked, 0, "somebody who still looks at the first sees it as it was");
+    assert_eq!(***peeked, 0, "somebody who still looks at the first sees it as it was");
 }
 
 #[test]

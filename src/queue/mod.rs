@@ -9,6 +9,7 @@ pub(crate) mod throttle;
 
 pub use builder::{Expired, Overflow, QueueBuilder};
 
+use crate::alarm::{Alarm, AlarmHandle, Alert};
 use crate::clock::Clock;
 use crate::consumer::ConsumerBuilder;
 use crate::dead_letter::{DeadLetter, DeadLetterSink};
@@ -366,6 +367,24 @@ impl<T: Send + Sync + 'static> Queue<T> {
     #[must_use]
     pub fn stats(&self) -> QueueStats {
         self.core.stats()
+    }
+
+    /// Calls `callback` when `alarm` is raised, and again when it is cleared.
+    ///
+    /// It looks for the first time one interval from now, then every interval on the broker's clock; whatever
+    /// happened between two looks goes unseen. The callback runs on the thread that all delays and retries of
+    /// the broker wait for, so it must be quick: note the alert, count it, hand it to another thread. A panic
+    /// in it is contained.
+    ///
+    /// The alarm stays on until [`AlarmHandle::remove`] or the broker's shutdown, whether or not the handle is
+    /// kept. It does not keep the queue alive, but a callback that owns a handle to the queue does so until
+    /// then.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it at once: `low` above `high`, a `high` of zero, an interval below a
+    /// millisecond, a share that is not from 0 to 1, a broker that was shut down.
+    pub fn alarm(&self, alarm: Alarm, callback: impl Fn(&Alert) + Send + Sync + 'static) -> Result<AlarmHandle, Error> {
+        self.core.watch(alarm, Box::new(callback))
     }
 
     /// Takes no more messages from now on; receivers get what is left, what is delayed included, then find

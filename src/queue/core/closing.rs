@@ -43,10 +43,12 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn end(&self) {
         self.close();
         self.ended.store(true, Ordering::Relaxed);
+        self.end_alarms();
     }
 
     /// What still has to happen here before the queue is at rest, and a number that changes whenever
-    /// anything moves. What is ready, or becomes due by `horizon`, counts if a consumer is there to take it.
+    /// anything moves. What is ready, or becomes due by `horizon`, counts if a consumer is there to take it
+    /// by then.
     pub(crate) fn unrest(&self, horizon: Timestamp) -> (u64, u64) {
         let mut delayed = self.delayed.lock();
         let due = u64::from(delayed.earliest().is_some_and(|due| due <= horizon));
@@ -56,7 +58,19 @@ impl<T: Send + Sync + 'static> Core<T> {
         let in_flight = outlet.delivered.saturating_sub(settled);
         let ready = intake.entered - outlet.left;
         let moves = intake.accepted + intake.entered + outlet.left + settled + delayed.len() as u64;
-        let consumable = if self.consumers.load(Ordering::SeqCst) > 0 { due + ready } else { 0 };
-        (consumable + in_flight + intake.pledged + outlet.moving, moves)
+        let promised = intake.pledged + outlet.moving;
+        drop((delayed, outlet, intake));
+        let consumable = if due + ready > 0 && self.is_consumed_by(horizon) { due + ready } else { 0 };
+        (consumable + in_flight + promised, moves)
+    }
+
+    /// Whether a consumer takes messages, or will at `horizon`: its circuit may be open until then.
+    fn is_consumed_by(&self, horizon: Timestamp) -> bool {
+        let comes_back = || {
+            let crews = self.runtime.crews();
+            let mut ours = crews.iter().filter(|crew| *crew.queue() == *self.name);
+            ours.any(|crew| crew.available_at().is_some_and(|at| at <= horizon))
+        };
+        self.consumers.load(Ordering::SeqCst) > 0 || comes_back()
     }
 }

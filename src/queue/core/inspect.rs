@@ -16,12 +16,7 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// Whether the oldest ready message was published `linger` ago; if not, has the scheduler call then.
     pub(crate) fn has_lingered(&self, linger: Duration) -> bool {
-        let oldest = {
-            let mut outlet = self.outlet.lock();
-            let mut intake = self.intake.lock();
-            intake.oldest(&mut outlet)
-        };
-        let Some(due) = oldest.map(|stamp| stamp.after(linger)) else { return false };
+        let Some(due) = self.oldest_ready().map(|stamp| stamp.after(linger)) else { return false };
         let lingered = due <= self.runtime.clock.now();
         if !lingered {
             self.arm(due);
@@ -37,6 +32,24 @@ impl<T: Send + Sync + 'static> Core<T> {
         // Settled first: a delivery counted there has been counted as delivered.
         let settled = self.settled_ever();
         self.outlet.lock().delivered.saturating_sub(settled)
+    }
+
+    /// How many deliveries were settled ever, and how many of them acked.
+    pub(crate) fn settled_and_acked(&self) -> (u64, u64) {
+        let (mut settled, mut acked) = (0, 0);
+        self.tallies.each(|tally| {
+            // Read once: another ack in between must not make it more than what was settled.
+            let (good, bad) = (tally.acked.get(), tally.unacked.get());
+            acked += good;
+            settled += good + bad;
+        });
+        (settled, acked)
+    }
+
+    /// When the ready message was published that has been waiting longest.
+    pub(crate) fn oldest_ready(&self) -> Option<Timestamp> {
+        let mut outlet = self.outlet.lock();
+        self.intake.lock().oldest(&mut outlet)
     }
 
     pub(super) fn settled_ever(&self) -> u64 {

@@ -30,6 +30,7 @@ use super::builder::Settings;
 use super::fifo::{Head, Tail};
 use super::levels::Levels;
 use super::throttle::{KeyThrottles, Throttle};
+use crate::alarm::Alarms;
 use crate::clock::Timestamp;
 use crate::dead_letter::{DeadLetter, DeadLetterSink};
 use crate::deadlock::{Awaited, QueueRef};
@@ -55,6 +56,7 @@ pub(crate) struct Core<T> {
     pub(crate) counts: Counts,
     /// Consumers that are neither stopped nor paused.
     pub(crate) consumers: AtomicUsize,
+    pub(crate) alarms: Alarms,
     me: Weak<Self>,
     timed: OnceLock<TimedId>,
     intake: Padded<Mutex<Intake<T>>>,
@@ -266,6 +268,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             tallies: Tallies::default(),
             counts: Counts::default(),
             consumers: AtomicUsize::new(0),
+            alarms: Alarms::default(),
             timed: OnceLock::new(),
             intake: Padded(Mutex::new(intake)),
             outlet: Padded(Mutex::new(Outlet::new())),
