@@ -251,9 +251,12 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
         let deadline = patience.deadline();
         loop {
-            let expects_more = self.expects_more();
+            // All three at once: what moves from one to another is seen in one of them.
+            let delayed = self.delayed.lock();
             let outlet = self.outlet.lock();
             let mut intake = self.intake.lock();
+            let expects_more = delayed.len() > 0 && !self.has_ended();
+            drop(delayed);
             let ready = !outlet.head.is_empty() || intake.has_message();
             let held = self.may_go(&intake);
             if ready && self.below_limit(&intake) && held.is_ok() {
