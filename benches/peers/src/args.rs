@@ -31,12 +31,7 @@ pub struct Args {
 }
 
 pub fn parse(mut words: impl Iterator<Item = String>) -> Result<Command, String> {
-    let mut args = Args {
-        repetitions: 7,
-        scale: 1,
-        only: Vec::new(),
-        json: None,
-    };
+    let mut args = Args { repetitions: 7, scale: 1, only: Vec::new(), json: None };
     let mut list = false;
     while let Some(word) = words.next() {
         match word.as_str() {
@@ -48,11 +43,7 @@ pub fn parse(mut words: impl Iterator<Item = String>) -> Result<Command, String>
             _ => return Err(format!("unknown argument `{word}`; see --help")),
         }
     }
-    Ok(if list {
-        Command::List
-    } else {
-        Command::Run(args)
-    })
+    Ok(if list { Command::List } else { Command::Run(args) })
 }
 
 fn value(option: &str, word: Option<String>) -> Result<String, String> {

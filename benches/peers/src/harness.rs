@@ -61,11 +61,7 @@ pub fn measure(row: &Row, repetitions: usize, scale: u64) -> Result<RowResult<'_
 impl RowResult<'_> {
     fn new(row: &Row, messages: u64) -> RowResult<'_> {
         let entries = row.entries.iter().map(EntryResult::new).collect();
-        RowResult {
-            row,
-            messages,
-            entries,
-        }
+        RowResult { row, messages, entries }
     }
 
     pub fn has_failure(&self) -> bool {
@@ -83,11 +79,7 @@ impl RowResult<'_> {
 
 impl EntryResult<'_> {
     fn new(entry: &Entry) -> EntryResult<'_> {
-        EntryResult {
-            entry,
-            samples: Vec::new(),
-            failure: None,
-        }
+        EntryResult { entry, samples: Vec::new(), failure: None }
     }
 
     /// None for an entry that failed: a contestant that loses messages is not a fast one.
@@ -126,11 +118,7 @@ impl Summary {
             odd if odd % 2 == 1 => sorted[middle],
             _ => (sorted[middle - 1] + sorted[middle]) / 2.0,
         };
-        Some(Summary {
-            median,
-            min: sorted[0],
-            max: sorted[sorted.len() - 1],
-        })
+        Some(Summary { median, min: sorted[0], max: sorted[sorted.len() - 1] })
     }
 }
 
@@ -157,19 +145,11 @@ mod tests {
 
     fn entry(name: &'static str, run: fn(u64) -> Outcome) -> Entry {
         let contestant = contestant(name);
-        Entry {
-            contestant,
-            run,
-            note: "",
-        }
+        Entry { contestant, run, note: "" }
     }
 
     fn contestant(name: &'static str) -> Contestant {
-        Contestant {
-            name,
-            package: None,
-            note: "",
-        }
+        Contestant { name, package: None, note: "" }
     }
 
     #[test]
@@ -197,11 +177,7 @@ mod tests {
         let result = measure(&row, 3, 1).unwrap();
         let ratios: Vec<_> = result.entries.iter().map(|e| result.ratio(e)).collect();
         assert_eq!(ratios, [Some(1.0), Some(2.0), None, None]);
-        let failures: Vec<_> = result
-            .entries
-            .iter()
-            .map(|e| e.failure.as_deref())
-            .collect();
+        let failures: Vec<_> = result.entries.iter().map(|e| e.failure.as_deref()).collect();
         let lost = Some("999 of 1000 messages arrived");
         assert_eq!(failures, [None, None, lost, Some("panicked")]);
         assert_eq!(result.entries[1].samples.len(), 3);

@@ -12,11 +12,7 @@ pub fn header(args: &Args) -> String {
     let _ = writeln!(text, "* machine: {}, {} cores", cpu(), cores());
     let _ = writeln!(text, "* compiler: {}, {}", rustc(), profile());
     let _ = writeln!(text, "* contestants: {}", versions().join(", "));
-    let _ = writeln!(
-        text,
-        "* {} repetitions, interleaved; only the ratios inside one run compare",
-        args.repetitions
-    );
+    let _ = writeln!(text, "* {} repetitions, interleaved; only the ratios inside one run compare", args.repetitions);
     text
 }
 
@@ -36,11 +32,7 @@ pub fn rustc() -> &'static str {
 }
 
 pub fn profile() -> &'static str {
-    if cfg!(debug_assertions) {
-        "DEBUG BUILD, the numbers mean nothing"
-    } else {
-        "release, thin LTO"
-    }
+    if cfg!(debug_assertions) { "DEBUG BUILD, the numbers mean nothing" } else { "release, thin LTO" }
 }
 
 /// The crate and version behind a contestant; the standard library has the compiler's.
@@ -49,13 +41,8 @@ pub fn version(contestant: Contestant) -> String {
         return rustc().into();
     };
     let entry = format!("name = \"{package}\"\nversion = \"");
-    let version = LOCK
-        .split_once(&entry)
-        .and_then(|(_, rest)| rest.split_once('"'));
-    format!(
-        "{package} {}",
-        version.map_or("unknown", |(version, _)| version)
-    )
+    let version = LOCK.split_once(&entry).and_then(|(_, rest)| rest.split_once('"'));
+    format!("{package} {}", version.map_or("unknown", |(version, _)| version))
 }
 
 fn versions() -> Vec<String> {

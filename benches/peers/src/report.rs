@@ -41,9 +41,7 @@ fn line(result: &RowResult, entry: &EntryResult) -> String {
     let Some(summary) = entry.summary() else {
         return format!("| {name} | | | | | not run |");
     };
-    let ratio = result
-        .ratio(entry)
-        .map_or(String::new(), |r| format!("{r:.2}"));
+    let ratio = result.ratio(entry).map_or(String::new(), |r| format!("{r:.2}"));
     format!(
         "| {name} | {:.1} | {:.1} | {:.1} | {ratio} | {} |",
         summary.median, summary.min, summary.max, entry.entry.note

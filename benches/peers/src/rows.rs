@@ -3,9 +3,7 @@
 //! A new kind of work is a new function in the files under `work` and a new row here; the harness and
 //! the report need no change.
 
-use crate::work::{
-    Block, Contestant, Outcome, crossbeam, crossbeam_chunks, flume, kanal, postroom, standard, tokio,
-};
+use crate::work::{Block, Contestant, Outcome, crossbeam, crossbeam_chunks, flume, kanal, postroom, standard, tokio};
 
 /// One piece of work and everybody who does it.
 pub struct Row {
@@ -125,11 +123,7 @@ pub fn all() -> Vec<Row> {
 }
 
 fn entry(contestant: Contestant, run: fn(u64) -> Outcome) -> Entry {
-    Entry {
-        contestant,
-        run,
-        note: contestant.note,
-    }
+    Entry { contestant, run, note: contestant.note }
 }
 
 impl Entry {

@@ -82,10 +82,7 @@ pub struct Share<T> {
 
 impl<T> Share<T> {
     fn of(numbers: Range<u64>) -> Share<T> {
-        Share {
-            numbers,
-            payload: PhantomData,
-        }
+        Share { numbers, payload: PhantomData }
     }
 }
 

@@ -4,11 +4,8 @@ use crossbeam_channel::bounded;
 
 use super::{BATCH, CAPACITY, Contestant, Outcome, Payload, crew, crew::Share};
 
-pub const SELF: Contestant = Contestant {
-    name: "crossbeam-channel (Vec of 64)",
-    package: Some("crossbeam-channel"),
-    note: "no ack, no retry",
-};
+pub const SELF: Contestant =
+    Contestant { name: "crossbeam-channel (Vec of 64)", package: Some("crossbeam-channel"), note: "no ack, no retry" };
 
 pub fn batches<T: Payload>(n: u64) -> Outcome {
     let (sender, receiver) = bounded::<Vec<T>>(CAPACITY / BATCH);

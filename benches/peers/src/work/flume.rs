@@ -4,19 +4,11 @@ use flume::{Receiver, Sender, bounded};
 
 use super::{CAPACITY, Contestant, Outcome, Payload, Tally, crew, crew::Share};
 
-pub const SELF: Contestant = Contestant {
-    name: "flume",
-    package: Some("flume"),
-    note: "no ack, no retry",
-};
+pub const SELF: Contestant = Contestant { name: "flume", package: Some("flume"), note: "no ack, no retry" };
 
 pub fn one_to_one<T: Payload>(n: u64) -> Outcome {
     let (sender, receiver) = bounded(CAPACITY);
-    crew::run(
-        n,
-        [|share: Share<T>| send(sender, share)],
-        [|| receive(receiver)],
-    )
+    crew::run(n, [|share: Share<T>| send(sender, share)], [|| receive(receiver)])
 }
 
 pub fn two_to_two<T: Payload>(n: u64) -> Outcome {

@@ -40,10 +40,7 @@ pub struct Tally {
 
 impl Tally {
     pub fn add(&mut self, message: &impl Payload) {
-        self.merge(Tally {
-            count: 1,
-            sum: message.digest(),
-        });
+        self.merge(Tally { count: 1, sum: message.digest() });
     }
 
     pub fn merge(&mut self, other: Tally) {

@@ -1,7 +1,4 @@
 //! postroom: routed, acknowledged, with its default retry and dead letters.
-//!
-//! To wire in: `postroom = { path = "../.." }`, this file as `src/work/postroom.rs`, `pub mod postroom;`
-//! in `work/mod.rs`, and one entry in each row.
 
 use std::{
     array,
@@ -14,15 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use postroom::{Broker, Message, Queue, QueueName, TopicName};
+use postroom::{Broker, Message, Queue, QueueName, Topic, TopicName};
 
 use super::{BATCH, CAPACITY, Contestant, Outcome, Payload, Tally, crew, crew::Share};
 
-pub const SELF: Contestant = Contestant {
-    name: "postroom",
-    package: Some("postroom"),
-    note: "ack, retry and dead letters",
-};
+pub const SELF: Contestant =
+    Contestant { name: "postroom", package: Some("postroom"), note: "ack, retry and dead letters" };
 
 pub fn one_to_one<T: Payload>(n: u64) -> Outcome {
     routed::<T, 1>(n)
@@ -32,32 +26,22 @@ pub fn two_to_two<T: Payload>(n: u64) -> Outcome {
     routed::<T, 2>(n)
 }
 
-/// Straight to the queue: the consumer has no end of its own, so it counts.
+/// The same in batches: published by name, routed, queued, handled and acknowledged 64 at a time.
 pub fn batches<T: Payload>(n: u64) -> Outcome {
-    let broker = Broker::new();
-    let queue = declare::<T>(&broker);
-    let producer = |mut share: Share<T>| {
+    let route = Route::<T>::declare();
+    let seen = route.arrivals.clone();
+    let handler = move |parcels: &[Message<T>]| parcels.iter().for_each(|parcel| seen.add(parcel.payload()));
+    let consumer = route.queue.consumer();
+    consumer.start_batch(BATCH, Duration::ZERO, handler).expect("workers start");
+    route.run::<1>(n, |topic, share| {
         loop {
-            let batch: Vec<T> = share.by_ref().take(BATCH).collect();
-            if batch.is_empty() {
+            let mut batch = share.by_ref().take(BATCH).peekable();
+            if batch.peek().is_none() {
                 break;
             }
-            assert!(queue.send_batch(batch).is_ok());
+            assert!(topic.publish_batch("parcel.sent", batch).is_ok());
         }
-    };
-    let consumer = || {
-        let mut tally = Tally::default();
-        while tally.count < n {
-            for delivery in queue.recv_batch(BATCH).expect("the queue is open") {
-                tally.add(delivery.payload());
-                delivery.ack().expect("the broker is up");
-            }
-        }
-        tally
-    };
-    let elapsed = crew::run(n, [producer], [consumer])?;
-    close(&broker, &queue, n)?;
-    Ok(elapsed)
+    })
 }
 
 /// Straight to the queue. The payload cannot leave a delivery that is settled, so its digest does.
@@ -82,47 +66,52 @@ pub fn one_thread<T: Payload>(n: u64) -> Outcome {
 
 /// Published by name, routed, queued, handled by a worker, acknowledged.
 fn routed<T: Payload, const THREADS: usize>(n: u64) -> Outcome {
-    let broker = Broker::new();
-    let topic = broker
-        .topic(TopicName::<T>::new("parcels"))
-        .declare()
-        .expect("a new topic");
-    let queue = declare::<T>(&broker);
-    topic.bind(&queue, "parcel.*").expect("a valid pattern");
-
-    let arrivals = Arc::new(Arrivals::default());
-    let seen = arrivals.clone();
+    let route = Route::<T>::declare();
+    let seen = route.arrivals.clone();
     let handler = move |parcel: &Message<T>| seen.add(parcel.payload());
-    let _consumer = queue
-        .consumer()
-        .workers(THREADS)
-        .start(handler)
-        .expect("workers start");
-
-    let producer = |share: Share<T>| -> Tally {
+    route.queue.consumer().workers(THREADS).start(handler).expect("workers start");
+    route.run::<THREADS>(n, |topic, share| {
         for payload in share {
             assert!(topic.publish("parcel.sent", payload).is_ok());
         }
-        arrivals.wait_for(n);
-        Tally::default()
-    };
-    let (elapsed, _) = crew::time(
-        crew::shares(n, THREADS as u64)
-            .map(|share| Box::new(|| producer(share)) as crew::Thread)
-            .collect(),
-    )?;
-    close(&broker, &queue, n)?;
-    arrivals.tally().check::<T>(n)?;
-    Ok(elapsed)
+    })
+}
+
+/// A topic bound to a queue by a pattern, and what its consumer has seen.
+struct Route<T: Payload> {
+    broker: Broker,
+    topic: Topic<T>,
+    queue: Queue<T>,
+    arrivals: Arc<Arrivals>,
+}
+
+impl<T: Payload> Route<T> {
+    fn declare() -> Self {
+        let broker = Broker::new();
+        let topic = broker.topic(TopicName::<T>::new("parcels")).declare().expect("a new topic");
+        let queue = declare::<T>(&broker);
+        topic.bind(&queue, "parcel.*").expect("a valid pattern");
+        Self { broker, topic, queue, arrivals: Arc::new(Arrivals::default()) }
+    }
+
+    /// Publishes from so many threads and waits until all has been handled; the clock stops then.
+    fn run<const THREADS: usize>(self, n: u64, publish: impl Fn(&Topic<T>, &mut Share<T>) + Sync) -> Outcome {
+        let producer = |mut share: Share<T>| -> Tally {
+            publish(&self.topic, &mut share);
+            self.arrivals.wait_for(n);
+            Tally::default()
+        };
+        let threads = crew::shares(n, THREADS as u64).map(|share| Box::new(|| producer(share)) as crew::Thread);
+        let (elapsed, _) = crew::time(threads.collect())?;
+        close(&self.broker, &self.queue, n)?;
+        self.arrivals.tally().check::<T>(n)?;
+        Ok(elapsed)
+    }
 }
 
 fn declare<T: Payload>(broker: &Broker) -> Queue<T> {
     let name = QueueName::<T>::new("deliveries");
-    broker
-        .queue(name)
-        .capacity(CAPACITY)
-        .declare()
-        .expect("a new queue")
+    broker.queue(name).capacity(CAPACITY).declare().expect("a new queue")
 }
 
 /// Nothing may be left over, and every message must have been acknowledged.
@@ -156,10 +145,7 @@ thread_local! {
 
 impl Default for Arrivals {
     fn default() -> Arrivals {
-        Arrivals {
-            workers: AtomicUsize::new(0),
-            slots: array::from_fn(|_| Slot::default()),
-        }
+        Arrivals { workers: AtomicUsize::new(0), slots: array::from_fn(|_| Slot::default()) }
     }
 }
 
@@ -179,10 +165,7 @@ impl Arrivals {
     fn tally(&self) -> Tally {
         let mut tally = Tally::default();
         for Slot { count, sum } in &self.slots {
-            tally.merge(Tally {
-                count: count.load(Ordering::Acquire),
-                sum: sum.load(Ordering::Relaxed),
-            });
+            tally.merge(Tally { count: count.load(Ordering::Acquire), sum: sum.load(Ordering::Relaxed) });
         }
         tally
     }

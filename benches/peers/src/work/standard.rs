@@ -10,19 +10,11 @@ use std::{
 
 use super::{CAPACITY, Contestant, Outcome, Payload, Tally, crew, crew::Share};
 
-pub const SELF: Contestant = Contestant {
-    name: "std sync_channel",
-    package: None,
-    note: "no ack, no retry",
-};
+pub const SELF: Contestant = Contestant { name: "std sync_channel", package: None, note: "no ack, no retry" };
 
 pub fn one_to_one<T: Payload>(n: u64) -> Outcome {
     let (sender, receiver) = sync_channel(CAPACITY);
-    crew::run(
-        n,
-        [|share: Share<T>| send(sender, share)],
-        [|| receive(receiver)],
-    )
+    crew::run(n, [|share: Share<T>| send(sender, share)], [|| receive(receiver)])
 }
 
 /// It has one receiver only, so the consumers take turns.

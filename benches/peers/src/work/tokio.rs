@@ -6,19 +6,11 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::{BATCH, CAPACITY, Contestant, Outcome, Payload, Tally, crew, crew::Share};
 
-pub const SELF: Contestant = Contestant {
-    name: "tokio mpsc",
-    package: Some("tokio"),
-    note: "no ack, no retry",
-};
+pub const SELF: Contestant = Contestant { name: "tokio mpsc", package: Some("tokio"), note: "no ack, no retry" };
 
 pub fn one_to_one<T: Payload>(n: u64) -> Outcome {
     let (sender, receiver) = channel(CAPACITY);
-    crew::run(
-        n,
-        [|share: Share<T>| send(sender, share)],
-        [|| receive(receiver)],
-    )
+    crew::run(n, [|share: Share<T>| send(sender, share)], [|| receive(receiver)])
 }
 
 /// It has one receiver only, so the consumers take turns.
