@@ -66,7 +66,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             return Err(late);
         }
         if verdict == Verdict::Ack {
-            drop_contained(message);
+            message.dispose();
             self.settled(&tally.acked);
             return Ok(());
         }
@@ -280,7 +280,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             return results.fold(Ok(()), Result::and);
         }
         let n = batch.len();
-        batch.drain(..).for_each(drop_contained);
+        batch.drain(..).for_each(Message::dispose);
         self.settled_many(&tally.acked, n);
         Ok(())
     }

@@ -362,6 +362,15 @@ impl<T> Message<T> {
         self.extras.get_or_insert_default()
     }
 
+    /// Drops it; a panic of its payload's destructor stays in here.
+    #[inline]
+    pub(crate) fn dispose(self) {
+        let trivial = !std::mem::needs_drop::<T>()
+            && self.extras.is_none()
+            && matches!((&self.routing_key, &self.body), (Text::Inline { .. }, Body::Own(_)));
+        if trivial { std::mem::forget(self) } else { drop_contained(self) }
+    }
+
     /// Puts another payload into the same envelope.
     pub(crate) fn replace_payload(&mut self, payload: T) {
         let old = std::mem::replace(&mut self.body, Body::Own(payload));

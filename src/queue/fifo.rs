@@ -81,17 +81,13 @@ impl<M> Tail<M> {
     /// Moves the oldest chunk to an empty head. `false` if there is none.
     pub(crate) fn refill(&mut self, head: &mut Head<M>) -> bool {
         debug_assert!(head.chunk.is_empty());
-        let next = match self.full.pop_front() {
-            Some(chunk) => chunk,
-            None if self.filling.is_empty() => return false,
-            None => {
-                let spare = self.spare();
-                std::mem::replace(&mut self.filling, spare)
-            }
-        };
-        let emptied = std::mem::replace(&mut head.chunk, next);
-        self.recycle(emptied);
-        true
+        if let Some(next) = self.full.pop_front() {
+            let emptied = std::mem::replace(&mut head.chunk, next);
+            self.recycle(emptied);
+            return true;
+        }
+        std::mem::swap(&mut head.chunk, &mut self.filling);
+        !head.chunk.is_empty()
     }
 
     /// Takes everything, oldest first.

@@ -109,6 +109,7 @@ impl<T: Send + Sync + 'static> Queue<T> {
     /// # Errors
     /// Gives the message back if the queue is full and refuses (`Reject`), is closed, or would never have
     /// room again.
+    #[inline]
     pub fn send(&self, message: impl Into<Message<T>>) -> Result<MessageId, SendError<T>> {
         self.send_with(message.into(), Patience::Forever).map_err(|refused| self.core.send_error(refused))
     }
@@ -117,6 +118,7 @@ impl<T: Send + Sync + 'static> Queue<T> {
     ///
     /// # Errors
     /// Gives the message back if the queue is full and refuses or would wait, or is closed.
+    #[inline]
     pub fn try_send(&self, message: impl Into<Message<T>>) -> Result<MessageId, TrySendError<T>> {
         self.send_with(message.into(), Patience::None).map_err(|refused| self.core.try_send_error(refused))
     }
@@ -173,6 +175,7 @@ impl<T: Send + Sync + 'static> Queue<T> {
     ///
     /// # Errors
     /// [`RecvError::Closed`] once the queue is closed and empty.
+    #[inline]
     pub fn recv(&self) -> Result<Delivery<T>, RecvError> {
         self.core.note_receiver();
         self.core.take(Patience::Forever, || true).map(|message| self.deliver(message)).map_err(|nothing| match nothing
@@ -186,6 +189,7 @@ impl<T: Send + Sync + 'static> Queue<T> {
     ///
     /// # Errors
     /// [`TryRecvError::Empty`] if none is, [`TryRecvError::Closed`] if none ever will be.
+    #[inline]
     pub fn try_recv(&self) -> Result<Delivery<T>, TryRecvError> {
         self.core.note_receiver();
         self.core.try_take().map(|message| self.deliver(message)).map_err(|nothing| match nothing {

@@ -228,7 +228,16 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     /// Hands out the next message, waiting for one as long as `patience` and `go_on` say.
+    #[inline]
     pub(crate) fn take(&self, patience: Patience, go_on: impl Fn() -> bool) -> Result<Message<T>, Nothing> {
+        if let Ok(message) = self.try_take() {
+            return Ok(message);
+        }
+        self.take_patiently(patience, go_on)
+    }
+
+    #[cold]
+    fn take_patiently(&self, patience: Patience, go_on: impl Fn() -> bool) -> Result<Message<T>, Nothing> {
         let mut snoozes = 0;
         loop {
             match self.try_take() {
