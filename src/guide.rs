@@ -33,8 +33,8 @@
 //!
 //! Where it ends: with the process (see [What is lost when the process
 //! dies](#what-is-lost-when-the-process-dies)), with an overflow policy that drops, with
-//! [`Queue::purge`], and with a handler that says [`Outcome::Discard`]. Each of these is a choice, and
-//! each is counted. "At least" once means that a handler can see a message twice: see [Idempotent
+//! [`Queue::purge`], with a timer that is cancelled, with [`Expired::Drop`], and with a handler that says
+//! [`Outcome::Discard`]. Each of these is a choice, and each is counted. "At least" once means that a handler can see a message twice: see [Idempotent
 //! consumers](#idempotent-consumers).
 //!
 //! # Settle once
@@ -43,7 +43,7 @@
 //!
 //! | a receiver calls | a handler returns | what becomes of the message |
 //! |---|---|---|
-//! | [`ack`](crate::Delivery::ack) | `()`, `Ok(())`, [`Outcome::Ack`] | done, gone |
+//! | [`ack`](crate::Delivery::ack) | `()`, `Ok(())`, a [`Receipt`](crate::Receipt) in `Ok`, [`Outcome::Ack`] | done, gone |
 //! | [`retry`](crate::Delivery::retry) | any error, [`Outcome::Retry`] | again after the queue's back-off |
 //! | [`retry_after`](crate::Delivery::retry_after) | [`Outcome::RetryAfter`] | again after that delay |
 //! | [`requeue`](crate::Delivery::requeue) | | again, behind all that are ready; no failure counted |
@@ -71,7 +71,8 @@
 //! ```
 //!
 //! Settling can come too late: once [`Broker::shutdown`] has reported a message as left, every way to
-//! settle it answers [`SettleError::ShutDown`], and the message is back in its queue.
+//! settle it answers [`SettleError::ShutDown`], and the message is back in its queue. Under an [ack
+//! timeout](#ack-timeout) the answer may be [`SettleError::Late`].
 //!
 //! # All or none
 //!
@@ -130,9 +131,62 @@
 //! # Ok::<(), postroom::Error>(())
 //! ```
 //!
-//! What capacity does not bound: messages in flight (limit them with
-//! [`max_in_flight`](crate::QueueBuilder::max_in_flight)) and messages waiting for a retry. If a service is down,
-//! the latter pile up at the rate at which handlers fail, each for as long as its retry schedule lasts.
+//! Eviction by `DropOldest` looks only at ready messages that were never handed out; with
+//! [priorities](#priorities), at those of the lowest level that has any. Redeliveries take up no room, so
+//! throwing them away would make none, and delayed messages are left alone. If the queue is full of nothing
+//! but what is delayed or promised, the new message is the one that goes.
+//!
+//! A message that is [delayed](#delay) takes room from its publish on. What capacity does not bound: messages
+//! in flight (limit them with [`max_in_flight`](crate::QueueBuilder::max_in_flight)) and messages waiting for a
+//! retry. If a service is down, the latter pile up at the rate at which handlers fail, each for as long as its
+//! retry schedule lasts, unless a [circuit breaker](#circuit-breakers) stops the handlers.
+//!
+//! # No self-deadlock
+//!
+//! Back-pressure can close a circle: the workers of `a` wait for room in `b`, those of `b` for room in `a`,
+//! and nobody is left to make any. Before a worker blocks, it looks for such a circle; the one that would
+//! close it gets [`PublishError::Deadlock`] with the message and the names, instead of hanging. Its handler
+//! may do something else, or return the error: then its own message is retried later, and the worker goes on.
+//!
+//! ```
+//! use postroom::{Broker, Message, PublishError, Queue, Topic};
+//! use std::time::Duration;
+//!
+//! let broker = Broker::new(); // on threads
+//! let tasks: Topic<u32> = broker.topic("tasks").declare()?;
+//! let queue: Queue<u32> = broker.queue("tasks").capacity(1).declare()?;
+//! tasks.bind(&queue, "#")?;
+//!
+//! let (told, hear) = std::sync::mpsc::channel();
+//! let next = tasks.clone();
+//! queue.consumer().start(move |n: &Message<u32>| {
+//!     if **n > 0 {
+//!         return Ok(());
+//!     }
+//!     // Two follow-up tasks and room for one: only this worker could make room for the other.
+//!     next.publish("task", 1)?;
+//!     next.publish("task", 2).map(drop).inspect_err(|refused| told.send(refused.to_string()).unwrap())
+//! })?;
+//!
+//! tasks.publish("task", 0)?;
+//! let words = hear.recv_timeout(Duration::from_secs(5)).expect("it does not hang");
+//! assert!(words.ends_with("only its own circle drains it: tasks -> tasks"), "{words}");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Every blocking form is checked, those with a timeout as well, and so is a worker that is waiting already
+//! when another one leaves on whom it counted. What the check cannot see, it takes for a way out, so that it
+//! never reports a wait which would have ended:
+//!
+//! * a queue from which somebody has received by hand, with `recv` or one of its kin, or which has no consumer:
+//!   whoever receives may come back;
+//! * a queue with a paused consumer, which may be resumed;
+//! * threads of your own: only workers are looked at, and a thread that a handler starts is not one;
+//! * waits for anything but room: a mutex, a reply, a message of another queue.
+//!
+//! For these there is [`Event::WorkerBlocked`], told when a worker has waited for room for a second
+//! ([`Builder::blocked_warning`](crate::Builder::blocked_warning)). In a simulation a blocking call reports
+//! any standstill of the whole.
 //!
 //! # Backoff costs no worker
 //!
@@ -161,17 +215,226 @@
 //! long as all workers are busy. [`Retry`] has the policies; [`Retry::schedule`] prints one before you
 //! trust it.
 //!
+//! # Delay
+//!
+//! A message may say when it is to be delivered: after any [duration](crate::Message::with_delay), of which
+//! [`DelayLevel`] names the classic ones, or [at a time](crate::Message::with_delivery_at) of the wall clock. A
+//! time that is past means now. It is never early; equal times keep the order in which they were sent. A
+//! [`Timer`], or a name for one, cancels it.
+//!
+//! ```
+//! use postroom::{Broker, DelayLevel, Message, Queue};
+//! use std::time::Duration;
+//!
+//! let (broker, simulation) = Broker::simulated(1);
+//! let unpaid: Queue<u32> = broker.queue("unpaid").declare()?;
+//! for order in [41, 42] {
+//!     let message = Message::new(order).with_delay(DelayLevel::M30).with_timer(format!("unpaid-{order}"));
+//!     unpaid.send(message).unwrap();
+//! }
+//! let at = simulation.now() + Duration::from_secs(60);
+//! unpaid.send(Message::new(43).with_delivery_at(at)).unwrap();
+//! assert_eq!(unpaid.list_delayed(1)[0].0, at);
+//!
+//! assert!(broker.cancel_timer("unpaid-42")); // paid
+//! simulation.advance(DelayLevel::M30.duration());
+//! let due: Vec<u32> = unpaid.list(9).iter().map(|order| **order).collect();
+//! assert_eq!((due, unpaid.stats().cancelled), (vec![43, 41], 1));
+//! assert!(!broker.cancel_timer("unpaid-41")); // too late: it is delivered
+//! # Ok::<(), postroom::Error>(())
+//! ```
+//!
+//! * **Cancelling and firing exclude each other.** `true` means that no queue delivers the message, `false`
+//!   that each one does which took it, or that there was none. Publishing again with the same timer replaces
+//!   what is pending. A name is forgotten once its timer has fired or was cancelled.
+//! * **Capacity.** A delayed message is accepted and routed at once and takes room while it waits: a queue has
+//!   to hold all that is pending. When it is due it becomes ready behind what is ready then.
+//! * **The wall clock.** A time is turned into a delay when the message is published, by the system's clock as
+//!   it stands then. Setting that clock later moves no delivery. With a [`ManualClock`] and in simulations,
+//!   the broker's own time counts.
+//! * **Shutdown** waits for what is due within its timeout; the rest is reported as delayed, and
+//!   [`Queue::drain`] takes it out.
+//! * **Death of the process** loses delayed messages as it does all others, and they are exposed to it for
+//!   longer. Keep the deadline in your database too, and publish again what is open when you start.
+//!
+//! # Schedules
+//!
+//! A [schedule](crate::Broker::schedule) publishes, or sends, what a function returns: at an interval, or with
+//! the feature `cron` at the times of a cron expression in a time zone. Its name makes it idempotent: scheduling
+//! the same again finds the one that exists.
+//!
+//! ```
+//! # #[cfg(feature = "cron")]
+//! # {
+//! use postroom::{Broker, ManualClock, Missed, Queue};
+//! use std::time::Duration;
+//!
+//! // The clock stands at midnight in Greenwich, on New Year's Day of 2025.
+//! let (broker, simulation) = Broker::builder().clock(ManualClock::new()).build_simulated()?;
+//! let jobs: Queue<&str> = broker.queue("jobs").declare()?;
+//! broker.schedule("report").cron("0 3 * * *", "Europe/Berlin").send(&jobs, || "report")?;
+//! let hourly = broker.schedule("sweep").every(Duration::from_secs(3600)).missed(Missed::Skip);
+//! let hourly = hourly.send(&jobs, || "sweep")?;
+//!
+//! simulation.advance(Duration::from_secs(24 * 3600));
+//! assert_eq!((hourly.fired(), jobs.len()), (24, 25));
+//! # }
+//! # Ok::<(), postroom::Error>(())
+//! ```
+//!
+//! * **Missed firings**, of a process that was suspended or held up, are made up for by [one](crate::Missed::Once)
+//!   unless you ask for [none](crate::Missed::Skip) or [all](crate::Missed::All). Less than a minute late is on
+//!   time. While the process does not run, nothing is missed: a schedule lives and ends with its broker.
+//! * **Daylight saving.** An expression with one time of day fires once on every day it names: at the end of the
+//!   gap if the clock jumps over that time, at the first occurrence if it comes twice. An expression with several
+//!   goes by the clock on the wall: what is jumped over does not happen, and what comes twice fires twice.
+//! * **Never waiting.** The function runs on the scheduler's thread, so keep it short. A firing that finds its
+//!   queue full, over its admission limit or closed has failed: it is counted, and
+//!   [`ScheduleInfo::last_error`](crate::ScheduleInfo::last_error) says why.
+//! * **The clock** is the broker's: the wall clock when it was built, and the monotonic clock from there.
+//!
+//! # Expiry
+//!
+//! [`ttl`](crate::QueueBuilder::ttl) bounds how long messages of a queue may wait to be handled, and
+//! [`with_ttl`](crate::Message::with_ttl) how long one may; the shorter counts. An expired message is never
+//! delivered. It leaves the queue wherever it stands, not only at the head, and becomes a dead letter, or with
+//! [`Expired::Drop`] a number in the statistics.
+//!
+//! ```
+//! use postroom::{Broker, Expired, Message, Queue, Reason};
+//! use std::time::Duration;
+//!
+//! let (broker, simulation) = Broker::simulated(1);
+//! let minute = Duration::from_secs(60);
+//! let offers: Queue<&str> = broker.queue("offers").ttl(10 * minute).declare()?;
+//! offers.send("ten minutes").unwrap();
+//! offers.send(Message::new("one minute").with_ttl(minute)).unwrap();
+//! offers.send(Message::new("eleven").with_delay(minute)).unwrap(); // counts from the end of its delay
+//!
+//! simulation.advance(minute); // the second one, behind the first
+//! assert_eq!(*offers.dead_letters().peek().unwrap().reason(), Reason::Expired);
+//! simulation.advance(9 * minute);
+//! assert_eq!((offers.len(), offers.dead_letters().len()), (1, 2));
+//!
+//! let prices: Queue<u32> = broker.queue("prices").ttl(minute).expired(Expired::Drop).declare()?;
+//! prices.send(7).unwrap();
+//! simulation.advance(minute);
+//! assert_eq!((prices.stats().expired, prices.stats().dead_lettered), (1, 0));
+//! # Ok::<(), postroom::Error>(())
+//! ```
+//!
+//! A redelivery does not start the time again, so a message may expire while it waits for its retry; what is
+//! in flight is left alone. A redriven dead letter starts the queue's time again and is rid of its own. In a very long queue a message that has expired may stand for a moment longer,
+//! and takes up room until it is found; it is not delivered all the same.
+//!
+//! # Priorities
+//!
+//! A queue with [`priority_levels`](crate::QueueBuilder::priority_levels) hands out the highest
+//! [priority](crate::Message::with_priority) first; 0 is the lowest, and what is above the highest level counts as
+//! that. Within a level it is first in, first out; a redelivery leads its own level, no other.
+//!
+//! ```
+//! use postroom::{Broker, Message, Queue};
+//!
+//! let broker = Broker::new();
+//! let jobs: Queue<&str> = broker.queue("jobs").priority_levels(2).low_priority_share(0.25).declare()?;
+//! for n in 0..6 {
+//!     jobs.send(["report 1", "report 2", "report 3", "report 4", "report 5", "report 6"][n]).unwrap();
+//!     jobs.send(Message::new("order").with_priority(1)).unwrap();
+//! }
+//! let first: Vec<&str> = jobs.iter().take(8).map(|job| **job).collect();
+//! assert_eq!(first[..4], ["order", "order", "order", "report 1"]); // every fourth goes to the lowest
+//! # Ok::<(), postroom::Error>(())
+//! ```
+//!
+//! Order by priority is strict, so as long as there are higher messages, lower ones wait: give them a
+//! [share](crate::QueueBuilder::low_priority_share), or a queue and workers of their own.
+//!
+//! # Ack timeout
+//!
+//! A handler that hangs keeps its message for ever, unless the queue has an
+//! [`ack_timeout`](crate::QueueBuilder::ack_timeout): then a delivery that is not settled in time counts as a
+//! failed attempt, and the message is delivered again, or given up on. Who needs longer says so in time, with
+//! [`Message::extend_ack`](crate::Message::extend_ack).
+//!
+//! ```
+//! use postroom::{Broker, Queue, Retry, SettleError};
+//! use std::time::Duration;
+//!
+//! let (broker, simulation) = Broker::simulated(1);
+//! let second = Duration::from_secs(1);
+//! let jobs: Queue<u32> = broker.queue("jobs").ack_timeout(10 * second).retry(Retry::immediate(3)).declare()?;
+//! jobs.send(7).unwrap();
+//!
+//! let slow = jobs.recv().unwrap();
+//! simulation.advance(9 * second);
+//! slow.extend_ack(5 * second).unwrap();
+//! simulation.advance(5 * second);
+//! let again = jobs.recv().unwrap();
+//! assert_eq!((again.attempt(), jobs.stats().timed_out), (2, 1));
+//! assert!(matches!(slow.ack(), Err(SettleError::Late { .. })));
+//! again.ack().unwrap();
+//! # Ok::<(), postroom::Error>(())
+//! ```
+//!
+//! Nobody can stop the slow handler: it runs on beside the new one, and what it answers then is counted as
+//! `settled_late`, told by [`Event::SettledLate`], and has no effect. So choose a time that only what hangs
+//! exceeds, and make handlers [idempotent](#idempotent-consumers).
+//!
+//! # Rate limits and admission
+//!
+//! Two limits, at the two ends of a queue:
+//!
+//! | | [`rate_limit`](crate::QueueBuilder::rate_limit) | [`admission`](crate::QueueBuilder::admission) |
+//! |---|---|---|
+//! | limits | what is handed out, redeliveries included, over all consumers | what is let in; also of a [topic](crate::TopicBuilder::admission) |
+//! | above it | messages wait in the queue | they are given back at once, by every form of sending |
+//! | protects | what the handlers call | the queue, and the producers' time |
+//!
+//! ```
+//! use postroom::{Broker, Message, PublishError, Queue, Rate, Topic};
+//! use std::time::Duration;
+//!
+//! let (broker, simulation) = Broker::simulated(1);
+//! let gate: Topic<u32> = broker.topic("gate").admission(Rate::per_second(10).burst(2)).declare()?;
+//! let orders: Queue<u32> = broker.queue("orders").rate_limit(Rate::per_second(5)).declare()?;
+//! gate.bind(&orders, "#")?;
+//! orders.consumer().workers(8).start(|_: &Message<u32>| ())?;
+//!
+//! gate.publish("order", 1).unwrap();
+//! gate.publish("order", 2).unwrap();
+//! let Err(PublishError::Limited(refused)) = gate.publish("order", 3) else { panic!("the burst is used up") };
+//! assert_eq!(refused.retry_in(), Some(Duration::from_millis(100))); // an honest "come again"
+//!
+//! simulation.advance(refused.retry_in().unwrap());
+//! gate.publish("order", refused.into_message()).unwrap();
+//! assert_eq!(orders.stats().acked, 1); // five a second
+//! simulation.advance(Duration::from_millis(300));
+//! assert_eq!(orders.stats().acked, 3);
+//! # Ok::<(), postroom::Error>(())
+//! ```
+//!
+//! * A limit is a ceiling, not a pace: in any time `t`, at most the burst and what the rate allows in `t` pass.
+//!   With a burst of 1 and threads, every wake-up that comes late lowers the average a little.
+//! * A quiet time saves up one [burst](crate::Rate::burst) and no more.
+//! * [`rate_limit_per_key`](crate::QueueBuilder::rate_limit_per_key) limits each ordering key by itself. A message
+//!   that has to wait steps aside, still taking room, and those of other keys flow past.
+//! * A topic's limit holds for what is published to that topic, not for what reaches it through another.
+//! * All of them can be changed while the queue runs: [`Queue::set_rate_limit`](crate::Queue::set_rate_limit),
+//!   [`Queue::set_admission`](crate::Queue::set_admission), [`Topic::set_admission`](crate::Topic::set_admission).
+//! * [`Queue::estimated_wait`](crate::Queue::estimated_wait) says how long a message sent now would wait.
+//!
 //! # Order
 //!
 //! A queue is first in, first out. With one worker, messages are handled in the order in which they were
-//! accepted, each producer's in its own order. Three things change that: more workers, a failure (the
-//! message comes back after its delay, ahead of fresh ones) and [`Delivery::requeue`] (the message goes to
-//! the end). Order by key, kept through failures and across workers, is not there yet.
+//! accepted, each producer's in its own order. What changes that: more workers, a failure (the message comes
+//! back after its delay, ahead of fresh ones), [`Delivery::requeue`] (the message goes to the end), a
+//! [delay](#delay), [priorities](#priorities), and a rate limit per key. Order by key, kept through failures and across workers, is not there yet.
 //!
 //! # Dead letters keep everything
 //!
 //! A queue gives up on a message when its attempts are used up, when a failure is permanent, when its
-//! consumer says so, or when the queue overflows with [`Overflow::DeadLetter`]. The [`DeadLetter`] holds
+//! consumer says so, when it expires, or when the queue overflows with [`Overflow::DeadLetter`]. The [`DeadLetter`] holds
 //! the message as it was published, the [`Reason`], and the time and error of every failed attempt (of
 //! more than 64, the first 32 and the latest 32).
 //!
@@ -282,9 +545,8 @@
 //!   queue handled at 500 a second whose messages may be 2 s old needs 1,000. Check that capacity times
 //!   the payload's size fits in memory.
 //! * **`Wait`** where the producer can slow down: batch jobs, pipelines, anything that reads from a source
-//!   which waits by itself. It is back-pressure. Do not let a handler wait for room in a queue that only
-//!   its own workers empty, directly or through others: on threads that hangs (a simulation reports
-//!   [`PublishError::Deadlock`]). Use `try_publish` or `publish_timeout` in such cycles.
+//!   which waits by itself. It is back-pressure. Where handlers publish in a circle, be prepared for
+//!   [`PublishError::Deadlock`], and see what that [cannot detect](#no-self-deadlock).
 //! * **`Reject`** where somebody waits for an answer: "busy" now beats an answer too late.
 //! * **`DropOldest`** where only the latest matters: positions, prices, progress.
 //! * **`DropNewest`** where a sample is enough: traces, statistics.
@@ -336,6 +598,8 @@
 //! | `delayed` | how much waits for that to be mended |
 //! | `dead_lettered` rising | somebody has to look |
 //! | `dropped`, `refused` rising | capacity or workers are too few |
+//! | `expired` rising, dead letters with [`Reason::Expired`] | messages wait for longer than they are good for |
+//! | `timed_out`, `settled_late` above 0 | handlers hang, or the ack timeout is too short |
 //! | `panicked` above 0 | a bug |
 //! | a topic's `unroutable` rising | a binding is missing, or a routing key is misspelt |
 //!
@@ -360,6 +624,95 @@
 //! # Ok::<(), postroom::Error>(())
 //! ```
 //!
+//! ## Alarms
+//!
+//! Watching by hand ends on the first quiet day. An [`Alarm`] looks at the backlog of a queue, the age of its
+//! oldest message, or its share of failures, and calls you once when that is too much and once when it is well
+//! again. Two levels apart keep it from ringing all day.
+//!
+//! ```
+//! use postroom::{Alarm, Broker, Queue};
+//! use std::sync::{Arc, Mutex};
+//! use std::time::Duration;
+//!
+//! let (broker, simulation) = Broker::simulated(1);
+//! let _jobs: Queue<u32> = broker.queue("jobs").declare()?; // somewhere else
+//!
+//! let jobs: Queue<u32> = broker.queue("jobs").find()?; // the one who watches knows only the name
+//! let rang = Arc::new(Mutex::new(Vec::new()));
+//! let log = rang.clone();
+//! jobs.alarm(Alarm::age(Duration::from_secs(60), Duration::from_secs(5)), move |alert| {
+//!     log.lock().unwrap().push(alert.raised);
+//! })?;
+//!
+//! jobs.send(1).unwrap();
+//! simulation.advance(Duration::from_secs(600));
+//! assert_eq!(*rang.lock().unwrap(), [true]); // once, not every second
+//! jobs.recv().unwrap().ack().unwrap();
+//! simulation.advance(Duration::from_secs(1));
+//! assert_eq!(*rang.lock().unwrap(), [true, false]);
+//! # Ok::<(), postroom::Error>(())
+//! ```
+//!
+//! It looks [every](crate::Alarm::every) second unless told otherwise; what rises and falls between two looks
+//! goes unseen. The callback runs on the scheduler's thread, which all delays and retries wait for: note the
+//! alert, and do the rest elsewhere.
+//!
+//! ## Circuit breakers
+//!
+//! When what the handlers need is down, every attempt fails: messages use up their attempts one after the
+//! other, and whoever tries to come back is met by all of them. A consumer with a [`CircuitBreaker`] stops
+//! taking messages once enough of its last handlings have failed, and after a pause probes with a single one.
+//! Meanwhile messages wait in the queue, with their attempts kept.
+//!
+//! ```
+//! use postroom::{Broker, Circuit, CircuitBreaker, Failure, Message, Queue};
+//! use std::sync::Arc;
+//! use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+//! use std::time::Duration;
+//!
+//! let (broker, simulation) = Broker::simulated(1);
+//! let mail: Queue<u32> = broker.queue("mail").declare()?;
+//! let (up, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+//! let (server, count) = (up.clone(), calls.clone());
+//! let breaker = CircuitBreaker::new(10, 0.5).pause(Duration::from_secs(60));
+//! let consumer = mail.consumer().workers(4).circuit_breaker(breaker).start(move |_: &Message<u32>| {
+//!     count.fetch_add(1, Ordering::Relaxed);
+//!     if server.load(Ordering::Relaxed) { Ok(()) } else { Err(Failure::transient("server is down")) }
+//! })?;
+//!
+//! mail.send_batch(0..1000).unwrap();
+//! simulation.advance(Duration::from_secs(590));
+//! assert_eq!(consumer.circuit(), Some(Circuit::Open));
+//! assert_eq!(calls.load(Ordering::Relaxed), 10 + 9); // to notice, and one a minute since
+//!
+//! up.store(true, Ordering::Relaxed);
+//! simulation.advance(Duration::from_secs(60));
+//! assert_eq!((mail.stats().acked, mail.dead_letters().len()), (1000, 0));
+//! # Ok::<(), postroom::Error>(())
+//! ```
+//!
+//! Only failures that another attempt could mend count; a permanent one says that the input was bad, nothing
+//! about the server. Failures that opened the circuit take their course: where attempts are few, ask for
+//! [`redrive_on_close`](crate::CircuitBreaker::redrive_on_close). The breaker belongs to one consumer. While it
+//! is open the queue fills up, so capacity and overflow decide what producers notice of an outage.
+//!
+//! ## Events
+//!
+//! What the library has to tell its owner goes to [`on_event`](crate::Builder::on_event), on the thread where it
+//! happens:
+//!
+//! | event | what it says |
+//! |---|---|
+//! | [`HandlerPanicked`](crate::Event::HandlerPanicked) | a bug, with what the panic said |
+//! | [`Dropped`](crate::Event::Dropped) | an overflow policy has thrown messages away; told when their number doubles |
+//! | [`WorkerBlocked`](crate::Event::WorkerBlocked) | a worker has waited for room for longer than the threshold |
+//! | [`DeadLettersFull`](crate::Event::DeadLettersFull) | a dead letter found no room; nothing is lost, but its queue is blocked by it |
+//! | [`SettledLate`](crate::Event::SettledLate) | a handler was slower than its ack timeout: its work was done twice |
+//! | [`CircuitOpened`](crate::Event::CircuitOpened), [`CircuitClosed`](crate::Event::CircuitClosed) | a consumer has stopped taking messages, or works again |
+//!
+//! ## Logging each message
+//!
 //! To log what each handling came to, give the consumer hooks:
 //! [`before`](crate::ConsumerBuilder::before), [`after`](crate::ConsumerBuilder::after) and
 //! [`on_give_up`](crate::ConsumerBuilder::on_give_up).
@@ -370,7 +723,7 @@
 //! panic in a program built with `panic = "abort"`, or a `main` that returns without
 //! [`Broker::shutdown`] loses
 //!
-//! * messages that are ready or wait for a retry,
+//! * messages that are ready, delayed, or wait for a retry,
 //! * messages in flight, whose handler may have done half of its work,
 //! * dead letters.
 //!
@@ -436,6 +789,15 @@
 //! * **Consumers are too slow for good.** A queue hides that for a while. Make them faster, add some, or
 //!   refuse work at the door.
 //!
+//! [`Alarm`]: crate::Alarm
+//! [`CircuitBreaker`]: crate::CircuitBreaker
+//! [`DelayLevel`]: crate::DelayLevel
+//! [`Event::SettledLate`]: crate::Event::SettledLate
+//! [`Event::WorkerBlocked`]: crate::Event::WorkerBlocked
+//! [`Expired::Drop`]: crate::Expired::Drop
+//! [`Reason::Expired`]: crate::Reason::Expired
+//! [`SettleError::Late`]: crate::SettleError::Late
+//! [`Timer`]: crate::Timer
 //! [`Broker::new`]: crate::Broker::new
 //! [`Broker::simulated`]: crate::Broker::simulated
 //! [`Broker::shutdown`]: crate::Broker::shutdown

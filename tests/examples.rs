@@ -39,6 +39,33 @@ fn asynchronous_processing_holds() {
 }
 
 #[test]
+fn traffic_shaping_holds() {
+    run("03_traffic_shaping", &[], "").succeeds().says(&[
+        "1000 x yours",
+        "x busy, come again in",
+        "x sold out",
+        "The database has 1000 orders",
+        "in the fullest 100 ms, of 50 allowed",
+        "shut down: nothing left",
+        "10000 orders a minute over 50 workers",
+        "17 in the fullest 100 ms, of 16.7 allowed",
+    ]);
+}
+
+#[test]
+fn delayed_messages_hold() {
+    run("08_delayed", &[], "").succeeds().says(&[
+        "650 paid in time, each cancelled its timer",
+        "350 cancelled, 100 of them paid too late",
+        "order 1, 1800s after it was placed",
+        "all three came at the same moment",
+        "polling, 60s",
+        "timers               0.0s       0.0s          0          350",
+        "never early; late by",
+    ]);
+}
+
+#[test]
 fn retry_holds() {
     run("09_retry", &[], "").succeeds().says(&[
         "6 attempts, 200ms doubling to 30s, jitter up to 50%",
@@ -52,8 +79,34 @@ fn retry_holds() {
 
 #[test]
 fn the_shop_balances_its_books() {
-    run("shop", &[], "").succeeds().says(&["2000 made up with seed 1", "p99", "The books balance: 2000 orders"]);
+    run("shop", &[], "")
+        .succeeds()
+        .says(&[
+            "2000 made up with seed 1",
+            "p99",
+            "17 x payment  permanent failure: card reported stolen",
+            "17 were not paid within 30 minutes and are cancelled",
+            "The books balance: 2000 orders placed, 1724 paid, 276 unsolved",
+        ])
+        .complains(&["panicked: crashed after charging order 777"]);
     run("shop", &["--orders", "0"], "").succeeds().says(&["The books balance: 0 orders"]);
+}
+
+#[test]
+fn the_shop_survives_a_rush_and_an_outage() {
+    run("shop", &[], "").succeeds().says(&[
+        "1950 customers were told at once that we are busy, to come again in 20ms or less, and did",
+        "alarm at 500 messages ready raised",
+        "payment: 10 of the last 20 calls failed, so none is made for a while",
+        "payment: the gateway is still down",
+        "payment: the gateway is back",
+        "alarm at 500 messages ready cleared",
+    ]);
+}
+
+#[test]
+fn the_shop_balances_its_books_on_threads_too() {
+    run("shop", &["--threads"], "").succeeds().says(&["p99", "The books balance: 2000 orders"]);
 }
 
 #[test]
@@ -119,7 +172,7 @@ fn the_shop_refuses_arguments_it_does_not_know() {
     ] {
         run("shop", args, "").ends_with(2).complains(&[complaint, "usage: shop"]);
     }
-    run("shop", &["--help"], "").succeeds().says(&["usage: shop", "Exit code 2"]);
+    run("shop", &["--help"], "").succeeds().says(&["usage: shop", "--threads", "Exit code 2"]);
 }
 
 /// What a program did.

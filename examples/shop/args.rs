@@ -1,12 +1,14 @@
 //! The command line.
 
 pub const HELP: &str = "\
-usage: shop [FILE | -] [--orders N] [--seed S]
+usage: shop [FILE | -] [--orders N] [--seed S] [--threads]
 
   FILE         read orders from this file, one JSON object a line
   -            read them from standard input
   --orders N   make up N orders instead (default 2000, at most 1000000)
   --seed S     chooses the made-up orders and the gateway's bad moments (default 1)
+  --threads    run on threads and the real clock, a minute in 100 ms; without it, the shop
+               runs on one thread in virtual time, the same way for the same seed
   --help       show this
 
 A line looks like this; card is good, expired or stolen, items are kettle, lamp, chair and teapot:
@@ -25,6 +27,7 @@ pub enum Command {
 pub struct Args {
     pub source: Source,
     pub seed: u64,
+    pub threads: bool,
 }
 
 pub enum Source {
@@ -34,12 +37,13 @@ pub enum Source {
 }
 
 pub fn parse(mut args: impl Iterator<Item = String>) -> Result<Command, String> {
-    let (mut input, mut orders, mut seed) = (None, None, 1);
+    let (mut input, mut orders, mut seed, mut threads) = (None, None, 1, false);
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--help" | "-h" => return Ok(Command::Help),
             "--orders" => orders = Some(number(&arg, args.next())?),
             "--seed" => seed = number(&arg, args.next())?,
+            "--threads" => threads = true,
             flag if flag.starts_with("--") => return Err(format!("unknown argument {flag}")),
             _ if input.is_some() => return Err(format!("one file at a time: {arg} is one too many")),
             "-" => input = Some(Source::Stdin),
@@ -52,7 +56,7 @@ pub fn parse(mut args: impl Iterator<Item = String>) -> Result<Command, String> 
         (None, Some(orders)) if orders > 1_000_000 => return Err(format!("--orders {orders}: at most 1000000")),
         (None, orders) => Source::MadeUp { orders: orders.unwrap_or(2_000), seed },
     };
-    Ok(Command::Run(Args { source, seed }))
+    Ok(Command::Run(Args { source, seed, threads }))
 }
 
 fn number(flag: &str, value: Option<String>) -> Result<u64, String> {

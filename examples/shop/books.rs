@@ -3,7 +3,7 @@
 use crate::mail::MailServer;
 use crate::names::{Order, PAYMENT, STOCK};
 use crate::orders::Intake;
-use crate::payment::Gateway;
+use crate::payment::Till;
 use crate::stock::Warehouse;
 use postroom::{DeadLetter, Queue, Stats};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +13,7 @@ pub struct Books<'a> {
     pub orders: &'a Intake,
     pub unsolved: &'a Queue<DeadLetter<Order>>,
     pub warehouse: &'a Warehouse,
-    pub gateway: &'a Gateway,
+    pub till: &'a Till,
 }
 
 impl Books<'_> {
@@ -25,11 +25,12 @@ impl Books<'_> {
             assert_eq!(queue.ready + queue.delayed + queue.in_flight, self.expected_in(&queue.name), "{}", queue.name);
         }
         let placed = self.orders.placed();
-        let paid = self.gateway.charged();
+        let paid = self.till.charged();
         let failed = self.failed();
         assert!(paid.keys().all(|order| !failed.contains(order)), "an order is paid and unsolved");
         let settled: BTreeSet<u64> = paid.keys().chain(&failed).copied().collect();
         assert!(settled.iter().eq(placed.keys()), "every order is paid or unsolved, and no other is");
+        assert_eq!(self.till.cancelled(), self.unpaid(), "who has not paid in time is cancelled, and nobody else");
         assert!(paid.keys().copied().eq(self.warehouse.reserved()), "what is paid is out of stock, and only that");
         assert!(self.warehouse.is_complete(), "items are missing");
         let due: BTreeMap<u64, u64> = paid.keys().map(|order| (*order, placed[order].cents)).collect();
@@ -51,6 +52,12 @@ impl Books<'_> {
         if queue == self.unsolved.name() { self.unsolved.len() as u64 } else { 0 }
     }
 
+    /// The orders whose items were set aside and never paid for.
+    fn unpaid(&self) -> BTreeSet<u64> {
+        let letters = self.unsolved.list(usize::MAX);
+        letters.iter().filter(|letter| letter.queue() == PAYMENT.as_str()).map(|letter| letter.payload().id).collect()
+    }
+
     /// The orders that could not be fulfilled; each of their letters says why.
     fn failed(&self) -> BTreeSet<u64> {
         let letters = self.unsolved.list(usize::MAX);
@@ -66,28 +73,28 @@ impl Books<'_> {
 
 pub fn print_queues(stats: &Stats) {
     println!(
-        "   {:<14} {:>9} {:>8} {:>8} {:>8} {:>6} {:>9} {:>7} {:>10}",
-        "queue", "published", "acked", "retried", "panicked", "dead", "redriven", "ready", "p99"
+        "   {:<14} {:>9} {:>8} {:>9} {:>8} {:>8} {:>6} {:>9} {:>10}",
+        "queue", "published", "acked", "cancelled", "retried", "panicked", "dead", "redriven", "p99"
     );
     // A queue for dead letters has one of its own, too, that is never used.
     for queue in stats.queues.iter().filter(|queue| !queue.name.ends_with(".dead")) {
         let handling = queue.handling.quantile(0.99).map_or("-".to_owned(), rounded);
         println!(
-            "   {:<14} {:>9} {:>8} {:>8} {:>8} {:>6} {:>9} {:>7} {:>10}",
+            "   {:<14} {:>9} {:>8} {:>9} {:>8} {:>8} {:>6} {:>9} {:>10}",
             queue.name,
             queue.published,
             queue.acked,
+            queue.cancelled,
             queue.retried,
             queue.panicked,
             queue.dead_lettered,
             queue.redriven,
-            queue.ready,
             handling
         );
     }
 }
 
-/// The histogram is exact to a factor of two.
+/// The histogram is exact to a factor of two. In virtual time, handling takes none.
 fn rounded(time: Duration) -> String {
-    format!("< {time:.1?}")
+    if time < Duration::from_nanos(2) { "-".to_owned() } else { format!("< {time:.1?}") }
 }

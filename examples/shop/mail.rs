@@ -1,6 +1,7 @@
 //! Tells customers that their order is paid.
 
 use crate::names::{MAIL, ORDERS, Order, PAID};
+use crate::time::Time;
 use postroom::{Broker, DeadLetter, Error, Message, Queue, Retry};
 use std::collections::BTreeMap;
 use std::io;
@@ -9,8 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Down for its first connections, or until it is repaired.
-#[derive(Default)]
 pub struct MailServer {
+    call: Duration,
     repaired: AtomicBool,
     connections: AtomicU64,
     told: Mutex<BTreeMap<u64, String>>,
@@ -19,8 +20,13 @@ pub struct MailServer {
 const REFUSED_CONNECTIONS: u64 = 300;
 
 impl MailServer {
+    pub fn new(time: &Time) -> Self {
+        let call = time.call(Duration::from_micros(100));
+        Self { call, repaired: AtomicBool::default(), connections: AtomicU64::default(), told: Mutex::default() }
+    }
+
     fn send(&self, order: &Order) -> io::Result<()> {
-        std::thread::sleep(Duration::from_micros(100)); // the network
+        std::thread::sleep(self.call);
         let connection = self.connections.fetch_add(1, Ordering::Relaxed);
         if connection < REFUSED_CONNECTIONS && !self.repaired.load(Ordering::Relaxed) {
             return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "mail server refuses connections"));
@@ -39,8 +45,13 @@ impl MailServer {
     }
 }
 
-pub fn start(broker: &Broker, unsolved: &Queue<DeadLetter<Order>>, server: Arc<MailServer>) -> Result<(), Error> {
-    let retry = Retry::fixed(Duration::from_millis(2)).max_attempts(3);
+pub fn start(
+    broker: &Broker,
+    time: &Time,
+    unsolved: &Queue<DeadLetter<Order>>,
+    server: Arc<MailServer>,
+) -> Result<(), Error> {
+    let retry = Retry::fixed(time.seconds(1)).max_attempts(3);
     let queue = broker.queue(MAIL).capacity(5_000).retry(retry).dead_letter_to(unsolved).declare()?;
     broker.topic(ORDERS).declare()?.bind(&queue, PAID)?;
     queue.consumer().workers(4).start(move |order: &Message<Order>| server.send(order))?;

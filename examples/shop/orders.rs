@@ -1,25 +1,34 @@
-//! Takes orders in, and gives up on them.
+//! Takes orders in.
 
-use crate::names::{ABANDONED, ORDERS, Order, PAYMENT, PLACED};
+use crate::names::{GATE, ORDERS, Order, PLACED};
 use crate::source::{Item, Source};
-use postroom::{Broker, DeadLetter, Error, PublishError, Queue, Topic};
+use crate::time::Time;
+use postroom::{Broker, Error, Message, PublishError, Topic};
 use std::collections::BTreeMap;
 use std::io;
+use std::time::Duration;
 
 pub struct Intake {
-    topic: Topic<Order>,
+    time: Time,
+    gate: Topic<Order>,
     /// What was ordered, by order.
     placed: BTreeMap<u64, Order>,
     bad_lines: u64,
+    busy: u64,
+    longest_wait: Duration,
 }
 
 impl Intake {
-    pub fn new(broker: &Broker) -> Result<Self, Error> {
-        Ok(Self { topic: broker.topic(ORDERS).declare()?, placed: BTreeMap::new(), bad_lines: 0 })
+    /// The limit is the gate's alone: what passes it is published to the topic of all orders, whose other
+    /// messages must not be held up.
+    pub fn new(broker: &Broker, time: Time) -> Result<Self, Error> {
+        let gate = broker.topic(GATE).admission(time.per_second(50).burst(50)).declare()?;
+        gate.bind(&broker.topic(ORDERS).find()?, PLACED)?;
+        Ok(Self { time, gate, placed: BTreeMap::new(), bad_lines: 0, busy: 0, longest_wait: Duration::ZERO })
     }
 
-    /// Places every order of the source. Publishing waits while stock's queue is full, so that reading goes
-    /// no faster than the shop works.
+    /// Places every order of the source. They all come at once: a rush. Publishing waits while stock's queue
+    /// is full, so that reading goes no faster than the shop works.
     pub fn take_all(&mut self, mut source: Source) -> io::Result<()> {
         while let Some(item) = source.next()? {
             match item {
@@ -35,8 +44,23 @@ impl Intake {
 
     fn place(&mut self, order: Order) -> Result<(), PublishError<Order>> {
         self.placed.insert(order.id, order.clone());
-        self.topic.publish(PLACED, order)?;
-        Ok(())
+        let mut order = Message::new(order);
+        let mut waited = Duration::ZERO;
+        loop {
+            match self.gate.publish(PLACED, order) {
+                Ok(_) => return Ok(()),
+                // The customer hears at once that we are busy, and when to come again; and does so.
+                Err(PublishError::Limited(refused)) => {
+                    assert_eq!(waited, Duration::ZERO, "who comes again when told to is let in");
+                    waited = refused.retry_in().expect("the limit knows");
+                    order = refused.into_message();
+                    self.busy += 1;
+                    self.longest_wait = self.longest_wait.max(waited);
+                    self.time.pass(waited);
+                }
+                Err(other) => return Err(other),
+            }
+        }
     }
 
     fn skip(&mut self, line: u64, why: &str) {
@@ -44,17 +68,9 @@ impl Intake {
         eprintln!("   line {line}: {why}");
     }
 
-    /// Tells everybody that orders which nobody could get paid will not be: how many those are. Their
-    /// letters stay where they are.
-    pub fn abandon(&self, unsolved: &Queue<DeadLetter<Order>>) -> Result<usize, PublishError<Order>> {
-        let letters = unsolved.list(usize::MAX);
-        let unpaid = letters.iter().filter(|letter| letter.queue() == PAYMENT.as_str());
-        let mut abandoned = 0;
-        for letter in unpaid {
-            self.topic.publish(ABANDONED, Order::clone(letter))?;
-            abandoned += 1;
-        }
-        Ok(abandoned)
+    /// How many customers were told to come again, and after how long at most.
+    pub fn busy(&self) -> (u64, Duration) {
+        (self.busy, self.longest_wait)
     }
 
     pub fn placed(&self) -> &BTreeMap<u64, Order> {

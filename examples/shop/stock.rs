@@ -1,6 +1,7 @@
 //! Reserves what was ordered.
 
-use crate::names::{ABANDONED, ORDERS, Order, PLACED, RESERVED, STOCK, STOCK_RELEASE};
+use crate::names::{CANCELLED, DUE, ORDERS, Order, PLACED, RESERVED, STOCK, STOCK_RELEASE, unpaid};
+use crate::time::Time;
 use postroom::{Broker, Classify, DeadLetter, Error, Failure, Message, Queue};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -18,6 +19,8 @@ struct Shelves {
 
 /// Lamps are few: they sell out.
 const DELIVERED: [(&str, u32); 4] = [("kettle", 1_000_000), ("lamp", 500), ("chair", 1_000_000), ("teapot", 1_000_000)];
+
+pub const TO_PAY_MINUTES: u32 = 30;
 
 impl Warehouse {
     pub fn stocked() -> Self {
@@ -58,21 +61,31 @@ impl Warehouse {
     }
 }
 
-pub fn start(broker: &Broker, unsolved: &Queue<DeadLetter<Order>>, warehouse: Arc<Warehouse>) -> Result<(), Error> {
+/// Items are set aside before anybody has paid for them, so each order starts a timer: when that fires, whoever
+/// takes the money decides. Until then its message waits in their queue.
+pub fn start(
+    broker: &Broker,
+    time: &Time,
+    unsolved: &Queue<DeadLetter<Order>>,
+    warehouse: Arc<Warehouse>,
+) -> Result<(), Error> {
     let orders = broker.topic(ORDERS).declare()?;
 
     let placed = broker.queue(STOCK).capacity(5_000).dead_letter_to(unsolved).declare()?;
     orders.bind(&placed, PLACED)?;
-    let (shelves, next) = (warehouse.clone(), orders.clone());
+    let (shelves, next, to_pay) = (warehouse.clone(), orders.clone(), time.minutes(TO_PAY_MINUTES));
     placed.consumer().workers(2).start(move |order: &Message<Order>| -> Result<(), Failure> {
         // Waiting brings no new items.
         shelves.reserve(order).permanent()?;
+        // Delivered a second time, the same order only starts the same timer anew.
+        let due = Message::new(order.payload().clone()).with_delay(to_pay).with_timer(unpaid(order.id));
+        next.publish(DUE, due)?;
         next.publish(RESERVED, order.payload().clone())?;
         Ok(())
     })?;
 
-    let abandoned = broker.queue(STOCK_RELEASE).dead_letter_to(unsolved).declare()?;
-    orders.bind(&abandoned, ABANDONED)?;
-    abandoned.consumer().start(move |order: &Message<Order>| warehouse.release(order))?;
+    let cancelled = broker.queue(STOCK_RELEASE).dead_letter_to(unsolved).declare()?;
+    orders.bind(&cancelled, CANCELLED)?;
+    cancelled.consumer().start(move |order: &Message<Order>| warehouse.release(order))?;
     Ok(())
 }
