@@ -7,6 +7,7 @@ use crate::outcome::drop_contained;
 use crate::queue::Queue;
 use crate::queue::core::Core;
 use crate::rate::Rate;
+use crate::request::End;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, Weak};
@@ -104,6 +105,10 @@ impl<T: Send + Sync + 'static> DeadLetter<T> {
     pub(crate) fn new(mut message: Message<T>, reason: Reason, core: &Core<T>) -> Self {
         // So that it can be redriven even while somebody who peeked still looks at the letter.
         message.make_shared();
+        message.end_request(|history| {
+            let error = history.last().map(|attempt| attempt.error.clone());
+            End::Failed(Arc::clone(&core.name), reason.clone(), error)
+        });
         let at = core.runtime.clock.now();
         Self { message, reason, queue: Arc::clone(&core.name), at, origin: core.weak() }
     }

@@ -328,6 +328,12 @@ impl<T> Message<T> {
         }
     }
 
+    /// Its way back, if it has one; whoever takes it ends it.
+    pub(crate) fn take_request(&mut self) -> Option<Request> {
+        let request = &mut self.extras.as_mut()?.request;
+        request.0.is_some().then(|| std::mem::take(request))
+    }
+
     /// The requester has it back, and knows.
     pub(crate) fn forget_request(&mut self) {
         if let Some(extras) = &mut self.extras {
@@ -364,6 +370,13 @@ pub(crate) struct Request(Option<Arc<Share>>);
 impl Request {
     fn to(slot: &Arc<Slot>) -> Self {
         Self(Some(Arc::new(Share { slot: Arc::clone(slot) })))
+    }
+
+    /// The message stays, but nobody will handle it.
+    pub(crate) fn end(self, queue: &Arc<str>, fate: Fate) {
+        if let Some(share) = self.0 {
+            share.slot.note(End::Unanswered(Arc::clone(queue), fate));
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use super::{Admission, BURIAL_RETRY, Core, DUE_AT_ONCE, Intake, MAX_DEAD_LETTER_
 use crate::clock::Timestamp;
 use crate::dead_letter::{DeadLetter, DeadLetterSink};
 use crate::message::Message;
-use crate::outcome::drop_contained;
+use crate::request::Fate;
 use crate::runtime::Event;
 use crate::scheduler::DelayKey;
 use crate::stats::Counter;
@@ -201,7 +201,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         if slots == 0 {
             return;
         }
-        cancelled.into_iter().for_each(drop_contained);
+        cancelled.into_iter().for_each(|message| self.throw_away(message, Fate::Cancelled));
         self.counts.cancelled.add(slots);
         self.release(self.outlet.lock(), slots);
         self.note_gone();
