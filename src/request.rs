@@ -1,8 +1,8 @@
 //! Requests: publish, and wait for the reply of whoever handles the message.
 //!
 //! A request is an ordinary message that carries a way back. Nothing is declared for replies: the requester
-//! waits at a slot of its own, to which every copy of its message in a queue has a share. Whoever has the
-//! message in hand may fill the slot; when the last share is gone and nobody has, the requester hears why.
+//! waits at a slot of its own, in which every queue that got the message has a share. Whoever has the message
+//! in hand may fill the slot; when the last share has ended and nobody has, the requester hears why.
 
 use crate::clock::Timestamp;
 use crate::consumer::{Consumer, ConsumerBuilder};
@@ -16,7 +16,7 @@ use crate::queue::core::{Core, Patience};
 use crate::runtime::{Registration, Runtime};
 use crate::scheduler::Timed;
 use crate::simulation::Until;
-use crate::sync::{Condvar, Mutex, MutexGuard};
+use crate::sync::{AtomicBool, Condvar, Mutex, MutexGuard, Ordering};
 use crate::topic::{Topic, refusal_error};
 use std::any::{Any, TypeId, type_name};
 use std::fmt;
@@ -59,6 +59,9 @@ pub enum RequestError<T> {
         /// How it left.
         fate: Fate,
     },
+    /// Nobody has it any more who could reply: its queue exists no longer, or only those got it who watch.
+    #[error("nobody has the request any more who could reply to it")]
+    Nobody,
     /// The reply is of another type than the one asked for.
     #[error("asked for a reply of type {expected}, got one of type {got}")]
     WrongType {
@@ -101,7 +104,7 @@ impl<T> fmt::Debug for RequestError<T> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Fate {
-    /// It was left when shutdown was over, or its queue exists no more.
+    /// It was left when shutdown was over.
     Left,
     /// Its delay was cancelled or replaced.
     Cancelled,
@@ -303,11 +306,20 @@ impl<T> Message<T> {
         self.extras.as_ref().is_some_and(|extras| extras.request.0.is_some())
     }
 
-    /// As [`Message::share`], and the copy can reply as well: for copies that will be handled.
-    pub(crate) fn share_request(&mut self) -> Self {
+    /// As [`Message::share`], for another queue that can have it answered as well.
+    pub(crate) fn share_with_queue(&mut self) -> Self {
+        self.share_and(|share| Share::of(&share.slot))
+    }
+
+    /// As [`Message::share`], for the same queue, which may have either copy answered.
+    pub(crate) fn share_within_queue(&mut self) -> Self {
+        self.share_and(Arc::clone)
+    }
+
+    fn share_and(&mut self, pass_on: impl FnOnce(&Arc<Share>) -> Arc<Share>) -> Self {
         let mut copy = self.share();
         if let (Some(copy), Some(extras)) = (&mut copy.extras, &self.extras) {
-            copy.request = Request(extras.request.0.clone());
+            copy.request = Request(extras.request.0.as_ref().map(pass_on));
         }
         copy
     }
@@ -324,7 +336,7 @@ impl<T> Message<T> {
     fn end_request_now(&mut self, end: impl FnOnce(&[crate::Attempt]) -> End) {
         let share = self.extras.as_mut().and_then(|extras| extras.request.0.take());
         if let Some(share) = share {
-            share.slot.note(end(self.history()));
+            share.end(Some(end(self.history())));
         }
     }
 
@@ -369,13 +381,13 @@ pub(crate) struct Request(Option<Arc<Share>>);
 
 impl Request {
     fn to(slot: &Arc<Slot>) -> Self {
-        Self(Some(Arc::new(Share { slot: Arc::clone(slot) })))
+        Self(Some(Share::of(slot)))
     }
 
     /// The message stays, but nobody will handle it.
     pub(crate) fn end(self, queue: &Arc<str>, fate: Fate) {
         if let Some(share) = self.0 {
-            share.slot.note(End::Unanswered(Arc::clone(queue), fate));
+            share.end(Some(End::Unanswered(Arc::clone(queue), fate)));
         }
     }
 }
@@ -392,20 +404,38 @@ impl fmt::Debug for Request {
     }
 }
 
-/// Held by every copy of a request that may still be answered.
+/// One queue's part in a request, held by the message and by the copy that a deadline may bring back.
 struct Share {
     slot: Arc<Slot>,
+    ended: AtomicBool,
+}
+
+impl Share {
+    fn of(slot: &Arc<Slot>) -> Arc<Self> {
+        slot.state.lock().shares += 1;
+        Arc::new(Self { slot: Arc::clone(slot), ended: AtomicBool::new(false) })
+    }
+
+    /// The queue is done with it, whoever may still have a copy in hand.
+    fn end(&self, end: Option<End>) {
+        if !self.ended.swap(true, Ordering::SeqCst) {
+            self.slot.share_ended(end);
+        }
+    }
 }
 
 impl Drop for Share {
+    /// Without a word only together with its queue, or if it was never published.
     fn drop(&mut self) {
-        self.slot.give_up();
+        self.end(None);
     }
 }
 
 /// What became of one copy of a request that nobody answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum End {
+    /// Together with its queue.
+    Gone,
     Unanswered(Arc<str>, Fate),
     Handled(Arc<str>),
     Failed(Arc<str>, Reason, Option<String>),
@@ -415,7 +445,7 @@ impl End {
     /// Of several copies, the requester hears of the one that says most.
     fn weight(&self) -> u8 {
         match self {
-            Self::Unanswered(..) => 0,
+            Self::Gone | Self::Unanswered(..) => 0,
             Self::Handled(_) => 1,
             Self::Failed(..) => 2,
         }
@@ -423,6 +453,7 @@ impl End {
 
     fn into_error<T>(self) -> RequestError<T> {
         match self {
+            Self::Gone => RequestError::Nobody,
             Self::Unanswered(queue, fate) => RequestError::Unanswered { queue: queue.to_string(), fate },
             Self::Handled(queue) => RequestError::NoReply { queue: queue.to_string() },
             Self::Failed(queue, reason, error) => RequestError::Failed { queue: queue.to_string(), reason, error },
@@ -457,7 +488,9 @@ struct State {
     answer: Option<Answer>,
     /// Nobody has been told anything yet, and somebody wants to be.
     open: bool,
-    /// What became of copies that are gone.
+    /// Queues that may still have it answered.
+    shares: usize,
+    /// What became of it in the others.
     end: Option<End>,
     /// Of a worker that waits.
     ticket: Option<Ticket>,
@@ -468,7 +501,7 @@ impl Slot {
         Arc::new(Self {
             expected: (TypeId::of::<R>(), type_name::<R>()),
             runtime: Arc::clone(runtime),
-            state: Mutex::new(State { answer: None, open: true, end: None, ticket: None }),
+            state: Mutex::new(State { answer: None, open: true, shares: 0, end: None, ticket: None }),
             changed: Condvar::new(),
         })
     }
@@ -510,18 +543,17 @@ impl Slot {
         }
     }
 
-    fn note(&self, end: End) {
+    /// Notes what became of it in one queue; after the last, nobody can answer any more.
+    fn share_ended(&self, end: Option<End>) {
         let mut state = self.state.lock();
-        if state.end.as_ref().is_none_or(|known| known.weight() < end.weight()) {
-            state.end = Some(end);
+        let known = state.end.take();
+        state.end = known.into_iter().chain(end).max_by_key(End::weight);
+        state.shares -= 1;
+        if state.shares > 0 {
+            return;
         }
-    }
-
-    /// The last copy is gone.
-    fn give_up(&self) {
-        let end = self.state.lock().end.take();
-        // Dropped without a word only together with its queue.
-        let end = end.unwrap_or_else(|| End::Unanswered("".into(), Fate::Left));
+        let end = state.end.take().unwrap_or(End::Gone);
+        drop(state);
         let _ = self.give(Answer::Nobody(end));
     }
 

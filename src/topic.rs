@@ -895,7 +895,7 @@ fn accept_all<T: Send + Sync + 'static>(
         if pledges.peek().is_none() {
             return Ok(routed + usize::from(queue.redeem(pledge, message).is_routed()));
         }
-        routed += usize::from(queue.redeem(pledge, message.share_request()).is_routed());
+        routed += usize::from(queue.redeem(pledge, message.share_with_queue()).is_routed());
     }
     Ok(routed)
 }
