@@ -142,7 +142,7 @@ fn one_queue_that_fails_does_not_end_a_request_that_another_may_answer() {
     for queue in [&bad, &silent] {
         topic.bind(queue, "").unwrap();
     }
-    bad.consumer().start(|_: &Message<u32>| panic!("no luck")).unwrap();
+    bad.consumer().respond(|_: &Message<u32>| -> Result<u32, Failure> { panic!("no luck") }).unwrap();
     silent.consumer().start(|_: &Message<u32>| {}).unwrap();
     // The failure says more than the silence, whichever came first.
     assert!(matches!(topic.request::<u32>("", 1, LONG), Err(RequestError::Failed { queue, .. }) if queue == "bad"));
@@ -542,8 +542,8 @@ fn who_has_replied_may_wait_for_room_at_the_requester() {
         .unwrap();
     for n in 1..200 {
         a.send(n).unwrap();
+        assert!(broker.wait_idle(LONG));
     }
-    assert!(broker.wait_idle(LONG));
     assert_eq!((b.stats().acked, b.dead_letters().len(), a.dead_letters().len()), (199, 0, 0));
 }
 
@@ -610,7 +610,7 @@ fn every_request_ends_one_way_whatever_happens_at_the_same_time() {
         };
         queue.consumer().workers(3).respond(answer).unwrap();
         // Somebody watches, somebody purges, and in some rounds it ends early.
-        let _alarm = queue.alarm(Alarm::backlog(2), |_| {}).unwrap();
+        let _alarm = queue.alarm(Alarm::backlog(2, 1), |_| {}).unwrap();
         thread::scope(|scope| {
             for asker in 0..4_u32 {
                 let queue = &queue;
