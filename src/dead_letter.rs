@@ -7,7 +7,7 @@ use crate::outcome::drop_contained;
 use crate::queue::Queue;
 use crate::queue::core::Core;
 use crate::rate::Rate;
-use crate::request::End;
+use crate::request::{End, Request};
 use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, Weak};
@@ -102,13 +102,20 @@ impl<T: Send + Sync + 'static> DeadLetter<T> {
         self.message.share()
     }
 
+    /// Whoever waits for a reply, and what to tell once the letter can be found.
+    pub(crate) fn take_request(&mut self) -> Option<(Request, End)> {
+        let request = self.message.take_request()?;
+        let error = self.error().map(str::to_owned);
+        Some((request, End::Failed(Arc::clone(&self.queue), self.reason.clone(), error)))
+    }
+
+    pub(crate) fn return_request(&mut self, request: Request) {
+        self.message.extras_mut().request = request;
+    }
+
     pub(crate) fn new(mut message: Message<T>, reason: Reason, core: &Core<T>) -> Self {
         // So that it can be redriven even while somebody who peeked still looks at the letter.
         message.make_shared();
-        message.end_request(|history| {
-            let error = history.last().map(|attempt| attempt.error.clone());
-            End::Failed(Arc::clone(&core.name), reason.clone(), error)
-        });
         let at = core.runtime.clock.now();
         Self { message, reason, queue: Arc::clone(&core.name), at, origin: core.weak() }
     }

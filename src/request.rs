@@ -324,23 +324,16 @@ impl<T> Message<T> {
         copy
     }
 
-    /// This copy will not be answered; tells the requester if no other can be.
+    /// Its queue is done with it.
     #[inline]
-    pub(crate) fn end_request(&mut self, end: impl FnOnce(&[crate::Attempt]) -> End) {
-        if self.is_request() {
-            self.end_request_now(end);
-        }
-    }
-
-    #[cold]
-    fn end_request_now(&mut self, end: impl FnOnce(&[crate::Attempt]) -> End) {
-        let share = self.extras.as_mut().and_then(|extras| extras.request.0.take());
-        if let Some(share) = share {
-            share.end(Some(end(self.history())));
+    fn end_request(&mut self, end: impl FnOnce() -> End) {
+        if let Some(request) = self.take_request() {
+            request.end(end());
         }
     }
 
     /// Its way back, if it has one; whoever takes it ends it.
+    #[inline]
     pub(crate) fn take_request(&mut self) -> Option<Request> {
         let request = &mut self.extras.as_mut()?.request;
         request.0.is_some().then(|| std::mem::take(request))
@@ -356,13 +349,13 @@ impl<T> Message<T> {
     /// It leaves its queue unhandled.
     #[inline]
     pub(crate) fn unanswered(&mut self, queue: &Arc<str>, fate: Fate) {
-        self.end_request(|_| End::Unanswered(Arc::clone(queue), fate));
+        self.end_request(|| End::Unanswered(Arc::clone(queue), fate));
     }
 
     /// It is acked.
     #[inline]
     pub(crate) fn handled(&mut self, queue: &Arc<str>) {
-        self.end_request(|_| End::Handled(Arc::clone(queue)));
+        self.end_request(|| End::Handled(Arc::clone(queue)));
     }
 }
 
@@ -384,10 +377,10 @@ impl Request {
         Self(Some(Share::of(slot)))
     }
 
-    /// The message stays, but nobody will handle it.
-    pub(crate) fn end(self, queue: &Arc<str>, fate: Fate) {
+    /// Nobody will reply.
+    pub(crate) fn end(self, end: End) {
         if let Some(share) = self.0 {
-            share.end(Some(End::Unanswered(Arc::clone(queue), fate)));
+            share.end(Some(end));
         }
     }
 }

@@ -358,14 +358,21 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     fn dead_letter_overflow(&self, message: Message<T>) -> Result<Accepted, (Message<T>, Refusal)> {
-        let letter = DeadLetter::new(message, Reason::Overflow, self);
+        let mut letter = DeadLetter::new(message, Reason::Overflow, self);
+        let asked = letter.take_request();
         match self.sink().accept(letter) {
             Ok(()) => {
                 self.intake.lock().accepted += 1;
                 self.counts.dead_lettered.add(1);
+                if let Some((request, end)) = asked {
+                    request.end(end);
+                }
                 Ok(Accepted::DeadLettered)
             }
-            Err(letter) => {
+            Err(mut letter) => {
+                if let Some((request, _)) = asked {
+                    letter.return_request(request);
+                }
                 self.counts.refused.add(1);
                 Err((letter.into_message(), Refusal::Full))
             }

@@ -101,7 +101,8 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     /// Makes a dead letter of it. If their queue has no room, it waits, holding capacity here.
-    pub(crate) fn bury(&self, letter: DeadLetter<T>) {
+    pub(crate) fn bury(&self, mut letter: DeadLetter<T>) {
+        let asked = letter.take_request();
         match self.sink().accept(letter) {
             Ok(()) => self.counts.dead_lettered.add(1),
             Err(letter) => {
@@ -109,6 +110,9 @@ impl<T: Send + Sync + 'static> Core<T> {
                 self.tell_dead_letters_full();
                 self.wait(self.runtime.clock.now().after(BURIAL_RETRY), Waiting::Burial(letter));
             }
+        }
+        if let Some((request, end)) = asked {
+            request.end(end);
         }
     }
 

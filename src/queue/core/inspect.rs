@@ -3,8 +3,9 @@
 use super::{Core, Intake, Outlet, Waiting};
 use crate::clock::Timestamp;
 use crate::message::Message;
-use crate::request::Fate;
+use crate::request::{End, Fate};
 use crate::stats::{HandlingTime, QueueStats};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 impl<T: Send + Sync + 'static> Core<T> {
@@ -137,7 +138,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         });
         let requests: Vec<_> = ready.chain(waiting).filter_map(Message::take_request).collect();
         drop((intake, outlet, delayed));
-        requests.into_iter().for_each(|request| request.end(&self.name, Fate::Left));
+        requests.into_iter().for_each(|request| request.end(End::Unanswered(Arc::clone(&self.name), Fate::Left)));
     }
 
     pub(crate) fn stats(&self) -> QueueStats {
