@@ -11,7 +11,8 @@
 //! until a timeout.
 //!
 //! **What to expect on screen.** 2,000 wishes from four counters, each answered with its own ticket or prize;
-//! a prize that was paid before; a pay-out module that crashes, one that has gone, and one that sleeps.
+//! a prize that was paid before; a pay-out module that crashes, one that
+//! dozes off, and one that has gone when the office closes.
 //!
 //! `cargo run --release --example message_bus`
 
@@ -21,6 +22,7 @@ use names::Ticket;
 use postroom::{Broker, RequestError};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -100,16 +102,21 @@ mod pay_out {
     use std::collections::BTreeSet;
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
 
     #[derive(Default)]
     pub struct PayOut {
         pub crashes: AtomicBool,
+        pub dozes: AtomicBool,
         paid: Mutex<BTreeSet<u64>>,
     }
 
     impl PayOut {
         fn pay(&self, ticket: u64) -> Result<Paid, Failure> {
             assert!(!self.crashes.load(Ordering::Relaxed), "crashed: the safe does not open");
+            if self.dozes.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(300));
+            }
             if !self.paid.lock().unwrap().insert(ticket) {
                 return Err(format!("ticket {ticket} was paid before")).permanent();
             }
@@ -154,7 +161,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let numbers: BTreeSet<u64> = tickets.iter().map(|ticket| ticket.number).collect();
     assert!(numbers.iter().copied().eq(1..=COUNTERS * CUSTOMERS), "every ticket was sold once");
 
-    println!("\n3. The pay-out module refuses, crashes, sleeps, and is gone. Each time the counter hears why.");
+    println!("\n3. The pay-out module refuses, crashes, and dozes off. Each time the counter hears why.");
     let ask = |ticket| {
         let start = Instant::now();
         let error = office.prize(ticket).expect_err("no prize this time");
@@ -165,13 +172,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     assert!(matches!(error, RequestError::Failed { .. }) && took < patience / 2);
     assert!(error.to_string().contains("ticket 7 was paid before"));
 
-    module.crashes.store(true, std::sync::atomic::Ordering::Relaxed);
+    module.crashes.store(true, Ordering::Relaxed);
     let (error, took) = ask(5_000);
     assert!(matches!(error, RequestError::Failed { .. }) && took < patience / 2);
-    module.crashes.store(false, std::sync::atomic::Ordering::Relaxed);
+    module.crashes.store(false, Ordering::Relaxed);
 
-    // A module that is paused may come back, so this is the one case in which the counter has to wait.
-    paying.pause();
+    // A module that is slow may still answer, so this is the one case in which the counter has to wait.
+    module.dozes.store(true, Ordering::Relaxed);
     let hurried = dispatcher::Dispatcher::new(&broker, Duration::from_millis(50))?;
     let error = hurried.prize(5_001).unwrap_err();
     println!("   {error}");
@@ -181,7 +188,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("   ticketing knows nothing of it and sells ticket {}", still_sold.number);
 
     println!("\n4. The pay-out module wakes up and pays; nobody waits for that answer any more.");
-    paying.resume();
+    module.dozes.store(false, Ordering::Relaxed);
     assert!(broker.wait_idle(Duration::from_secs(5)));
     println!("   late replies: {}", broker.stats().late_replies);
     assert_eq!(broker.stats().late_replies, 1);
