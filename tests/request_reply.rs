@@ -99,7 +99,7 @@ fn a_delivery_may_be_answered_later_on_another_thread() {
 fn a_batch_handler_replies_to_each() {
     let (broker, _simulation) = Broker::simulated(1);
     let queue: Queue<u32> = broker.queue("q").declare().unwrap();
-    let reply_all = |batch: &[Message<u32>]| batch.iter().for_each(|n| drop(n.reply(**n + 1)));
+    let reply_all = |batch: &[Message<u32>]| batch.iter().for_each(|n| n.reply(**n + 1).unwrap());
     queue.consumer().start_batch(8, Duration::from_millis(5), reply_all).unwrap();
     assert_eq!(queue.request::<u32>(1, LONG).unwrap(), 2);
 }
