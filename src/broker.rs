@@ -253,6 +253,7 @@ impl Broker {
         Stats {
             queues: queues.iter().map(|queue| queue.stats()).collect(),
             topics: topics.iter().map(|topic| topic.stats()).collect(),
+            late_replies: self.inner.runtime.late_replies.get(),
         }
     }
 
@@ -411,6 +412,8 @@ pub(crate) trait AnyQueue: Send + Sync {
     fn start_draining(&self);
     fn close(&self);
     fn end(&self);
+    /// See [`Core::end_requests`].
+    fn end_requests(&self);
     /// See [`Core::unrest`].
     fn unrest(&self, horizon: Timestamp) -> (u64, u64);
 }
@@ -447,6 +450,9 @@ impl<T: Send + Sync + 'static> AnyQueue for Core<T> {
     }
     fn end(&self) {
         Core::end(self);
+    }
+    fn end_requests(&self) {
+        Core::end_requests(self);
     }
     fn unrest(&self, horizon: Timestamp) -> (u64, u64) {
         Core::unrest(self, horizon)

@@ -7,6 +7,7 @@ use crate::outcome::drop_contained;
 use crate::queue::Queue;
 use crate::queue::core::Core;
 use crate::rate::Rate;
+use crate::request::{End, Request};
 use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, Weak};
@@ -99,6 +100,17 @@ impl<T> DeadLetter<T> {
 impl<T: Send + Sync + 'static> DeadLetter<T> {
     pub(crate) fn share_message(&mut self) -> Message<T> {
         self.message.share()
+    }
+
+    /// Whoever waits for a reply, and what to tell once the letter can be found.
+    pub(crate) fn take_request(&mut self) -> Option<(Request, End)> {
+        let request = self.message.take_request()?;
+        let error = self.error().map(str::to_owned);
+        Some((request, End::Failed(Arc::clone(&self.queue), self.reason.clone(), error)))
+    }
+
+    pub(crate) fn return_request(&mut self, request: Request) {
+        self.message.extras_mut().request = request;
     }
 
     pub(crate) fn new(mut message: Message<T>, reason: Reason, core: &Core<T>) -> Self {

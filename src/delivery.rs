@@ -6,6 +6,7 @@ use crate::message::Message;
 use crate::outcome::{Outcome, drop_contained};
 use crate::queue::core::Core;
 use crate::queue::fifo::Chunk;
+use crate::request::Fate;
 use crate::retry::{Decision, decide};
 use crate::stats::Tally;
 use std::fmt;
@@ -66,6 +67,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             return Err(late);
         }
         if verdict == Verdict::Ack {
+            message.handled(&self.name);
             message.dispose();
             self.settled(&tally.acked);
             return Ok(());
@@ -76,10 +78,11 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     #[cold]
     pub(crate) fn settle_otherwise(&self, mut message: Message<T>, verdict: Verdict, tally: &Tally) {
+        let is_request = message.is_request();
         match verdict {
             Verdict::Ack | Verdict::Discard => {
                 self.counts.discarded.add(1);
-                drop_contained(message);
+                self.throw_away(message, Fate::Discarded);
             }
             Verdict::Requeue => {
                 self.counts.requeued.add(1);
@@ -89,12 +92,17 @@ impl<T: Send + Sync + 'static> Core<T> {
             Verdict::Again(delay) => self.retry_after(message, delay),
             Verdict::Bury(reason) => self.bury(DeadLetter::new(message, reason, self)),
         }
+        if is_request && self.has_ended() {
+            // It came back after all that was left had been told.
+            self.end_requests();
+        }
         self.settled(&tally.unacked);
     }
 
     #[cold]
     fn settle_too_late(&self, mut message: Message<T>, tally: &Tally) -> Result<(), SettleError> {
         message.attempt -= 1;
+        message.unanswered(&self.name, Fate::Left);
         self.take_back(message, false);
         self.settled(&tally.unacked);
         Err(SettleError::ShutDown { queue: Arc::clone(&self.name) })
@@ -280,7 +288,10 @@ impl<T: Send + Sync + 'static> Core<T> {
             return results.fold(Ok(()), Result::and);
         }
         let n = batch.len();
-        batch.drain(..).for_each(Message::dispose);
+        for mut message in batch.drain(..) {
+            message.handled(&self.name);
+            message.dispose();
+        }
         self.settled_many(&tally.acked, n);
         Ok(())
     }

@@ -66,7 +66,8 @@ pub struct Refused<T> {
 }
 
 impl<T> Refused<T> {
-    pub(crate) fn new(message: Message<T>, by: &Arc<str>) -> Self {
+    pub(crate) fn new(mut message: Message<T>, by: &Arc<str>) -> Self {
+        message.forget_request();
         Self { message, by: Arc::clone(by), detail: None, retry_in: None }
     }
 

@@ -43,6 +43,7 @@
 //! | select what reaches a queue | [`Routing`], [`Binding`], [`Pattern`], [`Headers`], [`Router`] |
 //! | consume with workers | [`Queue::consumer`], [`Consumer`], [`Failure`], [`Classify`], [`Outcome`] |
 //! | consume by hand | [`Queue::recv`], [`Delivery`], [`Batch`] |
+//! | ask and wait for the reply | [`Topic::request`], [`Queue::request`], [`ConsumerBuilder::respond`], [`Message::reply`] |
 //! | say how often to try again | [`Retry`], [`DelayLevel`] |
 //! | look after what failed | [`DeadLetter`], [`Queue::redrive`] |
 //! | watch | [`Broker::stats`], [`Broker::describe`], [`Event`] |
@@ -125,6 +126,7 @@ mod topic;
 mod delivery;
 mod dead_letter;
 mod consumer;
+mod request;
 mod alarm;
 mod describe;
 mod shutdown;
@@ -149,6 +151,7 @@ pub use name::{Name, QueueName, TopicName};
 pub use outcome::{Classify, Failure, IntoOutcome, Outcome};
 pub use queue::{Expired, Overflow, Queue, QueueBuilder};
 pub use rate::Rate;
+pub use request::{Fate, ReplyError, RequestError};
 pub use retry::{DelayLevel, Retry};
 pub use route::{Binding, Headers, Pattern, PatternError};
 pub use runtime::Event;

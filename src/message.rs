@@ -4,6 +4,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::error::SettleError;
 use crate::outcome::drop_contained;
 use crate::queue::lease::Lease;
+use crate::request::Request;
 use crate::timer::TimerRef;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
@@ -99,6 +100,8 @@ pub(crate) struct Extras {
     pub(crate) paced: bool,
     pub(crate) timer: Option<TimerRef>,
     pub(crate) lease: Option<Arc<Lease>>,
+    /// The way back to whoever waits for a reply.
+    pub(crate) request: Request,
 }
 
 impl Extras {

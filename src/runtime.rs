@@ -8,6 +8,7 @@ use crate::outcome::contained;
 use crate::random::Random;
 use crate::scheduler::{Scheduler, Timed, TimedId};
 use crate::simulation::{Executor, Until};
+use crate::stats::Counter;
 use crate::sync::{AtomicU64, AtomicUsize, Condvar, Mutex, Ordering, thread_local};
 use crate::timer::NamedTimers;
 use std::cell::{Cell, RefCell};
@@ -106,6 +107,8 @@ pub(crate) struct Runtime {
     /// After how long a blocked worker is told of.
     pub(crate) blocked_warning: Duration,
     crews: Mutex<Vec<Weak<dyn Crew>>>,
+    /// Replies whose requester did not wait any more.
+    pub(crate) late_replies: Counter,
     watchers: AtomicUsize,
     watched: Mutex<()>,
     moved: Condvar,
@@ -155,6 +158,7 @@ impl Runtime {
             waits: Waits::default(),
             blocked_warning,
             crews: Mutex::new(Vec::new()),
+            late_replies: Counter::default(),
             watchers: AtomicUsize::new(0),
             watched: Mutex::new(()),
             moved: Condvar::new(),

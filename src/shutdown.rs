@@ -86,8 +86,9 @@ pub(crate) fn run(runtime: &Runtime, queues: &[Arc<dyn AnyQueue>], timeout: Dura
     if join_all(&crews, deadline).is_empty() {
         return finish(runtime, queues, Vec::new());
     }
-    // Those who wait for room or a message in some queue have not failed to return: let them.
+    // Those who wait for room, a message or a reply from some queue have not failed to return: let them.
     queues.iter().for_each(|queue| queue.close());
+    queues.iter().for_each(|queue| queue.end_requests());
     let stuck_workers = join_all(&crews, Some(Instant::now() + GRACE));
     finish(runtime, queues, stuck_workers)
 }

@@ -125,6 +125,9 @@ pub struct Stats {
     pub queues: Vec<QueueStats>,
     /// One entry per topic.
     pub topics: Vec<TopicStats>,
+    /// Replies to requests that came when nobody waited for them any more; they were dropped.
+    #[serde(default)]
+    pub late_replies: u64,
 }
 
 impl Stats {

@@ -1,6 +1,7 @@
 //! Where producers publish.
 
 use crate::broker::Broker;
+use crate::deadlock::QueueRef;
 use crate::error::{BatchError, Error, PublishError, Refused};
 use crate::message::{Message, MessageId, Text};
 use crate::outcome::{IntoOutcome, Outcome, contained};
@@ -425,7 +426,12 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
     }
 
     #[inline]
-    fn publish(&self, key: &str, mut message: Message<T>, patience: Patience) -> Result<Receipt, PublishError<T>> {
+    pub(crate) fn publish(
+        &self,
+        key: &str,
+        mut message: Message<T>,
+        patience: Patience,
+    ) -> Result<Receipt, PublishError<T>> {
         self.stamp(&mut message, Text::new(key));
         let id = message.id;
         if self.limited.load(Ordering::Relaxed) {
@@ -503,6 +509,17 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         Ok(())
     }
 
+    /// The queue that everything with this key goes to, if there is just one.
+    pub(crate) fn only_queue(&self, key: &str) -> Option<QueueRef> {
+        // Dropped after the lock: a route may hold the last handle to a queue.
+        let mut outdated = Vec::new();
+        let mut lane = self.lanes[thread_slot() % LANES].lock();
+        match lane.look_up(self, &Text::new(key), &mut outdated) {
+            Route::One(queue) => Some(queue.identity()),
+            _ => None,
+        }
+    }
+
     fn count(&self, published: u64) {
         self.lanes[thread_slot() % LANES].lock().published += published;
     }
@@ -530,7 +547,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             self.unroutable.add(1);
             return Ok(routed);
         }
-        if self.settings.mandatory {
+        if self.settings.mandatory || message.is_request() {
             return Err(PublishError::Unroutable(Refused::new(message, &self.name)));
         }
         self.unroutable.add(1);
@@ -878,7 +895,7 @@ fn accept_all<T: Send + Sync + 'static>(
         if pledges.peek().is_none() {
             return Ok(routed + usize::from(queue.redeem(pledge, message).is_routed()));
         }
-        routed += usize::from(queue.redeem(pledge, message.share()).is_routed());
+        routed += usize::from(queue.redeem(pledge, message.share_with_queue()).is_routed());
     }
     Ok(routed)
 }
@@ -897,7 +914,7 @@ fn pledge_all<T: Send + Sync + 'static>(queues: &[Arc<Core<T>>]) -> Result<Small
     Ok(pledges)
 }
 
-fn refusal_error<T: Send + Sync + 'static>(
+pub(crate) fn refusal_error<T: Send + Sync + 'static>(
     queue: &Core<T>,
     (message, refusal): (Message<T>, Refusal),
 ) -> PublishError<T> {

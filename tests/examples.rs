@@ -78,6 +78,29 @@ fn retry_holds() {
 }
 
 #[test]
+fn the_message_bus_holds() {
+    run("message_bus", &[], "").succeeds().says(&[
+        "no binding of topic \"counter\" matches",
+        "2000 wishes answered",
+        "ticket 7 was paid before",
+        "panicked: crashed: the safe does not open",
+        "no reply within 50ms",
+        "late replies: 1",
+        "the request was left behind by queue \"pay-out\"",
+    ]);
+}
+
+#[test]
+fn the_data_hub_holds() {
+    run("data_hub", &[], "").succeeds().says(&[
+        "[warehouse] circuit open",
+        "[warehouse] circuit closed",
+        "all three stores equal the source: 500 products",
+        "shut down: nothing left",
+    ]);
+}
+
+#[test]
 fn the_shop_balances_its_books() {
     run("shop", &[], "")
         .succeeds()

@@ -5,9 +5,9 @@ use crate::clock::Timestamp;
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::deadlock::{Awaited, QueueRef};
 use crate::message::Message;
-use crate::outcome::drop_contained;
 use crate::queue::builder::Overflow;
 use crate::queue::fifo::{Chunk, chunk_len};
+use crate::request::Fate;
 use crate::runtime::Event;
 use crate::simulation::Until;
 use crate::sync::{MutexGuard, Ordering, current_thread};
@@ -312,7 +312,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             Overflow::DropNewest => {
                 self.intake.lock().accepted += 1;
                 self.count_overflowed(1);
-                drop_contained(message);
+                self.throw_away(message, Fate::Dropped);
                 Ok(Accepted::Dropped)
             }
             Overflow::DropOldest => Ok(self.replace_oldest(message)),
@@ -334,7 +334,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             intake.accepted += 1;
             drop((intake, outlet, delayed));
             self.count_overflowed(1);
-            drop_contained(message);
+            self.throw_away(message, Fate::Dropped);
             return Accepted::Dropped;
         }
         intake.admit(&mut message, Admission::Published);
@@ -342,7 +342,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.place(delayed, intake, message);
         if let Some(oldest) = oldest {
             self.count_overflowed(1);
-            drop_contained(oldest);
+            self.throw_away(oldest, Fate::Dropped);
         }
         Accepted::Queued
     }
@@ -358,14 +358,21 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     fn dead_letter_overflow(&self, message: Message<T>) -> Result<Accepted, (Message<T>, Refusal)> {
-        let letter = DeadLetter::new(message, Reason::Overflow, self);
+        let mut letter = DeadLetter::new(message, Reason::Overflow, self);
+        let asked = letter.take_request();
         match self.sink().accept(letter) {
             Ok(()) => {
                 self.intake.lock().accepted += 1;
                 self.counts.dead_lettered.add(1);
+                if let Some((request, end)) = asked {
+                    request.end(end);
+                }
                 Ok(Accepted::DeadLettered)
             }
-            Err(letter) => {
+            Err(mut letter) => {
+                if let Some((request, _)) = asked {
+                    letter.return_request(request);
+                }
                 self.counts.refused.add(1);
                 Err((letter.into_message(), Refusal::Full))
             }

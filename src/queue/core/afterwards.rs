@@ -4,7 +4,7 @@ use super::{Admission, BURIAL_RETRY, Core, DUE_AT_ONCE, Intake, MAX_DEAD_LETTER_
 use crate::clock::Timestamp;
 use crate::dead_letter::{DeadLetter, DeadLetterSink};
 use crate::message::Message;
-use crate::outcome::drop_contained;
+use crate::request::Fate;
 use crate::runtime::Event;
 use crate::scheduler::DelayKey;
 use crate::stats::Counter;
@@ -101,7 +101,8 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     /// Makes a dead letter of it. If their queue has no room, it waits, holding capacity here.
-    pub(crate) fn bury(&self, letter: DeadLetter<T>) {
+    pub(crate) fn bury(&self, mut letter: DeadLetter<T>) {
+        let asked = letter.take_request();
         match self.sink().accept(letter) {
             Ok(()) => self.counts.dead_lettered.add(1),
             Err(letter) => {
@@ -109,6 +110,9 @@ impl<T: Send + Sync + 'static> Core<T> {
                 self.tell_dead_letters_full();
                 self.wait(self.runtime.clock.now().after(BURIAL_RETRY), Waiting::Burial(letter));
             }
+        }
+        if let Some((request, end)) = asked {
+            request.end(end);
         }
     }
 
@@ -201,7 +205,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         if slots == 0 {
             return;
         }
-        cancelled.into_iter().for_each(drop_contained);
+        cancelled.into_iter().for_each(|message| self.throw_away(message, Fate::Cancelled));
         self.counts.cancelled.add(slots);
         self.release(self.outlet.lock(), slots);
         self.note_gone();

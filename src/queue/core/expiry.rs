@@ -4,8 +4,8 @@ use super::Core;
 use crate::clock::Timestamp;
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::message::Message;
-use crate::outcome::drop_contained;
 use crate::queue::builder::Expired;
+use crate::request::Fate;
 use crate::sync::Ordering;
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ impl<T: Send + Sync + 'static> Core<T> {
                 self.bury(DeadLetter::new(message, Reason::Expired, self));
             } else {
                 self.counts.expired.add(1);
-                drop_contained(message);
+                self.throw_away(message, Fate::Expired);
             }
         }
     }

@@ -3,8 +3,9 @@
 use super::{Core, Intake, Outlet, Waiting};
 use crate::clock::Timestamp;
 use crate::message::Message;
-use crate::outcome::drop_contained;
+use crate::request::{End, Fate};
 use crate::stats::{HandlingTime, QueueStats};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 impl<T: Send + Sync + 'static> Core<T> {
@@ -109,16 +110,35 @@ impl<T: Send + Sync + 'static> Core<T> {
         let all = self.clear();
         let n = all.len();
         self.counts.purged.add(n as u64);
-        all.into_iter().for_each(drop_contained);
+        all.into_iter().for_each(|message| self.throw_away(message, Fate::Purged));
         self.note_gone();
         n
     }
 
     pub(crate) fn drain(&self) -> Vec<Message<T>> {
-        let all = self.clear();
+        let mut all = self.clear();
+        all.iter_mut().for_each(|message| message.unanswered(&self.name, Fate::Drained));
         self.counts.drained.add(all.len() as u64);
         self.note_gone();
         all
+    }
+
+    /// Tells whoever waits for a reply to a message in here that none will come. What is in flight may still
+    /// be answered.
+    pub(crate) fn end_requests(&self) {
+        let mut delayed = self.delayed.lock();
+        let mut outlet = self.outlet.lock();
+        let mut intake = self.intake.lock();
+        let Intake { aside, tail, .. } = &mut *intake;
+        let ready = aside.iter_mut().chain(tail.iter_mut(&mut outlet.head));
+        let waiting = delayed.earliest_mut(usize::MAX).into_iter().filter_map(|(_, waiting)| match waiting {
+            Waiting::Retry(message) | Waiting::Delayed(message) | Waiting::Paced(message) => Some(message),
+            // Those who asked know that it is a dead letter.
+            Waiting::Burial(_) => None,
+        });
+        let requests: Vec<_> = ready.chain(waiting).filter_map(Message::take_request).collect();
+        drop((intake, outlet, delayed));
+        requests.into_iter().for_each(|request| request.end(End::Unanswered(Arc::clone(&self.name), Fate::Left)));
     }
 
     pub(crate) fn stats(&self) -> QueueStats {

@@ -22,7 +22,7 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     #[cold]
     fn keep_copy(&self, message: &mut Message<T>, timeout: Duration) {
-        let copy = message.share();
+        let copy = message.share_within_queue();
         let key = self.keep(copy, timeout);
         let queue: Weak<dyn Leases> = self.weak();
         message.extras_mut().lease = Some(Lease::new(key, queue, Arc::clone(&self.name)));
