@@ -284,6 +284,11 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     fn lets_in(&self, intake: &Intake<T>) -> bool {
         intake.gate == Gate::Draining && self.runtime.is_worker()
+    /// Whether a writer that waits for room has to wait on.
+    pub(super) fn is_full(&self) -> bool {
+        self.room_or_closed(&self.outlet.lock()).is_none()
+    }
+
     }
 
     #[inline]

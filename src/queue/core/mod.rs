@@ -457,6 +457,10 @@ impl<T> Core<T> {
         let (mut delayed, mut outlet, mut intake) = (self.delayed.lock(), self.outlet.lock(), self.intake.lock());
         intake.aside.take_all().into_iter().for_each(drop_contained);
         intake.tail.take_all(&mut outlet.head).into_iter().for_each(drop_contained);
+
+    fn keeps_waiting(&self) -> bool {
+        self.is_full()
+    }
         while let Some(waiting) = delayed.pop_due(Timestamp::MAX) {
             drop_contained(waiting);
         }
