@@ -49,6 +49,7 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// Puts messages that were taken for a look back to the front, in their order.
     pub(crate) fn restore(&self, messages: Vec<Message<T>>) {
+        let messages = self.still_lent(messages);
         let mut outlet = self.outlet.lock();
         let mut intake = self.intake.lock();
         let n = messages.len();
