@@ -353,7 +353,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     fn pop_oldest_fresh(&self, outlet: &mut Outlet<T>, intake: &mut Intake<T>) -> Option<Message<T>> {
-        let lowest = intake.aside.levels.as_mut().and_then(|levels| levels.evict());
+        let lowest = intake.aside.levels.as_mut().and_then(|levels| levels.evict(|message| message.holds_slot));
         self.note_aside(intake);
         let oldest = lowest.or_else(|| pop_holding_slot(outlet, intake))?;
         outlet.left += 1;

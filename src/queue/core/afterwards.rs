@@ -159,7 +159,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let mut delayed = self.delayed.lock();
         let mut outlet = self.outlet.lock();
         let mut intake = self.intake.lock();
-        let mut arrived = 0;
+        let (mut arrived, mut released) = (0, 0);
         for _ in 0..DUE_AT_ONCE {
             match delayed.pop_due(now) {
                 None => break,
@@ -167,7 +167,7 @@ impl<T: Send + Sync + 'static> Core<T> {
                 Some(Waiting::Delayed(message)) => arrived += self.fire_delayed(&mut intake, message, due),
                 Some(Waiting::Retry(message) | Waiting::Paced(message)) if self.is_overdue(&message) => {
                     outlet.moving += 1;
-                    outlet.released += u64::from(message.holds_slot);
+                    released += u64::from(message.holds_slot);
                     due.expired.push(message);
                 }
                 Some(Waiting::Retry(message) | Waiting::Paced(message)) => {
@@ -178,7 +178,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
         let next = delayed.earliest();
         self.wake_readers(intake, arrived);
-        self.release(outlet, 0);
+        self.release(outlet, released);
         next
     }
 

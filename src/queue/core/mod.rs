@@ -416,6 +416,12 @@ impl<M> Aside<M> {
 
     fn iter_mut(&mut self) -> impl Iterator<Item = &mut M> {
         self.urgent.iter_mut().chain(self.levels.as_mut().map(Levels::iter_mut).into_iter().flatten())
+    /// Lets `keep` take messages out; the others stay where they are.
+    fn sift(&mut self, keep: &mut impl FnMut(M) -> Option<M>) {
+        self.urgent = std::mem::take(&mut self.urgent).into_iter().filter_map(&mut *keep).collect();
+        self.levels.iter_mut().for_each(|levels| levels.sift(keep));
+    }
+
     }
 }
 
@@ -451,16 +457,16 @@ impl<T: Send + Sync + 'static> Awaited for Core<T> {
     }
 }
 
+
+    fn keeps_waiting(&self) -> bool {
+        self.is_full()
+    }
 impl<T> Core<T> {
     /// One by one, since a second panic on the way out would abort the process.
     fn drop_messages(&self) {
         let (mut delayed, mut outlet, mut intake) = (self.delayed.lock(), self.outlet.lock(), self.intake.lock());
         intake.aside.take_all().into_iter().for_each(drop_contained);
         intake.tail.take_all(&mut outlet.head).into_iter().for_each(drop_contained);
-
-    fn keeps_waiting(&self) -> bool {
-        self.is_full()
-    }
         while let Some(waiting) = delayed.pop_due(Timestamp::MAX) {
             drop_contained(waiting);
         }
