@@ -351,6 +351,8 @@ fn hand_out<T>(message: &mut Message<T>) -> bool {
 #[derive(Debug)]
 pub(crate) struct Pledge {
     slot: bool,
+    /// The admission limit was asked.
+    admitted: bool,
 }
 
 /// On what grounds a message enters without being offered.
@@ -414,14 +416,14 @@ impl<M> Aside<M> {
         self.urgent.drain(..).chain(levels.into_iter().flatten()).collect()
     }
 
-    fn iter_mut(&mut self) -> impl Iterator<Item = &mut M> {
-        self.urgent.iter_mut().chain(self.levels.as_mut().map(Levels::iter_mut).into_iter().flatten())
     /// Lets `keep` take messages out; the others stay where they are.
     fn sift(&mut self, keep: &mut impl FnMut(M) -> Option<M>) {
         self.urgent = std::mem::take(&mut self.urgent).into_iter().filter_map(&mut *keep).collect();
         self.levels.iter_mut().for_each(|levels| levels.sift(keep));
     }
 
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut M> {
+        self.urgent.iter_mut().chain(self.levels.as_mut().map(Levels::iter_mut).into_iter().flatten())
     }
 }
 
@@ -455,12 +457,12 @@ impl<T: Send + Sync + 'static> Awaited for Core<T> {
     fn wake_everyone(&self) {
         Core::wake_everyone(self);
     }
-}
-
 
     fn keeps_waiting(&self) -> bool {
         self.is_full()
     }
+}
+
 impl<T> Core<T> {
     /// One by one, since a second panic on the way out would abort the process.
     fn drop_messages(&self) {
