@@ -144,7 +144,7 @@ enum Waiting<T> {
     /// Ready but for a limit per key.
     Paced(Message<T>),
     /// A dead letter that its queue had no room for.
-    Burial(DeadLetter<T>),
+    Burial(Box<DeadLetter<T>>),
 }
 
 /// Counted rarely enough to be shared.
