@@ -287,7 +287,7 @@ fn routing_happens_at_once_and_delivery_later() {
     let (broker, simulation) = Broker::simulated(1);
     let topic: Topic<u64> = broker.topic("t").declare().unwrap();
     let [even, acme]: [Queue<u64>; 2] = ["even", "acme"].map(|name| broker.queue(name).declare().unwrap());
-    topic.bind(&even, Binding::filter(|n: &u64| n % 2 == 0)).unwrap();
+    topic.bind(&even, Binding::filter(|n: &u64| n.is_multiple_of(2))).unwrap();
     topic.bind(&acme, Binding::headers(Headers::all([("tenant", "acme")]))).unwrap();
     for n in 0..4 {
         let tenant = if n < 2 { "acme" } else { "other" };
