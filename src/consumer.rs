@@ -850,7 +850,7 @@ where
         loop {
             match core.try_take_batch(max, &mut hands.batch) {
                 Ok(()) => break,
-                Err(Nothing::Empty) => core.wait_for_message(Patience::Forever, &go_on)?,
+                Err(Nothing::Empty | Nothing::NotBefore(_)) => core.wait_for_message(Patience::Forever, &go_on)?,
                 Err(nothing) => return Err(nothing),
             }
         }

@@ -8,6 +8,8 @@ use std::sync::{Arc, Weak};
 pub(crate) trait Awaited: Send + Sync {
     /// Has those who wait look again.
     fn wake_everyone(&self);
+    /// Whether who waits for room has to wait on: there is none, and it is not closed.
+    fn keeps_waiting(&self) -> bool;
 }
 
 /// A queue, for telling apart and for telling about.
@@ -64,9 +66,15 @@ impl Waits {
     /// may still come and take a message. `drainers` says how many workers can empty a queue, or `None` if
     /// others than workers may.
     pub(crate) fn circle(&self, ticket: &Ticket, drainers: impl Fn(TimedId) -> Option<usize>) -> Option<String> {
+        // Outlives the lock: it may hold the last handle to a queue.
+        let queues: Vec<Option<Arc<dyn Awaited>>>;
         let waiting = self.waiting.lock();
         let mine = waiting.waits.iter().find(|wait| wait.ticket == ticket.0)?;
-        let edges: Vec<_> = waiting.waits.iter().map(|wait| (wait.works_for.id, wait.waits_for.id)).collect();
+        queues = waiting.waits.iter().map(|wait| wait.queue.upgrade()).collect();
+        // A worker for whom there is room by now only has not woken up yet.
+        let stays = |queue: &Option<Arc<dyn Awaited>>| queue.as_ref().is_none_or(|queue| queue.keeps_waiting());
+        let stuck_waits = waiting.waits.iter().zip(&queues).filter(|(_, queue)| stays(queue));
+        let edges: Vec<_> = stuck_waits.map(|(wait, _)| (wait.works_for.id, wait.waits_for.id)).collect();
         let path = stuck(&edges, mine.works_for.id, mine.waits_for.id, drainers)?;
         let name = |id: &TimedId| {
             let refs = waiting.waits.iter().flat_map(|wait| [&wait.works_for, &wait.waits_for]);

@@ -59,12 +59,12 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Does what was decided. Counting comes last, so that the message is never nowhere.
     #[inline]
     pub(crate) fn settle(&self, mut message: Message<T>, verdict: Verdict, tally: &Tally) -> Result<(), SettleError> {
-        if self.has_ended() {
-            return self.settle_too_late(message, tally);
-        }
         if let Err(late) = self.end_lease(&mut message) {
             drop_contained(message);
             return Err(late);
+        }
+        if self.has_ended() {
+            return self.settle_too_late(message, tally);
         }
         if verdict == Verdict::Ack {
             message.handled(&self.name);

@@ -105,6 +105,12 @@ pub(crate) struct Extras {
 }
 
 impl Extras {
+    fn holds_only_times(&self) -> bool {
+        let named = self.key.is_some() || !self.headers.is_empty() || self.priority > 0;
+        let bound = self.ttl.is_some() || self.expires.is_some() || self.timer.is_some() || self.lease.is_some();
+        !named && !bound && !self.request.is_some() && !self.paced && self.history.is_empty()
+    }
+
     /// What the envelope of a dead letter shows of its message's; times and limits of the old queue do not
     /// hold in the new one.
     pub(crate) fn of_letter(&self) -> Self {
@@ -335,6 +341,17 @@ impl<T> Message<T> {
         self.extras.as_ref().is_some_and(|extras| extras.due.is_some() || extras.timer.is_some())
     }
 
+    /// What it asked for is about to be fulfilled. Its time stands in the queue's heap from here on, so a
+    /// message that had nothing else set gives the memory for it back.
+    pub(crate) fn note_delayed(&mut self, ages_in_queue: bool) {
+        if let Some(extras) = &mut self.extras {
+            extras.delay = None;
+            if !ages_in_queue && extras.holds_only_times() {
+                self.extras = None;
+            }
+        }
+    }
+
     pub(crate) fn take_timer(&mut self) -> Option<TimerRef> {
         self.extras.as_mut()?.timer.take()
     }
@@ -347,6 +364,10 @@ impl<T> Message<T> {
     /// Fixes what was asked for relative to the publish.
     pub(crate) fn resolve_times(&mut self, clock: &Clock) {
         let Some(extras) = &mut self.extras else { return };
+        // It may be a copy of one that has been published before.
+        (extras.lease, extras.paced) = (None, false);
+        (extras.due, extras.expires, extras.counts_from) = (None, None, None);
+        extras.timer.iter_mut().for_each(TimerRef::renew);
         if extras.delay.is_none() && extras.ttl.is_none() {
             return;
         }

@@ -377,6 +377,10 @@ impl Request {
         Self(Some(Share::of(slot)))
     }
 
+    pub(crate) fn is_some(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Nobody will reply.
     pub(crate) fn end(self, end: End) {
         if let Some(share) = self.0 {
@@ -617,6 +621,11 @@ impl Slot {
 impl Awaited for Slot {
     fn wake_everyone(&self) {
         self.look_again();
+    }
+
+    /// Its wait is taken off the list the moment it is answered.
+    fn keeps_waiting(&self) -> bool {
+        true
     }
 }
 

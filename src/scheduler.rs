@@ -80,6 +80,19 @@ impl<E> DelayHeap<E> {
         None
     }
 
+    /// Takes out every entry of a kind, earliest first.
+    pub(crate) fn take_where(&mut self, wanted: impl Fn(&E) -> bool) -> Vec<E> {
+        let taken = |slot: u32, sequence| match &self.slots[slot as usize] {
+            Slot::Taken { sequence: held, entry } => *held == sequence && wanted(entry),
+            Slot::Free { .. } => false,
+        };
+        let mut found: Vec<_> = self.heap.iter().map(|entry| entry.0).collect();
+        found.retain(|&(_, sequence, slot)| taken(slot, sequence));
+        found.sort_unstable();
+        let keys = found.into_iter().map(|(_, sequence, slot)| DelayKey { sequence, slot });
+        keys.filter_map(|key| self.cancel(key)).collect()
+    }
+
     pub(crate) fn pop_due(&mut self, now: Timestamp) -> Option<E> {
         if self.earliest()? > now {
             return None;

@@ -1,6 +1,6 @@
 //! A handle on a delayed message, to cancel or replace it before it fires.
 
-use crate::message::{MessageId, Text};
+use crate::message::Text;
 use crate::scheduler::DelayKey;
 use crate::sync::Mutex;
 use ahash::AHashMap;
@@ -37,25 +37,8 @@ pub(crate) trait HoldsDelayed: Send + Sync {
 /// message with a timer that is pending cancels the earlier one.
 #[derive(Clone, Default)]
 pub struct Timer {
-    state: Arc<Mutex<State>>,
-}
-
-#[derive(Default)]
-struct State {
-    phase: Phase,
-    /// Which publish is pending; its copies in several queues share the timer.
-    message: MessageId,
-    entries: SmallVec<[(Weak<dyn HoldsDelayed>, DelayKey); 1]>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Default)]
-enum Phase {
-    /// Nothing has been published with it, or that has fired or was cancelled.
-    #[default]
-    Idle,
-    Pending,
-    /// The first of its copies has fired, so the others will.
-    Fired,
+    /// The latest publish with it, until that is cancelled.
+    current: Arc<Mutex<Option<Arc<Shot>>>>,
 }
 
 impl Timer {
@@ -68,66 +51,103 @@ impl Timer {
     /// Prevents the delivery of the pending message; whether that succeeded. `false` if it has fired, was
     /// cancelled before, or was never published. A cancelled message counts as dropped.
     pub fn cancel(&self) -> bool {
-        let entries = {
-            let mut state = self.state.lock();
-            if state.phase != Phase::Pending {
-                return false;
-            }
-            state.phase = Phase::Idle;
-            state.message = MessageId::default();
-            std::mem::take(&mut state.entries)
-        };
-        remove(entries);
-        true
+        let shot = self.current.lock().take();
+        shot.and_then(|shot| shot.cancel()).is_some()
     }
 
     /// Whether a message is waiting that could be cancelled. By the time you look, it may have fired.
     #[must_use]
     pub fn is_pending(&self) -> bool {
-        self.state.lock().phase == Phase::Pending
-    }
-
-    /// Takes note of a delayed copy of a message. What was pending before must be removed by the caller,
-    /// once it holds no lock.
-    fn attach(&self, message: MessageId, holder: Weak<dyn HoldsDelayed>, key: DelayKey) -> Superseded {
-        let mut state = self.state.lock();
-        let same = state.message == message;
-        let old = if same { SmallVec::new() } else { std::mem::take(&mut state.entries) };
-        if !same {
-            state.phase = Phase::Pending;
-            state.message = message;
-        }
-        state.entries.push((holder, key));
-        Superseded(old)
-    }
-
-    /// Whether a copy whose time has come is to be delivered.
-    fn fire(&self, message: MessageId) -> bool {
-        let mut state = self.state.lock();
-        let valid = state.message == message;
-        if valid {
-            state.phase = Phase::Fired;
-            state.entries.clear();
-        }
-        valid
+        self.current.lock().as_ref().is_some_and(|shot| shot.0.lock().phase == Phase::Pending)
     }
 }
 
-fn remove(entries: SmallVec<[(Weak<dyn HoldsDelayed>, DelayKey); 1]>) {
-    for (holder, key) in entries {
-        if let Some(holder) = holder.upgrade() {
-            holder.cancel_delayed(key);
+type Entries = SmallVec<[(Weak<dyn HoldsDelayed>, DelayKey); 1]>;
+
+/// One publish with a timer. Its copies in several queues share it, whatever their message's id is.
+#[derive(Default)]
+struct Shot(Mutex<ShotState>);
+
+#[derive(Default)]
+struct ShotState {
+    phase: Phase,
+    entries: Entries,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+enum Phase {
+    /// No copy has arrived anywhere yet.
+    #[default]
+    Fresh,
+    Pending,
+    /// The first of its copies has fired, so the others will.
+    Fired,
+    /// So are copies that are still on their way to a queue.
+    Cancelled,
+}
+
+impl Shot {
+    /// Whether this was the first to move it on.
+    fn begin(&self, phase: Phase) -> bool {
+        let mut state = self.0.lock();
+        let fresh = state.phase == Phase::Fresh;
+        if fresh {
+            state.phase = phase;
         }
+        fresh
+    }
+
+    /// Takes note of a copy, which must be removed at once if it comes too late.
+    fn add(&self, holder: Weak<dyn HoldsDelayed>, key: DelayKey) -> Removal {
+        let mut state = self.0.lock();
+        match state.phase {
+            Phase::Cancelled => Removal(smallvec::smallvec![(holder, key)]),
+            Phase::Fired => Removal::default(),
+            Phase::Fresh | Phase::Pending => {
+                state.entries.push((holder, key));
+                Removal::default()
+            }
+        }
+    }
+
+    fn cancel(&self) -> Option<Removal> {
+        let mut state = self.0.lock();
+        if state.phase != Phase::Pending {
+            return None;
+        }
+        state.phase = Phase::Cancelled;
+        Some(Removal(std::mem::take(&mut state.entries)))
+    }
+
+    fn fire(&self) -> bool {
+        let mut state = self.0.lock();
+        if state.phase == Phase::Cancelled {
+            return false;
+        }
+        state.phase = Phase::Fired;
+        state.entries.clear();
+        true
     }
 }
 
-/// Copies of a replaced message, to be removed from their queues when dropped (with no lock held).
+impl fmt::Debug for Shot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shot").finish_non_exhaustive()
+    }
+}
+
+/// Cancelled copies, to be removed from their queues when dropped (with no lock held).
 #[must_use]
-pub(crate) struct Superseded(SmallVec<[(Weak<dyn HoldsDelayed>, DelayKey); 1]>);
+#[derive(Default)]
+pub(crate) struct Removal(Entries);
 
-impl Drop for Superseded {
+impl Drop for Removal {
     fn drop(&mut self) {
-        remove(std::mem::take(&mut self.0));
+        for (holder, key) in std::mem::take(&mut self.0) {
+            if let Some(holder) = holder.upgrade() {
+                holder.cancel_delayed(key);
+            }
+        }
     }
 }
 
@@ -140,20 +160,25 @@ impl fmt::Debug for Timer {
 /// A timer by handle or by name.
 #[derive(Clone, Debug)]
 pub struct TimerRef {
-    name: Option<Text>,
-    /// Of a named timer only once a delayed message is attached to it.
-    timer: Option<Timer>,
+    who: Who,
+    shot: Arc<Shot>,
+}
+
+#[derive(Clone, Debug)]
+enum Who {
+    Handle(Timer),
+    Name(Text),
 }
 
 impl From<&Timer> for TimerRef {
     fn from(timer: &Timer) -> Self {
-        Self { name: None, timer: Some(timer.clone()) }
+        Self { who: Who::Handle(timer.clone()), shot: Arc::default() }
     }
 }
 
 impl From<&str> for TimerRef {
     fn from(name: &str) -> Self {
-        Self { name: Some(Text::new(name)), timer: None }
+        Self { who: Who::Name(Text::new(name)), shot: Arc::default() }
     }
 }
 
@@ -170,9 +195,14 @@ impl From<String> for TimerRef {
 }
 
 impl TimerRef {
+    /// For another publish of a message that was published before.
+    pub(crate) fn renew(&mut self) {
+        self.shot = Arc::default();
+    }
+
     /// Whether a copy whose time has come is to be delivered.
-    pub(crate) fn fire(&self, message: MessageId) -> bool {
-        self.timer.as_ref().is_none_or(|timer| timer.fire(message))
+    pub(crate) fn fire(&self) -> bool {
+        self.shot.fire()
     }
 }
 
@@ -181,42 +211,45 @@ impl TimerRef {
 pub(crate) struct NamedTimers(Mutex<AHashMap<Text, Timer>>);
 
 impl NamedTimers {
-    pub(crate) fn attach(
-        &self,
-        timer: &mut TimerRef,
-        message: MessageId,
-        holder: Weak<dyn HoldsDelayed>,
-        key: DelayKey,
-    ) -> Superseded {
-        let Some(name) = &timer.name else {
-            return timer.timer.get_or_insert_default().attach(message, holder, key);
-        };
-        // Attached under the registry's lock, so that forgetting the name cannot come between.
-        let mut timers = self.0.lock();
-        let named = timers.entry(name.clone()).or_default();
-        timer.timer = Some(named.clone());
-        named.attach(message, holder, key)
+    /// Takes note of a delayed copy of a message. What was pending before is removed when the answer is
+    /// dropped.
+    pub(crate) fn attach(&self, timer: &TimerRef, holder: Weak<dyn HoldsDelayed>, key: DelayKey) -> [Removal; 2] {
+        let earlier = if timer.shot.begin(Phase::Pending) { self.make_current(timer) } else { None };
+        let earlier = earlier.and_then(|shot| shot.cancel()).unwrap_or_default();
+        [earlier, timer.shot.add(holder, key)]
+    }
+
+    fn make_current(&self, timer: &TimerRef) -> Option<Arc<Shot>> {
+        let shot = Arc::clone(&timer.shot);
+        match &timer.who {
+            Who::Handle(timer) => timer.current.lock().replace(shot),
+            // Under the registry's lock, so that forgetting the name cannot come between.
+            Who::Name(name) => self.0.lock().entry(name.clone()).or_default().current.lock().replace(shot),
+        }
     }
 
     /// Removes what is pending under the timer, for a message that replaces it without any delay.
     pub(crate) fn supersede(&self, timer: &TimerRef) {
-        match (&timer.name, &timer.timer) {
-            (Some(name), _) => _ = self.cancel(name.as_str()),
-            (None, Some(timer)) => _ = timer.cancel(),
-            (None, None) => {}
+        if !timer.shot.begin(Phase::Fired) {
+            return;
+        }
+        match &timer.who {
+            Who::Name(name) => _ = self.cancel(name.as_str()),
+            Who::Handle(timer) => _ = timer.cancel(),
         }
     }
 
     pub(crate) fn cancel(&self, name: &str) -> bool {
-        let timer = self.0.lock().get(&Text::new(name)).cloned();
+        let name = Text::new(name);
+        let timer = self.0.lock().get(&name).cloned();
         let cancelled = timer.is_some_and(|timer| timer.cancel());
-        self.forget_name(&Text::new(name));
+        self.forget_name(&name);
         cancelled
     }
 
     /// Forgets the timer's name once nothing under it is pending.
     pub(crate) fn forget(&self, timer: &TimerRef) {
-        if let Some(name) = &timer.name {
+        if let Who::Name(name) = &timer.who {
             self.forget_name(name);
         }
     }
@@ -225,6 +258,9 @@ impl NamedTimers {
         let mut timers = self.0.lock();
         if timers.get(name).is_some_and(|timer| !timer.is_pending()) {
             timers.remove(name);
+            if timers.is_empty() {
+                timers.shrink_to(1024);
+            }
         }
     }
 
@@ -248,21 +284,29 @@ mod tests {
         }
     }
 
-    fn attach(timers: &NamedTimers, name: &str, message: u64, holder: &Arc<Holder>) -> TimerRef {
-        let mut timer = TimerRef::from(name);
-        let key = holder.0.lock().insert(Timestamp(1), message);
+    fn attach(timers: &NamedTimers, timer: &TimerRef, holder: &Arc<Holder>) {
+        let key = holder.0.lock().insert(Timestamp(1), 1);
         let weak: Weak<Holder> = Arc::downgrade(holder);
-        drop(timers.attach(&mut timer, message.into(), weak, key));
+        drop(timers.attach(timer, weak, key));
+    }
+
+    fn publish(timers: &NamedTimers, name: &str, holder: &Arc<Holder>) -> TimerRef {
+        let timer = TimerRef::from(name);
+        attach(timers, &timer, holder);
         timer
+    }
+
+    fn nothing() -> (NamedTimers, Arc<Holder>) {
+        (NamedTimers::default(), Arc::new(Holder(Mutex::new(DelayHeap::new()))))
     }
 
     #[test]
     fn names_leave_no_trace() {
-        let (timers, holder) = (NamedTimers::default(), Arc::new(Holder(Mutex::new(DelayHeap::new()))));
-        let fired = attach(&timers, "a", 1, &holder);
-        attach(&timers, "b", 2, &holder);
+        let (timers, holder) = nothing();
+        let fired = publish(&timers, "a", &holder);
+        publish(&timers, "b", &holder);
         assert_eq!(timers.len(), 2);
-        assert!(fired.fire(1.into()));
+        assert!(fired.fire());
         timers.forget(&fired);
         assert!(timers.cancel("b"));
         assert!(!timers.cancel("b") && !timers.cancel("never"));
@@ -271,23 +315,33 @@ mod tests {
 
     #[test]
     fn a_later_message_replaces_the_earlier_one() {
-        let (timers, holder) = (NamedTimers::default(), Arc::new(Holder(Mutex::new(DelayHeap::new()))));
-        let first = attach(&timers, "a", 1, &holder);
-        let second = attach(&timers, "a", 2, &holder);
+        let (timers, holder) = nothing();
+        let first = publish(&timers, "a", &holder);
+        let second = publish(&timers, "a", &holder);
         assert_eq!(holder.0.lock().len(), 1);
-        assert!(!first.fire(1.into()));
-        assert!(second.fire(2.into()));
+        assert!(!first.fire());
+        assert!(second.fire());
         assert!(!timers.cancel("a"));
     }
 
     #[test]
     fn copies_of_one_message_fire_together_or_not_at_all() {
-        let (timers, holder) = (NamedTimers::default(), Arc::new(Holder(Mutex::new(DelayHeap::new()))));
-        let first = attach(&timers, "a", 1, &holder);
-        let second = attach(&timers, "a", 1, &holder);
-        assert!(first.fire(1.into()));
-        timers.forget(&first);
+        let (timers, holder) = nothing();
+        let copies = publish(&timers, "a", &holder);
+        attach(&timers, &copies, &holder);
+        assert!(copies.fire());
+        timers.forget(&copies);
         assert!(!timers.cancel("a"), "too late for one is too late for all");
-        assert!(second.fire(1.into()));
+        assert!(copies.fire());
+    }
+
+    #[test]
+    fn a_copy_that_arrives_after_the_cancellation_is_removed_at_once() {
+        let (timers, holder) = nothing();
+        let copies = publish(&timers, "a", &holder);
+        assert!(timers.cancel("a"));
+        attach(&timers, &copies, &holder);
+        assert_eq!((holder.0.lock().len(), timers.len()), (0, 0));
+        assert!(!copies.fire());
     }
 }

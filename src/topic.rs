@@ -406,7 +406,8 @@ impl<T: Send + Sync + 'static> Topic<T> {
     pub fn set_admission(&self, rate: impl Into<Option<Rate>>) -> Result<(), Error> {
         let rate = rate.into().map(|rate| rate.checked()).transpose();
         let rate = rate.map_err(|problem| Error::new(format!("topic {:?}", self.name()), problem))?;
-        *self.core.admission.lock() = rate.as_ref().map(Throttle::new);
+        let mut admission = self.core.admission.lock();
+        *admission = Throttle::changed(*admission, rate, self.core.runtime.clock.now());
         self.core.limited.store(rate.is_some(), Ordering::SeqCst);
         Ok(())
     }

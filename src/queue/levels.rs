@@ -4,13 +4,13 @@ use std::collections::VecDeque;
 
 /// One lane per priority level; the highest level that has a message goes first.
 ///
-/// With a share for the low ones, every so many deliveries the lowest level that has a message goes first
-/// instead, so that it cannot starve.
+/// With a share for the low ones, so many of the deliveries go to the lowest level that has a message
+/// instead, evenly spread, so that it cannot starve.
 pub(crate) struct Levels<M> {
     lanes: Vec<Lane<M>>,
-    /// Every so many deliveries belong to the lowest level.
-    low_turn: Option<u32>,
-    since_low: u32,
+    /// The lowest level's share of the deliveries, in parts of [`Levels::WHOLE`], and what it is owed.
+    low_share: u64,
+    owed: u64,
     len: usize,
 }
 
@@ -21,10 +21,13 @@ struct Lane<M> {
 }
 
 impl<M> Levels<M> {
+    /// Makes exact what is given in decimals.
+    const WHOLE: u64 = 1_000_000_000;
+
     pub(crate) fn new(levels: u8, low_share: Option<f64>) -> Self {
         let lanes = (0..levels).map(|_| Lane { back: VecDeque::new(), fresh: VecDeque::new() }).collect();
-        let low_turn = low_share.map(|share| (1.0 / share).round().max(1.0) as u32);
-        Self { lanes, low_turn, since_low: 0, len: 0 }
+        let low_share = low_share.map_or(0, |share| (share * Self::WHOLE as f64).round() as u64);
+        Self { lanes, low_share, owed: 0, len: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -48,18 +51,31 @@ impl<M> Levels<M> {
     }
 
     pub(crate) fn pop(&mut self) -> Option<M> {
-        let low = self.low_turn.is_some_and(|turn| self.since_low + 1 >= turn);
+        let owed = self.owed + self.low_share;
+        let low = owed >= Self::WHOLE;
         let message = if low { self.pop_lowest() } else { self.pop_highest() }?;
-        self.since_low = if low { 0 } else { self.since_low.saturating_add(1) };
+        self.owed = if low { owed - Self::WHOLE } else { owed };
         self.len -= 1;
         Some(message)
     }
 
-    /// The oldest fresh message of the lowest level that has one: the one to throw away.
-    pub(crate) fn evict(&mut self) -> Option<M> {
-        let message = self.lanes.iter_mut().find_map(|lane| lane.fresh.pop_front())?;
+    /// The oldest fresh message of the lowest level that has one for which it is `of_use`: the one to throw
+    /// away.
+    pub(crate) fn evict(&mut self, of_use: impl Fn(&M) -> bool) -> Option<M> {
+        let message = self.lanes.iter_mut().find_map(|lane| {
+            let at = lane.fresh.iter().position(&of_use)?;
+            lane.fresh.remove(at)
+        })?;
         self.len -= 1;
         Some(message)
+    }
+
+    /// Lets `keep` take messages out; the others stay where they are.
+    pub(crate) fn sift(&mut self, keep: &mut impl FnMut(M) -> Option<M>) {
+        for line in self.lanes.iter_mut().rev().flat_map(|lane| [&mut lane.back, &mut lane.fresh]) {
+            *line = std::mem::take(line).into_iter().filter_map(&mut *keep).collect();
+        }
+        self.len = self.lanes.iter().map(|lane| lane.back.len() + lane.fresh.len()).sum();
     }
 
     pub(crate) fn take_all(&mut self) -> impl Iterator<Item = M> + '_ {
@@ -120,6 +136,11 @@ mod tests {
         let first: Vec<u8> = std::iter::from_fn(|| levels.pop()).take(100).map(|m| m.0).collect();
         assert_eq!(first.iter().filter(|&&level| level == 0).count(), 20);
         assert_eq!(&first[..5], [2, 2, 2, 2, 0]);
+        for (share, expected) in [(0.1, 10), (0.4, 40), (0.7, 70), (0.9, 90)] {
+            let mut levels = filled(Some(share));
+            let first: Vec<u8> = std::iter::from_fn(|| levels.pop()).take(100).map(|m| m.0).collect();
+            assert_eq!(first.iter().filter(|&&level| level == 0).count(), expected, "{share}");
+        }
     }
 
     #[test]
@@ -136,8 +157,10 @@ mod tests {
         let mut levels = Levels::new(2, None);
         levels.push(0, "low");
         levels.push(200, "high");
-        assert_eq!(levels.evict(), Some("low"));
+        assert_eq!(levels.evict(|text| *text != "low"), Some("high"));
+        levels.push(200, "high");
+        assert_eq!(levels.evict(|_| true), Some("low"));
         assert_eq!(levels.pop(), Some("high"));
-        assert_eq!(levels.evict(), None);
+        assert_eq!(levels.evict(|_| true), None);
     }
 }

@@ -24,6 +24,24 @@ impl Throttle {
         Self { interval, ahead: interval.saturating_mul(rate.burst_size() - 1), due: Timestamp(0) }
     }
 
+    /// After a change of the rate: what has passed lately counts on, so that no change lets a burst pass.
+    pub(crate) fn changed(before: Option<Self>, rate: Option<Rate>, now: Timestamp) -> Option<Self> {
+        let mut after = Self::new(&rate?);
+        if let Some(before) = before {
+            let ahead = u128::from(before.due.0.saturating_sub(now.0));
+            let ahead = ahead * u128::from(after.interval) / u128::from(before.interval);
+            let most = after.ahead.saturating_add(after.interval);
+            let ahead = u64::try_from(ahead).map_or(most, |ahead| ahead.min(most));
+            after.due = Timestamp(now.0.saturating_add(ahead));
+        }
+        Some(after)
+    }
+
+    /// One that was let pass has not gone after all.
+    pub(crate) fn take_back(&mut self) {
+        self.due = Timestamp(self.due.0.saturating_sub(self.interval));
+    }
+
     /// From when the next may pass; now or earlier means at once.
     pub(crate) fn free_at(&self) -> Timestamp {
         Timestamp(self.due.0.saturating_sub(self.ahead))
@@ -65,6 +83,15 @@ impl KeyThrottles {
 
     pub(crate) fn new(rate: &Rate) -> Self {
         Self { fresh: Throttle::new(rate), keys: AHashMap::new(), sweep_at: Self::MIN_SWEEP }
+    }
+
+    /// As [`Throttle::changed`], for each key.
+    pub(crate) fn changed(before: Option<Self>, rate: &Rate, now: Timestamp) -> Self {
+        let mut after = Self::new(rate);
+        let keys = before.into_iter().flat_map(|before| before.keys);
+        after.keys =
+            keys.filter_map(|(key, old)| Some((key, Throttle::changed(Some(old), Some(*rate), now)?))).collect();
+        after
     }
 
     /// When a message of this key may pass; the moment is booked for it.
@@ -126,6 +153,18 @@ mod tests {
         let later = Timestamp(3600 * SECOND);
         let passed = (0..100).filter(|_| throttle.try_pass(later).is_ok()).count();
         assert_eq!(passed, 3);
+    }
+
+    #[test]
+    fn a_change_of_the_rate_grants_no_burst_and_no_endless_wait() {
+        let now = Timestamp(SECOND);
+        let mut slow = Throttle::new(&Rate::per_second(1).burst(5));
+        (0..5).for_each(|_| slow.pass(now));
+        let changed = Throttle::changed(Some(slow), Some(Rate::per_second(1000)), now).unwrap();
+        assert_eq!(changed.free_at(), now.after(Duration::from_millis(1)));
+        let changed = Throttle::changed(Some(changed), Some(Rate::per_second(10)), now).unwrap();
+        assert_eq!(changed.free_at(), now.after(Duration::from_millis(100)));
+        assert_eq!(Throttle::changed(Some(changed), None, now), None);
     }
 
     #[test]

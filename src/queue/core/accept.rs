@@ -7,6 +7,7 @@ use crate::deadlock::{Awaited, QueueRef};
 use crate::message::Message;
 use crate::queue::builder::Overflow;
 use crate::queue::fifo::{Chunk, chunk_len};
+use crate::queue::throttle::Throttle;
 use crate::request::Fate;
 use crate::runtime::Event;
 use crate::simulation::Until;
@@ -69,6 +70,9 @@ impl<T: Send + Sync + 'static> Core<T> {
                 Err(refused) => return Err(refused),
             };
             if !self.waits(patience) {
+                if let Err(limited) = self.admit_overflow() {
+                    return Err((message, limited));
+                }
                 return self.overflow(message);
             }
             if snoozes < self.spins() {
@@ -118,12 +122,13 @@ impl<T: Send + Sync + 'static> Core<T> {
         if !slot && !self.takes_overflow() {
             return Err(Refusal::Full);
         }
-        if intake.admission.is_some() {
+        let admitted = intake.admission.is_some();
+        if admitted {
             self.admit(&mut intake)?;
         }
         intake.slots += u64::from(slot);
         intake.pledged += 1;
-        Ok(Pledge { slot })
+        Ok(Pledge { slot, admitted })
     }
 
     /// Whether a publish to a full queue succeeds all the same.
@@ -166,7 +171,12 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Takes a promise back.
     pub(crate) fn forgo(&self, pledge: Pledge) {
         let outlet = self.outlet.lock();
-        self.intake.lock().pledged -= 1;
+        let mut intake = self.intake.lock();
+        intake.pledged -= 1;
+        if pledge.admitted {
+            intake.admission.iter_mut().for_each(Throttle::take_back);
+        }
+        drop(intake);
         self.release(outlet, u64::from(pledge.slot));
         // Whoever waits for rest has waited for this promise too.
         self.runtime.note_progress();
@@ -274,6 +284,11 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
     }
 
+    /// Whether a writer that waits for room has to wait on.
+    pub(super) fn is_full(&self) -> bool {
+        self.room_or_closed(&self.outlet.lock()).is_none()
+    }
+
     fn room_or_closed(&self, outlet: &Outlet<T>) -> Option<Result<(), Refusal>> {
         let intake = self.intake.lock();
         if intake.gate != Gate::Open && !self.lets_in(&intake) {
@@ -348,7 +363,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     fn pop_oldest_fresh(&self, outlet: &mut Outlet<T>, intake: &mut Intake<T>) -> Option<Message<T>> {
-        let lowest = intake.aside.levels.as_mut().and_then(|levels| levels.evict());
+        let lowest = intake.aside.levels.as_mut().and_then(|levels| levels.evict(|message| message.holds_slot));
         self.note_aside(intake);
         let oldest = lowest.or_else(|| pop_holding_slot(outlet, intake))?;
         outlet.left += 1;
@@ -386,7 +401,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             let slot = self.has_room(&mut intake);
             intake.slots += u64::from(slot);
             intake.pledged += 1;
-            Pledge { slot }
+            Pledge { slot, admitted: false }
         };
         if pledge.slot || !self.settings.overflow.refuses() {
             self.redeem(pledge, message);

@@ -49,6 +49,7 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// Puts messages that were taken for a look back to the front, in their order.
     pub(crate) fn restore(&self, messages: Vec<Message<T>>) {
+        let messages = self.still_lent(messages);
         let mut outlet = self.outlet.lock();
         let mut intake = self.intake.lock();
         let n = messages.len();
@@ -77,15 +78,20 @@ impl<T: Send + Sync + 'static> Core<T> {
         if let Some(extras) = &mut message.extras {
             // Its own time was up when it was given up on, or is no longer what matters.
             extras.expires = None;
+            // Whatever has replaced it since is not to be replaced by it.
+            (extras.timer, extras.paced) = (None, false);
         }
+        // One that a full queue gave up on may still have its delay before it.
+        let due = message.extras.as_mut().and_then(|extras| extras.due.take()).unwrap_or(now);
+        let due = due.max(now.after(delay));
         if self.settings.ttl.is_some() {
-            message.extras_mut().counts_from = Some(now.after(delay));
+            message.extras_mut().counts_from = Some(due);
         }
-        if delay.is_zero() {
+        if due <= now {
             return self.enter(message, Admission::Redriven);
         }
         self.intake.lock().admit(&mut message, Admission::Redriven);
-        self.wait(now.after(delay), Waiting::Retry(message));
+        self.wait(due, Waiting::Retry(message));
     }
 
     /// Has the message delivered again after `delay`.
@@ -108,7 +114,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             Err(letter) => {
                 self.intake.lock().slots += 1;
                 self.tell_dead_letters_full();
-                self.wait(self.runtime.clock.now().after(BURIAL_RETRY), Waiting::Burial(letter));
+                self.wait(self.runtime.clock.now().after(BURIAL_RETRY), Waiting::Burial(Box::new(letter)));
             }
         }
         if let Some((request, end)) = asked {
@@ -148,11 +154,11 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(super) fn move_due(&self, now: Timestamp) -> Option<Timestamp> {
         let mut due = Due::default();
         let mut next = self.collect_due(now, &mut due);
-        due.fired.iter().for_each(|timer| self.runtime.timers.forget(timer));
+        self.forget_timers(&due.fired);
         self.drop_cancelled(due.cancelled);
         self.finish_moving(due.expired, Vec::new());
         for letter in due.letters {
-            next = next.into_iter().chain(self.bury_again(letter, now)).min();
+            next = next.into_iter().chain(self.bury_again(*letter, now)).min();
         }
         next
     }
@@ -162,7 +168,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let mut delayed = self.delayed.lock();
         let mut outlet = self.outlet.lock();
         let mut intake = self.intake.lock();
-        let mut arrived = 0;
+        let (mut arrived, mut released) = (0, 0);
         for _ in 0..DUE_AT_ONCE {
             match delayed.pop_due(now) {
                 None => break,
@@ -170,7 +176,7 @@ impl<T: Send + Sync + 'static> Core<T> {
                 Some(Waiting::Delayed(message)) => arrived += self.fire_delayed(&mut intake, message, due),
                 Some(Waiting::Retry(message) | Waiting::Paced(message)) if self.is_overdue(&message) => {
                     outlet.moving += 1;
-                    outlet.released += u64::from(message.holds_slot);
+                    released += u64::from(message.holds_slot);
                     due.expired.push(message);
                 }
                 Some(Waiting::Retry(message) | Waiting::Paced(message)) => {
@@ -181,7 +187,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
         let next = delayed.earliest();
         self.wake_readers(intake, arrived);
-        self.release(outlet, 0);
+        self.release(outlet, released);
         next
     }
 
@@ -191,7 +197,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         if let Some(extras) = &mut message.extras {
             extras.due = None;
         }
-        if timer.as_ref().is_some_and(|timer| !timer.fire(message.id)) {
+        if timer.as_ref().is_some_and(|timer| !timer.fire()) {
             due.cancelled.push(message);
             return 0;
         }
@@ -200,13 +206,17 @@ impl<T: Send + Sync + 'static> Core<T> {
         1
     }
 
-    fn drop_cancelled(&self, cancelled: Vec<Message<T>>) {
-        let slots = cancelled.len() as u64;
-        if slots == 0 {
+    pub(super) fn forget_timers(&self, timers: &[TimerRef]) {
+        timers.iter().for_each(|timer| self.runtime.timers.forget(timer));
+    }
+
+    pub(super) fn drop_cancelled(&self, cancelled: Vec<Message<T>>) {
+        if cancelled.is_empty() {
             return;
         }
+        let slots = cancelled.iter().filter(|message| message.holds_slot).count() as u64;
+        self.counts.cancelled.add(cancelled.len() as u64);
         cancelled.into_iter().for_each(|message| self.throw_away(message, Fate::Cancelled));
-        self.counts.cancelled.add(slots);
         self.release(self.outlet.lock(), slots);
         self.note_gone();
     }
@@ -229,7 +239,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             }
             Err(letter) => {
                 let due = now.after(BURIAL_RETRY);
-                self.delayed.lock().insert(due, Waiting::Burial(letter));
+                self.delayed.lock().insert(due, Waiting::Burial(Box::new(letter)));
                 Some(due)
             }
         }
@@ -247,7 +257,7 @@ impl<T: Send + Sync + 'static> HoldsDelayed for Core<T> {
 
 /// What has become due but concerns more than the queue.
 struct Due<T> {
-    letters: Vec<DeadLetter<T>>,
+    letters: Vec<Box<DeadLetter<T>>>,
     expired: Vec<Message<T>>,
     cancelled: Vec<Message<T>>,
     fired: Vec<TimerRef>,

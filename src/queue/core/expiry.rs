@@ -69,7 +69,6 @@ impl<T: Send + Sync + 'static> Core<T> {
         let mut outlet = self.outlet.lock();
         let mut intake = self.intake.lock();
         let (mut expired, mut next) = (Vec::new(), None);
-        let aside = intake.aside.take_all();
         let mut keep = |message: Message<T>| match self.expires_at(&message) {
             Some(expires) if expires <= now => {
                 expired.push(message);
@@ -80,13 +79,7 @@ impl<T: Send + Sync + 'static> Core<T> {
                 Some(message)
             }
         };
-        for message in aside.into_iter().filter_map(&mut keep) {
-            match &mut intake.aside.levels {
-                Some(levels) if message.redelivered => levels.push_redelivered(message.priority(), message),
-                Some(levels) => levels.push(message.priority(), message),
-                None => intake.aside.urgent.push_back(message),
-            }
-        }
+        intake.aside.sift(&mut keep);
         let plain = intake.tail.take_all(&mut outlet.head);
         plain.into_iter().filter_map(&mut keep).for_each(|message| intake.tail.push(message));
         self.note_aside(&intake);
@@ -108,7 +101,8 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
         self.expire(expired);
         for (at, message) in early {
-            self.wait(at, super::Waiting::Paced(message));
+            let due = self.expires_at(&message).map_or(at, |expires| expires.min(at));
+            self.wait(due, super::Waiting::Paced(message));
         }
         self.outlet.lock().moving -= n;
         self.note_gone();

@@ -87,22 +87,28 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.note_aside(&intake);
         all.extend(intake.tail.take_all(&mut outlet.head));
         outlet.left += all.len() as u64;
-        let mut slots = all.iter().filter(|message| message.holds_slot).count() as u64;
+        let (mut burials, mut fired, mut cancelled) = (0, Vec::new(), Vec::new());
         while let Some(waiting) = delayed.pop_due(Timestamp::MAX) {
-            all.push(match waiting {
-                Waiting::Retry(message) => message,
-                Waiting::Delayed(message) | Waiting::Paced(message) => {
-                    slots += 1;
-                    message
-                }
+            let mut message = match waiting {
+                Waiting::Retry(message) | Waiting::Delayed(message) | Waiting::Paced(message) => message,
                 Waiting::Burial(letter) => {
-                    slots += 1;
+                    burials += 1;
                     letter.into_message()
                 }
-            });
+            };
+            let timer = message.take_timer();
+            if timer.as_ref().is_some_and(|timer| !timer.fire()) {
+                cancelled.push(message);
+                continue;
+            }
+            fired.extend(timer);
+            all.push(message);
         }
         drop((delayed, intake));
-        self.release(outlet, slots);
+        let slots = all.iter().filter(|message| message.holds_slot).count() as u64;
+        self.release(outlet, slots + burials);
+        self.forget_timers(&fired);
+        self.drop_cancelled(cancelled);
         all
     }
 

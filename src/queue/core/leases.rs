@@ -60,6 +60,18 @@ impl<T: Send + Sync + 'static> Core<T> {
         Ok(())
     }
 
+    /// Those of deliveries about to be given back that have not been taken back already.
+    pub(super) fn still_lent(&self, messages: Vec<Message<T>>) -> Vec<Message<T>> {
+        let in_time = messages.into_iter().filter_map(|mut message| match self.end_lease(&mut message) {
+            Ok(()) => Some(message),
+            Err(_) => {
+                drop_contained(message);
+                None
+            }
+        });
+        in_time.collect()
+    }
+
     /// Has everything delivered again that was not settled in time. Answers when the next deadline is.
     pub(super) fn take_back_overdue(&self, now: Timestamp) -> Option<Timestamp> {
         self.settings.ack_timeout?;

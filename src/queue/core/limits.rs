@@ -1,6 +1,6 @@
 //! Rates: how fast messages may come in and go out, and how fast they do.
 
-use super::{Core, Intake, Nothing, Refusal};
+use super::{Core, Intake, Nothing, Refusal, Waiting};
 use crate::clock::Timestamp;
 use crate::message::Message;
 use crate::queue::throttle::{KeyThrottles, Throttle};
@@ -26,7 +26,7 @@ impl ServiceRate {
         };
         let passed = now.since(then);
         if passed >= Self::WINDOW {
-            self.per_second = Some((left - had_left) as f64 / passed.as_secs_f64());
+            self.per_second = Some(left.saturating_sub(had_left) as f64 / passed.as_secs_f64());
             self.seen = Some((now, left));
         }
         self.per_second
@@ -39,6 +39,11 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(super) fn admit(&self, intake: &mut Intake<T>) -> Result<(), Refusal> {
         let Some(admission) = &mut intake.admission else { return Ok(()) };
         admission.try_pass(self.runtime.clock.now()).map_err(Refusal::Limited)
+    }
+
+    /// The same for a message that a full queue takes in its own way.
+    pub(super) fn admit_overflow(&self) -> Result<(), Refusal> {
+        if self.settings.overflow.refuses() { Ok(()) } else { self.admit(&mut self.intake.lock()) }
     }
 
     /// Whether the consumption limit lets one message go now.
@@ -57,7 +62,9 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Under a limit per key: when this message may go, if not now.
     pub(super) fn held_by_key(&self, intake: &mut Intake<T>, message: &mut Message<T>) -> Option<Timestamp> {
         let keys = intake.key_pace.as_mut()?;
-        if message.extras.as_ref().is_some_and(|extras| extras.paced) {
+        if let Some(extras) = message.extras.as_mut().filter(|extras| extras.paced) {
+            // It goes now; should it come back, it has to wait again.
+            extras.paced = false;
             return None;
         }
         let now = self.runtime.clock.now();
@@ -71,22 +78,31 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     pub(crate) fn set_rate_limit(&self, rate: Option<Rate>) {
         let mut intake = self.intake.lock();
-        intake.pace = rate.as_ref().map(Throttle::new);
+        intake.pace = Throttle::changed(intake.pace, rate, self.runtime.clock.now());
         self.note_aside(&intake);
         drop(intake);
         self.wake_everyone();
     }
 
     pub(crate) fn set_rate_limit_per_key(&self, rate: Option<Rate>) {
+        let mut delayed = self.delayed.lock();
         let mut intake = self.intake.lock();
-        intake.key_pace = rate.as_ref().map(KeyThrottles::new);
+        let before = intake.key_pace.take();
+        intake.key_pace = rate.map(|rate| KeyThrottles::changed(before, &rate, self.runtime.clock.now()));
+        // Who waits by the old rate waits by the new one, so that nobody of the same key overtakes.
+        for waiting in delayed.take_where(|waiting| matches!(waiting, Waiting::Paced(_))) {
+            let Waiting::Paced(mut message) = waiting else { unreachable!("asked for no other") };
+            message.extras_mut().paced = false;
+            self.put_urgently(&mut intake, message);
+        }
         self.note_aside(&intake);
-        drop(intake);
+        drop((delayed, intake));
         self.wake_everyone();
     }
 
     pub(crate) fn set_admission(&self, rate: Option<Rate>) {
-        self.intake.lock().admission = rate.as_ref().map(Throttle::new);
+        let mut intake = self.intake.lock();
+        intake.admission = Throttle::changed(intake.admission, rate, self.runtime.clock.now());
     }
 
     pub(crate) fn estimated_wait(&self) -> Option<Duration> {

@@ -144,7 +144,7 @@ enum Waiting<T> {
     /// Ready but for a limit per key.
     Paced(Message<T>),
     /// A dead letter that its queue had no room for.
-    Burial(DeadLetter<T>),
+    Burial(Box<DeadLetter<T>>),
 }
 
 /// Counted rarely enough to be shared.
@@ -351,6 +351,8 @@ fn hand_out<T>(message: &mut Message<T>) -> bool {
 #[derive(Debug)]
 pub(crate) struct Pledge {
     slot: bool,
+    /// The admission limit was asked.
+    admitted: bool,
 }
 
 /// On what grounds a message enters without being offered.
@@ -414,6 +416,12 @@ impl<M> Aside<M> {
         self.urgent.drain(..).chain(levels.into_iter().flatten()).collect()
     }
 
+    /// Lets `keep` take messages out; the others stay where they are.
+    fn sift(&mut self, keep: &mut impl FnMut(M) -> Option<M>) {
+        self.urgent = std::mem::take(&mut self.urgent).into_iter().filter_map(&mut *keep).collect();
+        self.levels.iter_mut().for_each(|levels| levels.sift(keep));
+    }
+
     fn iter_mut(&mut self) -> impl Iterator<Item = &mut M> {
         self.urgent.iter_mut().chain(self.levels.as_mut().map(Levels::iter_mut).into_iter().flatten())
     }
@@ -448,6 +456,10 @@ impl<T: Send + Sync + 'static> Timed for Core<T> {
 impl<T: Send + Sync + 'static> Awaited for Core<T> {
     fn wake_everyone(&self) {
         Core::wake_everyone(self);
+    }
+
+    fn keeps_waiting(&self) -> bool {
+        self.is_full()
     }
 }
 

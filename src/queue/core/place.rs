@@ -62,12 +62,13 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Among the delayed, until its time.
     pub(super) fn delay(&self, mut delayed: MutexGuard<'_, DelayHeap<Waiting<T>>>, mut message: Message<T>) {
         let due = message.due().expect("only called for what has a delay");
-        let (id, timer) = (message.id, message.take_timer());
+        let timer = message.take_timer();
+        message.note_delayed(self.settings.ttl.is_some());
         let mut superseded = None;
         let earliest = delayed.earliest().is_none_or(|first| due < first);
         delayed.insert_with(due, |key| {
-            if let Some(mut timer) = timer {
-                superseded = Some(self.runtime.timers.attach(&mut timer, id, self.weak(), key));
+            if let Some(timer) = timer {
+                superseded = Some(self.runtime.timers.attach(&timer, self.weak(), key));
                 message.extras_mut().timer = Some(timer);
             }
             Waiting::Delayed(message)

@@ -1,0 +1,496 @@
+//! A delay is kept to the nanosecond or a little more, never less, and can be taken back until it ends.
+
+// An allocator that counts cannot be had without it.
+#![allow(unsafe_code, missing_docs)]
+#![cfg(not(shuttle))]
+
+mod common;
+
+use common::within;
+use postroom::{Binding, Broker, DelayLevel, Headers, Message, Overflow, Queue, Simulation, Timer, Topic};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Mutex};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+struct Counting;
+
+thread_local! {
+    /// Bytes this thread has allocated and not given back; the other tests run on other threads.
+    static HELD: Cell<i64> = const { Cell::new(0) };
+}
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        HELD.with(|held| held.set(held.get() + layout.size() as i64));
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        HELD.with(|held| held.set(held.get() - layout.size() as i64));
+        unsafe { System.dealloc(memory, layout) }
+    }
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        HELD.with(|held| held.set(held.get() + size as i64 - layout.size() as i64));
+        unsafe { System.realloc(memory, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const NANO: Duration = Duration::from_nanos(1);
+
+const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+fn queue() -> (Broker, Simulation, Queue<u64>) {
+    let (broker, simulation) = Broker::simulated(1);
+    let queue = broker.queue("q").declare().unwrap();
+    (broker, simulation, queue)
+}
+
+fn delayed(n: u64, delay: impl Into<Duration>) -> Message<u64> {
+    Message::new(n).with_delay(delay)
+}
+
+/// Takes out what is ready.
+fn ready(queue: &Queue<u64>) -> Vec<u64> {
+    let deliveries = std::iter::from_fn(|| queue.try_recv().ok());
+    deliveries.map(|delivery| (**delivery, delivery.ack()).0).collect()
+}
+
+fn is_conserved<T: Send + Sync + 'static>(queue: &Queue<T>) {
+    assert_eq!(queue.stats().unaccounted(), 0, "{:?}", queue.stats());
+}
+
+#[test]
+fn every_level_is_kept_to_the_nanosecond() {
+    for level in DelayLevel::ALL {
+        let (_broker, simulation, queue) = queue();
+        queue.send(delayed(1, level)).unwrap();
+        simulation.advance(level.duration() - NANO);
+        assert_eq!((queue.len(), queue.delayed()), (0, 1), "{level:?}: early");
+        simulation.advance(NANO);
+        assert_eq!((queue.len(), queue.delayed()), (1, 0), "{level:?}: late");
+    }
+}
+
+#[test]
+fn equal_times_keep_the_order_of_their_publishes() {
+    let (_broker, simulation, queue) = queue();
+    queue.send_batch((0..3000).map(|n| delayed(n, secs(5 - n % 2)))).unwrap();
+    simulation.advance(secs(5));
+    let expected: Vec<_> = (0..3000).filter(|n| n % 2 == 1).chain((0..3000).filter(|n| n % 2 == 0)).collect();
+    assert_eq!(ready(&queue), expected);
+}
+
+#[test]
+fn zero_and_past_mean_now() {
+    let (_broker, simulation, queue) = queue();
+    queue.send(delayed(1, Duration::ZERO)).unwrap();
+    queue.send(Message::new(2).with_delivery_at(SystemTime::UNIX_EPOCH)).unwrap();
+    queue.send(Message::new(3).with_delivery_at(simulation.now())).unwrap();
+    assert_eq!(queue.delayed(), 0);
+    assert_eq!(ready(&queue), [1, 2, 3]);
+}
+
+#[test]
+fn a_time_of_the_wall_clock_is_kept() {
+    let (_broker, simulation, queue) = queue();
+    queue.send(Message::new(1).with_delivery_at(simulation.now() + secs(60))).unwrap();
+    simulation.advance(secs(60) - NANO);
+    assert_eq!(queue.len(), 0);
+    simulation.advance(NANO);
+    assert_eq!(queue.len(), 1);
+}
+
+#[test]
+fn the_later_wish_counts() {
+    let (_broker, simulation, queue) = queue();
+    let message = delayed(1, secs(9)).with_delivery_at(simulation.now() + secs(1));
+    queue.send(message.with_delay(secs(2))).unwrap();
+    assert_eq!(simulation.next_due(), Some(secs(2)));
+}
+
+#[test]
+fn delays_beyond_the_end_of_time_wait_without_harm() {
+    let (_broker, simulation, queue) = queue();
+    queue.send(delayed(1, Duration::MAX)).unwrap();
+    queue.send(Message::new(2).with_delivery_at(SystemTime::UNIX_EPOCH + secs(1 << 40))).unwrap();
+    queue.send(delayed(3, secs(1))).unwrap();
+    simulation.advance(secs(3600 * 24 * 365 * 100));
+    assert_eq!((ready(&queue), queue.delayed()), (vec![3], 2));
+    assert_eq!(queue.purge(), 2);
+}
+
+#[test]
+fn never_early_on_the_system_clock() {
+    let broker = Broker::new();
+    let queue: Queue<Instant> = broker.queue("q").declare().unwrap();
+    for millis in [30, 1, 7, 20, 0, 3] {
+        let delay = Duration::from_millis(millis);
+        queue.send(Message::new(Instant::now() + delay).with_delay(delay)).unwrap();
+    }
+    for _ in 0..6 {
+        let delivery = queue.recv_timeout(secs(10)).unwrap();
+        assert!(Instant::now() >= **delivery, "early");
+        delivery.ack().unwrap();
+    }
+}
+
+#[test]
+fn a_clock_of_the_wall_is_met_on_the_system_clock() {
+    let broker = Broker::new();
+    let queue: Queue<u32> = broker.queue("q").declare().unwrap();
+    let time = SystemTime::now() + Duration::from_millis(20);
+    let start = Instant::now();
+    queue.send(Message::new(1).with_delivery_at(time)).unwrap();
+    queue.recv_timeout(secs(10)).unwrap().ack().unwrap();
+    // The clock may have been read a moment before it was told.
+    assert!(start.elapsed() >= Duration::from_millis(15));
+}
+
+#[test]
+fn it_is_counted_listed_and_occupies_capacity_and_its_end_needs_none() {
+    let (broker, simulation) = Broker::simulated(1);
+    let queue: Queue<u64> = broker.queue("q").capacity(2).declare().unwrap();
+    let at = simulation.now() + secs(5);
+    queue.send(delayed(1, secs(5)).with_header("a", "b")).unwrap();
+    queue.send(2).unwrap();
+    assert_eq!(queue.try_send(3).unwrap_err().into_message().payload(), &3);
+    assert!(queue.try_send(delayed(3, secs(1))).is_err());
+    let listed = queue.list_delayed(10);
+    assert_eq!((listed.len(), listed[0].0, *listed[0].1.payload()), (1, at, 1));
+    assert_eq!(listed[0].1.header("a"), Some("b"));
+    assert_eq!((queue.stats().delayed, queue.stats().ready), (1, 1));
+    drop(listed);
+    simulation.advance(secs(5));
+    assert_eq!(ready(&queue), [2, 1]);
+    is_conserved(&queue);
+}
+
+#[test]
+fn purge_and_drain_include_the_delayed_and_free_their_room() {
+    let (broker, simulation) = Broker::simulated(1);
+    let queue: Queue<u64> = broker.queue("q").capacity(4).declare().unwrap();
+    queue.send_batch([delayed(1, secs(2)), Message::new(2), delayed(3, secs(1))]).unwrap();
+    let drained: Vec<_> = queue.drain().iter().map(|message| *message.payload()).collect();
+    assert_eq!(drained, [2, 3, 1]);
+    queue.send_batch((0..4).map(|n| delayed(n, secs(1)))).unwrap();
+    assert_eq!(queue.purge(), 4);
+    queue.send_batch(0..4).unwrap();
+    simulation.advance(secs(9));
+    assert_eq!((queue.len(), queue.delayed()), (4, 0));
+    is_conserved(&queue);
+}
+
+#[test]
+fn what_was_taken_out_cannot_be_cancelled_any_more() {
+    let (broker, _simulation, queue) = queue();
+    let timer = Timer::new();
+    queue.send(delayed(1, secs(5)).with_timer(&timer)).unwrap();
+    queue.send(delayed(2, secs(5)).with_timer("by name")).unwrap();
+    assert_eq!(queue.drain().len(), 2);
+    assert!(!timer.is_pending() && !timer.cancel() && !broker.cancel_timer("by name"));
+    is_conserved(&queue);
+}
+
+#[test]
+fn a_timer_cancels_by_handle_and_by_name_once() {
+    let (broker, simulation, queue) = queue();
+    let timer = Timer::new();
+    assert!(!timer.cancel() && !broker.cancel_timer("name"));
+    queue.send(delayed(1, secs(5)).with_timer(&timer)).unwrap();
+    queue.send(delayed(2, secs(5)).with_timer("name")).unwrap();
+    assert!(timer.is_pending() && timer.cancel() && !timer.cancel() && !timer.is_pending());
+    assert!(broker.cancel_timer("name") && !broker.cancel_timer("name"));
+    assert_eq!((queue.delayed(), queue.stats().cancelled, queue.stats().dropped), (0, 2, 2));
+    simulation.advance(secs(10));
+    assert!(queue.is_empty());
+    is_conserved(&queue);
+}
+
+#[test]
+fn too_late_is_said() {
+    let (broker, simulation, queue) = queue();
+    let timer = Timer::new();
+    queue.send(delayed(1, secs(5)).with_timer(&timer)).unwrap();
+    queue.send(delayed(2, secs(5)).with_timer("name")).unwrap();
+    simulation.advance(secs(5));
+    assert!(!timer.cancel() && !broker.cancel_timer("name"));
+    assert_eq!(ready(&queue), [1, 2]);
+}
+
+#[test]
+fn publishing_again_replaces_whatever_the_id() {
+    let (broker, simulation, queue) = queue();
+    let timer = Timer::new();
+    // An application that names both the message and the timer by its order.
+    for n in 1..=3 {
+        queue.send(delayed(n, secs(5)).with_id(42).with_timer(&timer)).unwrap();
+        queue.send(delayed(n + 10, secs(5)).with_id(43).with_timer("order-43")).unwrap();
+    }
+    assert_eq!((queue.delayed(), queue.stats().cancelled), (2, 4));
+    simulation.advance(secs(5));
+    assert_eq!(ready(&queue), [3, 13]);
+    queue.send(delayed(4, secs(5)).with_id(42).with_timer(&timer)).unwrap();
+    queue.send(delayed(14, secs(5)).with_id(43).with_timer("order-43")).unwrap();
+    assert!(timer.cancel() && broker.cancel_timer("order-43"));
+    is_conserved(&queue);
+}
+
+#[test]
+fn publishing_without_a_delay_replaces_too() {
+    let (_broker, simulation, queue) = queue();
+    let timer = Timer::new();
+    queue.send(delayed(1, secs(5)).with_timer(&timer)).unwrap();
+    queue.send(Message::new(2).with_timer(&timer)).unwrap();
+    simulation.advance(secs(9));
+    assert_eq!(ready(&queue), [2]);
+    assert!(!timer.cancel());
+}
+
+#[test]
+fn a_hundred_thousand_names_leave_no_memory_behind() {
+    let (broker, simulation, queue) = queue();
+    let round = |from: u64| {
+        for n in from..from + 10_000 {
+            queue.send(delayed(n, secs(1)).with_timer(format!("a rather long name {n}"))).unwrap();
+            if n % 2 == 0 {
+                assert!(broker.cancel_timer(&format!("a rather long name {n}")));
+            }
+        }
+        simulation.advance(secs(1));
+        assert_eq!(ready(&queue).len(), 5_000);
+    };
+    // Its tables keep the size of the largest round.
+    (0..2).for_each(|n| round(n * 10_000));
+    let before = HELD.with(Cell::get);
+    (2..12).for_each(|n| round(n * 10_000));
+    let grown = HELD.with(Cell::get) - before;
+    assert!(grown < 100_000, "{grown} bytes");
+}
+
+fn fan_out(broker: &Broker) -> (Topic<u64>, Vec<Queue<u64>>) {
+    let topic: Topic<u64> = broker.topic("t").declare().unwrap();
+    let queues: Vec<Queue<u64>> = (0..3).map(|n| broker.queue(format!("q{n}")).declare().unwrap()).collect();
+    queues.iter().for_each(|queue| topic.bind(queue, "#").unwrap());
+    (topic, queues)
+}
+
+#[test]
+fn routing_happens_at_once_and_delivery_later() {
+    let (broker, simulation) = Broker::simulated(1);
+    let topic: Topic<u64> = broker.topic("t").declare().unwrap();
+    let [even, acme]: [Queue<u64>; 2] = ["even", "acme"].map(|name| broker.queue(name).declare().unwrap());
+    topic.bind(&even, Binding::filter(|n: &u64| n.is_multiple_of(2))).unwrap();
+    topic.bind(&acme, Binding::headers(Headers::all([("tenant", "acme")]))).unwrap();
+    for n in 0..4 {
+        let tenant = if n < 2 { "acme" } else { "other" };
+        topic.publish("k", delayed(n, secs(5)).with_header("tenant", tenant)).unwrap();
+    }
+    assert_eq!((even.delayed(), acme.delayed()), (2, 2));
+    simulation.advance(secs(5));
+    assert_eq!((ready(&even), ready(&acme)), (vec![0, 2], vec![0, 1]));
+}
+
+#[test]
+fn one_cancellation_reaches_all_copies() {
+    let (broker, simulation) = Broker::simulated(1);
+    let (topic, queues) = fan_out(&broker);
+    let timer = Timer::new();
+    topic.publish("k", delayed(1, secs(5)).with_timer(&timer)).unwrap();
+    topic.publish("k", delayed(2, secs(5)).with_timer("name")).unwrap();
+    assert!(timer.cancel() && broker.cancel_timer("name"));
+    simulation.advance(secs(9));
+    for queue in &queues {
+        assert_eq!((queue.len(), queue.delayed(), queue.stats().cancelled), (0, 0, 2));
+        is_conserved(queue);
+    }
+}
+
+/// Lets a cancelling thread race with the end of the delay, so often; how often it was in time.
+fn race(
+    rounds: u64,
+    by_name: bool,
+    mut publish: impl FnMut(Message<u64>),
+    came: impl Fn() -> Vec<u64>,
+    broker: &Broker,
+) -> u64 {
+    let timer = Timer::new();
+    let (to, from) = std::sync::mpsc::sync_channel::<u64>(0);
+    let (answer, answers) = std::sync::mpsc::channel();
+    let (handle, broker) = (timer.clone(), broker.clone());
+    let canceller = thread::spawn(move || {
+        for n in from {
+            (0..(n * 37) % 400).for_each(|_| std::hint::spin_loop());
+            let _ = answer.send(if by_name { broker.cancel_timer("name") } else { handle.cancel() });
+        }
+    });
+    let mut in_time = 0;
+    for n in 0..rounds {
+        let message = delayed(n, Duration::from_micros(n % 60));
+        publish(if by_name { message.with_timer("name") } else { message.with_timer(&timer) });
+        to.send(n).unwrap();
+        let cancelled = answers.recv().unwrap();
+        let all = came();
+        let expected = if cancelled { Vec::new() } else { vec![n; all.len().max(1)] };
+        assert_eq!(all, expected, "round {n}, cancelled: {cancelled}");
+        in_time += u64::from(cancelled);
+    }
+    drop(to);
+    canceller.join().unwrap();
+    in_time
+}
+
+/// What came of a round once nothing is delayed any more.
+fn settled(queues: &[Queue<u64>]) -> Vec<u64> {
+    // Thousands of rounds wait here, so they do not sleep.
+    while queues.iter().any(|queue| queue.delayed() > 0) {
+        thread::yield_now();
+    }
+    let all: Vec<_> = queues.iter().map(ready).collect();
+    assert!(all.iter().all(|one| *one == all[0]), "all or none: {all:?}");
+    all.concat()
+}
+
+#[test]
+fn cancelling_and_firing_exclude_each_other() {
+    within(secs(60), || {
+        let broker = Broker::new();
+        let queue: Queue<u64> = broker.queue("q").declare().unwrap();
+        let queues = [queue.clone()];
+        let in_time = race(10_000, false, |m| _ = queue.send(m).unwrap(), || settled(&queues), &broker);
+        assert_eq!(queue.stats().acked + in_time, 10_000);
+        is_conserved(&queue);
+    });
+}
+
+#[test]
+fn cancelling_by_name_hits_all_copies_or_none() {
+    within(secs(60), || {
+        let broker = Broker::new();
+        let (topic, queues) = fan_out(&broker);
+        let in_time = race(3_000, true, |m| _ = topic.publish("k", m).unwrap(), || settled(&queues), &broker);
+        for queue in &queues {
+            assert_eq!(queue.stats().acked + in_time, 3_000);
+            is_conserved(queue);
+        }
+    });
+}
+
+#[test]
+fn a_cancellation_during_the_publish_hits_all_copies_or_none() {
+    within(secs(60), || {
+        let broker = Broker::new();
+        let (topic, queues) = fan_out(&broker);
+        let (start, end) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
+        let cancelled = Arc::new(AtomicUsize::new(0));
+        let other = {
+            let (start, end, cancelled, broker) = (start.clone(), end.clone(), cancelled.clone(), broker.clone());
+            move || {
+                for n in 0..1_000 {
+                    start.wait();
+                    (0..n % 300).for_each(|_| std::hint::spin_loop());
+                    cancelled.store(usize::from(broker.cancel_timer("name")), Ordering::SeqCst);
+                    end.wait();
+                }
+            }
+        };
+        let thread = thread::spawn(other);
+        for n in 0..1_000 {
+            start.wait();
+            topic.publish("k", delayed(n, secs(3600)).with_timer("name")).unwrap();
+            end.wait();
+            let expected = 1 - cancelled.load(Ordering::SeqCst);
+            queues.iter().for_each(|queue| assert_eq!(queue.delayed(), expected, "round {n}"));
+            broker.cancel_timer("name");
+        }
+        thread.join().unwrap();
+    });
+}
+
+#[test]
+fn redriving_others_leaves_the_delayed_alone() {
+    let (_broker, simulation, queue) = queue();
+    queue.send(delayed(1, secs(10))).unwrap();
+    queue.send(2).unwrap();
+    queue.try_recv().unwrap().dead_letter("no").unwrap();
+    assert_eq!(queue.dead_letters().redrive().run().unwrap().moved, 1);
+    assert_eq!((ready(&queue), queue.delayed()), (vec![2], 1));
+    simulation.advance(secs(10));
+    assert_eq!(ready(&queue), [1]);
+}
+
+#[test]
+fn one_that_a_full_queue_gave_up_on_is_not_early_when_redriven() {
+    let (broker, simulation) = Broker::simulated(1);
+    let queue: Queue<u64> = broker.queue("q").capacity(1).overflow(Overflow::DeadLetter).declare().unwrap();
+    let timer = Timer::new();
+    queue.send(1).unwrap();
+    queue.send(delayed(2, secs(10)).with_timer(&timer)).unwrap();
+    assert_eq!(queue.dead_letters().len(), 1);
+    queue.dead_letters().redrive().run().unwrap();
+    assert_eq!((queue.len(), queue.delayed()), (1, 1));
+    assert!(!timer.cancel());
+    simulation.advance(secs(10));
+    assert_eq!(ready(&queue), [2, 1], "ahead of the fresh, as what is redriven over time");
+    queue.send(delayed(3, secs(10))).unwrap();
+    queue.dead_letters().purge();
+    assert_eq!(queue.purge(), 1);
+    is_conserved(&queue);
+}
+
+#[test]
+fn a_copy_sent_on_does_not_wait_again() {
+    let (broker, simulation, queue) = queue();
+    let next: Queue<u64> = broker.queue("next").declare().unwrap();
+    queue.send(delayed(1, secs(10)).with_key("k")).unwrap();
+    simulation.advance(secs(10));
+    let delivery = queue.try_recv().unwrap();
+    next.send((*delivery).clone()).unwrap();
+    delivery.ack().unwrap();
+    assert_eq!(ready(&next), [1]);
+}
+
+#[test]
+fn shutdown_reports_what_is_still_delayed_and_it_can_be_drained() {
+    let broker = Broker::new();
+    let queue: Queue<u64> = broker.queue("q").declare().unwrap();
+    let came = Arc::new(Mutex::new(Vec::new()));
+    let log = came.clone();
+    queue.consumer().start(move |message: &Message<u64>| log.lock().unwrap().push(**message)).unwrap();
+    queue.send(delayed(1, Duration::from_millis(20))).unwrap();
+    queue.send(delayed(2, secs(3600)).with_timer("later")).unwrap();
+    let report = broker.shutdown(Duration::from_millis(500));
+    assert_eq!(*came.lock().unwrap(), [1]);
+    assert_eq!((report.undelivered.len(), report.undelivered[0].delayed), (1, 1));
+    let left: Vec<_> = queue.drain().iter().map(|message| *message.payload()).collect();
+    assert_eq!(left, [2]);
+    assert!(!broker.cancel_timer("later"));
+    is_conserved(&queue);
+}
+
+#[test]
+fn a_million_delayed_messages_cost_128_bytes_each_at_most() {
+    const MESSAGES: u64 = 1_000_000;
+    // Unoptimized, fewer of them show the same. Both fill tables that double just about.
+    let messages = if cfg!(debug_assertions) { MESSAGES / 8 } else { MESSAGES };
+    let (broker, simulation) = Broker::simulated(1);
+    let queue: Queue<u64> = broker.queue("q").capacity(messages as usize).declare().unwrap();
+    let (before, start) = (HELD.with(Cell::get), Instant::now());
+    for n in 0..messages {
+        queue.send(delayed(n, Duration::from_nanos(1 + n * 7919 % messages))).unwrap();
+    }
+    let each = (HELD.with(Cell::get) - before) as u64 / messages - size_of::<u64>() as u64;
+    let inserted = start.elapsed();
+    simulation.advance(secs(1));
+    let fired = start.elapsed() - inserted;
+    assert_eq!((queue.len() as u64, queue.delayed()), (messages, 0));
+    println!("{messages} delayed: {each} bytes each beside the payload, {inserted:?} in, {fired:?} out");
+    assert!(each <= 128, "{each} bytes each");
+}
