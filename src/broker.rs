@@ -228,8 +228,8 @@ impl Broker {
         shutdown::run(&self.inner.runtime, &queues, timeout)
     }
 
-    /// Waits until nothing is ready in any queue that has a consumer, nothing is in flight, and no retry
-    /// becomes due before the timeout; whether that came to be. There is no guessing by inactivity: at the
+    /// Waits until nothing is ready in any queue that has a consumer, nothing is in flight, and no delay
+    /// or retry ends before the timeout; whether that came to be. There is no guessing by inactivity: at the
     /// moment this answers `true`, all that was published before it was called has been settled.
     ///
     /// In a simulation it runs the simulation.

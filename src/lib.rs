@@ -99,7 +99,7 @@
 //!   finds the message back in its queue.
 //!
 //! The sources are meant to be read in the order of the modules in `lib.rs`; the heart is
-//! `queue/core.rs`.
+//! `queue/core/mod.rs`.
 
 #![forbid(unsafe_code)]
 

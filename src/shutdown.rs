@@ -31,7 +31,7 @@ pub struct Leftover {
     pub queue: String,
     /// Messages that were never handed out, or came back.
     pub ready: u64,
-    /// Messages that wait for a retry that was not due in time.
+    /// Messages that wait for a delay or a retry that was not due in time.
     pub delayed: u64,
     /// Messages handed out and never settled.
     pub in_flight: u64,

@@ -171,7 +171,8 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
         if self.alternate.as_ref().is_some_and(|queue| !Arc::ptr_eq(&queue.core.runtime, self.broker.runtime())) {
             problems.push("its alternate queue belongs to another broker".into());
         }
-        problems.extend(self.settings.admission.and_then(|rate| rate.checked().err()));
+        let admission = self.settings.admission.and_then(|rate| rate.checked().err());
+        problems.extend(admission.map(|problem| format!("admission: {problem}")));
         Error::unless_none(format!("topic {:?}", self.name), problems)?;
         let broker = self.broker.clone();
         broker.declare_topic(self)
@@ -435,7 +436,8 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
     ) -> Result<Receipt, PublishError<T>> {
         self.stamp(&mut message, Text::new(key));
         let id = message.id;
-        if self.limited.load(Ordering::Relaxed) {
+        let limited = self.limited.load(Ordering::Relaxed);
+        if limited {
             message = self.admit(message)?;
         }
         // A route may hold the last handle to a queue, whose messages must not be dropped under the lock.
@@ -457,7 +459,17 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
                 route => route.clone(),
             }
         };
-        self.publish_slowly(&route, message, patience)
+        let published = self.publish_slowly(&route, message, patience);
+        if limited && published.is_err() {
+            self.unadmit();
+        }
+        published
+    }
+
+    /// What was admitted did not get in after all, so it does not count.
+    #[cold]
+    fn unadmit(&self) {
+        self.admission.lock().iter_mut().for_each(Throttle::take_back);
     }
 
     /// Gives the message back if it comes too soon.
@@ -505,7 +517,12 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         }
         while let Some(message) = chunk.pop_front() {
             let message = if limited { self.admit(message)? } else { message };
-            self.publish_slowly(&route, message, Patience::Forever)?;
+            if let Err(error) = self.publish_slowly(&route, message, Patience::Forever) {
+                if limited {
+                    self.unadmit();
+                }
+                return Err(error);
+            }
         }
         Ok(())
     }

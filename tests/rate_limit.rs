@@ -327,3 +327,17 @@ fn rates_that_cannot_be_are_refused_by_name() {
         assert!(broker.topic::<u32>("bad").admission(rate).declare().is_err());
     }
 }
+
+#[test]
+fn what_a_full_queue_refuses_does_not_count_as_admitted() {
+    let (broker, _simulation) = Broker::simulated(1);
+    let topic: Topic<u32> = broker.topic("t").admission(Rate::per_second(1).burst(2)).declare().unwrap();
+    let queue: Queue<u32> = broker.queue("q").capacity(1).declare().unwrap();
+    topic.bind(&queue, "#").unwrap();
+    topic.try_publish("x", 1).unwrap();
+    assert!(matches!(topic.try_publish("x", 2), Err(PublishError::Full(_))));
+    queue.recv().unwrap().ack().unwrap();
+    topic.try_publish("x", 3).unwrap();
+    queue.recv().unwrap().ack().unwrap();
+    assert!(matches!(topic.try_publish("x", 4), Err(PublishError::Limited(_))));
+}

@@ -182,8 +182,9 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
         Self { broker: Some(broker), ..Self::new(name) }
     }
 
-    /// How many messages it may hold before the overflow policy acts: ready ones, and those waiting for
-    /// room among the dead letters. Messages in flight or waiting for a retry do not count. Default 10,000.
+    /// How many messages it may hold before the overflow policy acts: ready ones, delayed ones, and those
+    /// waiting for room among the dead letters. Messages in flight or waiting for a retry do not count.
+    /// Default 10,000.
     pub fn capacity(mut self, messages: usize) -> Self {
         self.settings.capacity = messages as u64;
         self

@@ -271,7 +271,8 @@ impl<T: Send + Sync + 'static> Queue<T> {
         self.core.in_flight() as usize
     }
 
-    /// How many messages wait for their time: a retry, or room among the dead letters.
+    /// How many messages wait for their time: a delay, a retry, their turn under a limit per key, or room
+    /// among the dead letters.
     #[must_use]
     pub fn delayed(&self) -> usize {
         self.core.delayed()
