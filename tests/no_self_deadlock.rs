@@ -129,28 +129,27 @@ fn one_free_worker_is_enough_to_wait_for() {
     within(secs(30), || {
         let broker = Broker::new();
         let q = queue(&broker, "q", 1);
-        let (gate, told) = (Gate::default(), Refusals::default());
-        let (to, pass, log) = (q.clone(), gate.clone(), told.clone());
-        // The first message sends another; the second takes its time, then there is room.
+        let (filled, over) = (Gate::default(), Gate::default());
+        let told = Refusals::default();
+        let (to, full, end, log) = (q.clone(), filled.clone(), over.clone(), told.clone());
+        // The first sends into the full queue; the second takes its time, then there is room.
         let handler = move |message: &Message<u32>| match **message {
             0 => {
+                full.pass();
                 if let Err(error) = to.send(9) {
                     log.lock().unwrap().push((error.to_string(), 9));
                 }
             }
-            1 => pass.pass(),
+            1 => end.pass(),
             _ => {}
         };
         q.consumer().workers(2).start(handler).unwrap();
-        q.send(1).unwrap();
-        eventually("one has it", || q.in_flight() == 1);
-        let other: Queue<u32> = q.clone();
-        q.send(0).unwrap();
-        eventually("both have one, or 9 is in", || q.in_flight() == 2 || !other.is_empty());
-        let _ = other.try_send(2);
+        fill(&q, 2, &mut (0..));
+        filled.open();
         thread::sleep(millis(30));
-        gate.open();
-        eventually("all are done", || q.is_empty() && q.in_flight() == 0);
+        assert_eq!((q.in_flight(), q.len()), (2, 1));
+        over.open();
+        eventually("all are done", || q.stats().acked == 4);
         assert!(told.lock().unwrap().is_empty(), "{told:?}");
         assert_eq!(q.stats().unaccounted(), 0);
     });
