@@ -116,6 +116,7 @@ mod timer;
 mod route;
 mod retry;
 mod breaker;
+mod heap;
 mod scheduler;
 mod deadlock;
 mod simulation;

@@ -5,19 +5,19 @@
 //! delayed messages of one queue are one entry here.
 
 use crate::clock::{Clock, OnAdvance, SystemClock, Timestamp};
+use crate::heap::{Deadline, DeadlineHeap};
 use crate::outcome::contained;
 use crate::sync::{Condvar, JoinHandle, Mutex, ThreadBuilder, current_thread};
 use ahash::AHashMap;
-use std::cmp::Reverse;
+use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 use std::sync::{Arc, Weak};
 
 /// Things that become due, in the order of their time and, at equal times, of their insertion.
 ///
-/// A binary heap of `(time, sequence, slot)` beside a slab of entries: the heap moves 24 bytes a level,
-/// never the entry. Cancelling empties the slot and leaves the heap's entry to be skipped later.
+/// A heap of deadlines beside a slab of entries: the heap moves 16 bytes a level, never the entry. Cancelling empties the slot and leaves the heap's entry to be skipped later.
 pub(crate) struct DelayHeap<E> {
-    heap: BinaryHeap<Reverse<(Timestamp, u64, u32)>>,
+    heap: DeadlineHeap,
     slots: Vec<Slot<E>>,
     free: Option<u32>,
     live: usize,
@@ -38,7 +38,7 @@ pub(crate) struct DelayKey {
 
 impl<E> DelayHeap<E> {
     pub(crate) fn new() -> Self {
-        Self { heap: BinaryHeap::new(), slots: Vec::new(), free: None, live: 0, sequence: 0 }
+        Self { heap: DeadlineHeap::default(), slots: Vec::new(), free: None, live: 0, sequence: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -56,14 +56,14 @@ impl<E> DelayHeap<E> {
         let slot = self.free.unwrap_or_else(|| u32::try_from(self.slots.len()).expect("fewer than 2^32 entries"));
         let entry = entry(DelayKey { sequence, slot });
         self.occupy(Slot::Taken { sequence, entry });
-        self.heap.push(Reverse((due, sequence, slot)));
+        self.heap.push(Deadline { due: due.0, sequence: sequence as u32, slot });
         self.live += 1;
         DelayKey { sequence, slot }
     }
 
     /// Takes the entry out before its time; `None` if it has left already.
     pub(crate) fn cancel(&mut self, key: DelayKey) -> Option<E> {
-        let entry = self.vacate(key.slot, key.sequence)?;
+        let entry = self.vacate(key)?;
         if self.heap.len() > 64 && self.heap.len() > 4 * self.live {
             self.forget_cancelled();
         }
@@ -71,9 +71,9 @@ impl<E> DelayHeap<E> {
     }
 
     pub(crate) fn earliest(&mut self) -> Option<Timestamp> {
-        while let Some(&Reverse((due, sequence, slot))) = self.heap.peek() {
-            if self.holds(slot, sequence) {
-                return Some(due);
+        while let Some(&deadline) = self.heap.peek() {
+            if stands(&self.slots, &deadline) {
+                return Some(Timestamp(deadline.due));
             }
             self.heap.pop();
         }
@@ -82,34 +82,30 @@ impl<E> DelayHeap<E> {
 
     /// Takes out every entry of a kind, earliest first.
     pub(crate) fn take_where(&mut self, wanted: impl Fn(&E) -> bool) -> Vec<E> {
-        let taken = |slot: u32, sequence| match &self.slots[slot as usize] {
-            Slot::Taken { sequence: held, entry } => *held == sequence && wanted(entry),
+        let is_wanted = |deadline: &Deadline| match &self.slots[deadline.slot as usize] {
+            Slot::Taken { entry, .. } => wanted(entry),
             Slot::Free { .. } => false,
         };
-        let mut found: Vec<_> = self.heap.iter().map(|entry| entry.0).collect();
-        found.retain(|&(_, sequence, slot)| taken(slot, sequence));
-        found.sort_unstable();
-        let keys = found.into_iter().map(|(_, sequence, slot)| DelayKey { sequence, slot });
-        keys.filter_map(|key| self.cancel(key)).collect()
+        let mut found = self.in_order();
+        found.retain(is_wanted);
+        found.into_iter().filter_map(|deadline| self.cancel(self.key_of(deadline.slot)?)).collect()
     }
 
     pub(crate) fn pop_due(&mut self, now: Timestamp) -> Option<E> {
         if self.earliest()? > now {
             return None;
         }
-        let Reverse((_, sequence, slot)) = self.heap.pop()?;
-        self.vacate(slot, sequence)
+        let slot = self.heap.pop()?.slot;
+        self.vacate(self.key_of(slot)?)
     }
 
     /// Up to `max` entries with their times, earliest first.
     pub(crate) fn earliest_mut(&mut self, max: usize) -> Vec<(Timestamp, &mut E)> {
-        let mut order: Vec<_> = self.heap.iter().map(|entry| entry.0).collect();
-        order.retain(|&(_, sequence, slot)| self.holds(slot, sequence));
-        order.sort_unstable();
+        let mut order = self.in_order();
         order.truncate(max);
         // By slot, since the slots are borrowed in their own order.
         let mut wanted: AHashMap<u32, (usize, Timestamp)> =
-            order.iter().enumerate().map(|(rank, &(due, _, slot))| (slot, (rank, due))).collect();
+            order.iter().enumerate().map(|(rank, deadline)| (deadline.slot, (rank, Timestamp(deadline.due)))).collect();
         let mut found: Vec<_> = (0_u32..)
             .zip(&mut self.slots)
             .filter_map(|(slot, content)| match content {
@@ -129,16 +125,26 @@ impl<E> DelayHeap<E> {
         }
     }
 
-    fn holds(&self, slot: u32, sequence: u64) -> bool {
-        matches!(self.slots[slot as usize], Slot::Taken { sequence: held, .. } if held == sequence)
+    /// The deadlines of all entries, earliest first.
+    fn in_order(&self) -> Vec<Deadline> {
+        let mut order: Vec<_> = self.heap.iter().filter(|deadline| stands(&self.slots, deadline)).copied().collect();
+        order.sort_unstable_by(|one, other| if one.is_before(other) { Ordering::Less } else { Ordering::Greater });
+        order
     }
 
-    fn vacate(&mut self, slot: u32, sequence: u64) -> Option<E> {
-        if self.slots.len() <= slot as usize || !self.holds(slot, sequence) {
+    fn key_of(&self, slot: u32) -> Option<DelayKey> {
+        match self.slots[slot as usize] {
+            Slot::Taken { sequence, .. } => Some(DelayKey { sequence, slot }),
+            Slot::Free { .. } => None,
+        }
+    }
+
+    fn vacate(&mut self, key: DelayKey) -> Option<E> {
+        if self.slots.len() <= key.slot as usize || self.key_of(key.slot) != Some(key) {
             return None;
         }
-        let old = std::mem::replace(&mut self.slots[slot as usize], Slot::Free { next: self.free });
-        self.free = Some(slot);
+        let old = std::mem::replace(&mut self.slots[key.slot as usize], Slot::Free { next: self.free });
+        self.free = Some(key.slot);
         self.live -= 1;
         if self.live == 0 {
             self.release_memory();
@@ -151,17 +157,23 @@ impl<E> DelayHeap<E> {
 
     /// Once empty, a large heap gives its memory back. The sequence goes on, so old keys stay invalid.
     fn release_memory(&mut self) {
-        self.heap.clear();
+        self.heap.clear(1024);
         self.slots.clear();
         self.free = None;
-        self.heap.shrink_to(1024);
         self.slots.shrink_to(1024);
     }
 
     fn forget_cancelled(&mut self) {
-        let heap = std::mem::take(&mut self.heap);
-        self.heap = heap.into_iter().filter(|&Reverse((_, sequence, slot))| self.holds(slot, sequence)).collect();
+        let slots = &self.slots;
+        self.heap.retain(|deadline| stands(slots, deadline));
     }
+}
+
+/// Whether the entry that a deadline was made for is still there. The heap keeps half of its number, so one
+/// that was cancelled could be mistaken for another only after 2^32 insertions that end in the same slot,
+/// all before its time comes and before the cancelled ones are cleared out.
+fn stands<E>(slots: &[Slot<E>], deadline: &Deadline) -> bool {
+    matches!(slots[deadline.slot as usize], Slot::Taken { sequence, .. } if sequence as u32 == deadline.sequence)
 }
 
 /// Something that waits for time to pass.
@@ -495,7 +507,7 @@ mod tests {
         for key in keys {
             heap.cancel(key);
         }
-        assert!(heap.heap.capacity() <= 1024 && heap.slots.capacity() <= 1024);
+        assert!(heap.heap.len() == 0 && heap.slots.capacity() <= 1024);
     }
 
     struct Recorder(Mutex<Vec<Timestamp>>, Option<Timestamp>);
