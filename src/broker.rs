@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 /// at the first delay, workers when a consumer starts.
 ///
 /// When the last clone is dropped without [`Broker::shutdown`], workers finish what they have in hand and
-/// end; what is still queued is gone with the last handle to its queue. A handler that owns a clone of its
+/// end (one that waits for room in a full queue is given a second, then its publish fails as closed); what is still queued is gone with the last handle to its queue. A handler that owns a clone of its
 /// broker keeps it alive until shutdown.
 ///
 /// ```
@@ -378,16 +378,27 @@ fn other_payload<T>(existing: &str) -> String {
     format!("it exists with the payload {existing}, asked for {}", type_name::<T>())
 }
 
+/// How long a dropped broker lets its workers wait for room in each other's queues.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 impl Drop for Inner {
     fn drop(&mut self) {
         self.schedules.close();
         let crews = self.runtime.crews();
         crews.iter().for_each(|crew| crew.order_stop());
-        // Whoever shutdown left behind is not waited for again.
-        let deadline = self.registry.lock().closed.then(Instant::now);
-        crews.iter().for_each(|crew| {
-            crew.join(deadline);
-        });
+        let (closed, queues) = {
+            let registry = self.registry.lock();
+            (registry.closed, registry.queues.values().cloned().collect::<Vec<_>>())
+        };
+        let patience = if closed { Duration::ZERO } else { PATIENCE };
+        let deadline = Instant::now() + patience;
+        let late: usize = crews.iter().map(|crew| crew.join(Some(deadline))).sum();
+        if late > 0 && !closed {
+            // Some may wait for room in a queue that nobody empties any more. Whoever shutdown left behind
+            // is not waited for again.
+            queues.iter().for_each(|queue| queue.close());
+            crews.iter().for_each(|crew| _ = crew.join(None));
+        }
         self.runtime.scheduler.stop();
     }
 }

@@ -348,3 +348,20 @@ fn a_queue_without_broker_ends_by_close() {
         assert!(matches!(queue.send(1), Err(SendError::Closed(_))));
     });
 }
+
+#[test]
+fn dropping_the_broker_releases_a_worker_that_waits_for_room_nobody_makes() {
+    within(LONG, || {
+        let broker = Broker::new();
+        let full: Queue<u32> = broker.queue("full").capacity(1).declare().unwrap();
+        let queue: Queue<u32> = broker.queue("q").declare().unwrap();
+        full.send(0).unwrap();
+        let target = full.clone();
+        let publish = move |n: &Message<u32>| target.send(**n).map(|_| ()).map_err(postroom::Failure::transient);
+        queue.consumer().start(publish).unwrap();
+        queue.send(1).unwrap();
+        eventually("it waits", || queue.in_flight() == 1);
+        drop(broker);
+        assert_eq!((queue.in_flight(), full.len()), (0, 1));
+    });
+}
