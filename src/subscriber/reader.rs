@@ -104,7 +104,17 @@ impl<T: Send + Sync + 'static> Reader<T> {
 
     /// Whether the next one can be had without waiting.
     pub(super) fn is_ready(&self) -> bool {
-        !self.replay.is_empty() || self.cursor < self.fetched || self.ring.backlog(self.cursor) > 0 || self.seat.is_cut()
+        !self.replay.is_empty()
+            || self.cursor < self.fetched
+            || self.ring.backlog(self.cursor) > 0
+            || self.seat.is_cut()
+    }
+
+    /// Whether the next one can be had without waiting and without an error.
+    pub(super) fn is_plain(&self) -> bool {
+        let cut = self.seat.is_cut();
+        let lags = || self.cursor == self.fetched && self.ring.missing(&self.seat) > 0;
+        !cut && (!self.replay.is_empty() || !lags())
     }
 
     pub(super) fn backlog(&self) -> u64 {

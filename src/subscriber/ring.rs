@@ -79,6 +79,8 @@ struct State<T> {
     /// Some subscriber may be asleep on `readable`.
     sleepers: bool,
     gate: Gate,
+    /// What handlers had not got to when shutdown stopped them.
+    unheard: Vec<Leftover>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -242,6 +244,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
             latest: retention.by_key.then(AHashMap::new),
             sleepers: false,
             gate: Gate::Open,
+            unheard: Vec::new(),
         };
         let ring = Arc::new_cyclic(|me: &Weak<Self>| Self {
             topic,
@@ -395,6 +398,10 @@ impl<T: Send + Sync + 'static> Ring<T> {
         state.seats.retain(|other| !Arc::ptr_eq(other, seat));
         if state.seats.len() < before {
             self.lagged.add(seat.missing(state.tail));
+            if state.gate != Gate::Open {
+                let unheard = unheard_by(seat, state.tail);
+                state.unheard.extend(unheard);
+            }
         }
         state.look_at_seats_again(self.retention);
         let last = state.seats.is_empty() && before > 0;
@@ -597,10 +604,22 @@ impl<T: Send + Sync + 'static> Ring<T> {
         }
     }
 
+    /// What a handler still has to do; nothing once it has left.
+    pub(super) fn pending(&self, seat: &Arc<Seat>) -> u64 {
+        let state = self.state.lock();
+        if state.seats.iter().any(|other| Arc::ptr_eq(other, seat)) { seat.pending(state.tail) } else { 0 }
+    }
+
+    pub(super) fn missing(&self, seat: &Seat) -> u64 {
+        seat.missing(self.state.lock().tail)
+    }
+
     pub(super) fn backlog(&self, cursor: u64) -> u64 {
         self.state.lock().tail - cursor
     }
+}
 
+impl<T> Ring<T> {
     pub(super) fn wake_everyone(&self) {
         drop(self.state.lock());
         self.readable.notify_all();
@@ -642,14 +661,8 @@ impl<T: Send + Sync + 'static> AnyRing for Ring<T> {
 
     fn leftovers(&self) -> Vec<Leftover> {
         let state = self.state.lock();
-        let left = state.seats.iter().filter(|seat| seat.is_handled());
-        let left = left.map(|seat| Leftover {
-            queue: seat.name.to_string(),
-            ready: seat.pending(state.tail),
-            delayed: 0,
-            in_flight: 0,
-        });
-        left.filter(|leftover| leftover.ready > 0).collect()
+        let stuck = state.seats.iter().filter_map(|seat| unheard_by(seat, state.tail));
+        state.unheard.iter().cloned().chain(stuck).collect()
     }
 }
 
@@ -686,8 +699,14 @@ pub(crate) fn for_subscribers<T>(mut message: Message<T>) -> Arc<Message<T>> {
     Arc::new(message)
 }
 
+fn unheard_by(seat: &Seat, tail: u64) -> Option<Leftover> {
+    let ready = if seat.is_handled() { seat.pending(tail) } else { 0 };
+    (ready > 0).then(|| Leftover { queue: seat.name.to_string(), ready, delayed: 0, in_flight: 0 })
+}
+
 fn snapshot<T>(state: &State<T>) -> VecDeque<Arc<Message<T>>> {
-    let mut latest: Vec<_> = state.latest.iter().flatten().map(|(_, (at, message))| (*at, Arc::clone(message))).collect();
+    let mut latest: Vec<_> =
+        state.latest.iter().flatten().map(|(_, (at, message))| (*at, Arc::clone(message))).collect();
     latest.sort_unstable_by_key(|(at, _)| *at);
     latest.into_iter().map(|(_, message)| message).collect()
 }
