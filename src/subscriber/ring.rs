@@ -197,8 +197,8 @@ impl<T> State<T> {
         self.open.push(message);
         if self.open.len() >= self.longest() {
             self.seal();
-            self.evict(waste);
         }
+        self.evict(waste);
         cut
     }
 
