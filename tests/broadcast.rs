@@ -710,6 +710,7 @@ fn shutdown_lets_handlers_finish_and_publish_on() {
         let report = broker.shutdown(LONG);
         assert!(report.is_clean(), "{report}");
         assert_eq!(sum.load(Ordering::SeqCst), 4950);
+        assert!(matches!(first.publish("n", 1), Err(PublishError::Closed(_))), "not lost in silence");
     }
 }
 

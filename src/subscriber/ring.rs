@@ -268,9 +268,11 @@ impl<T: Send + Sync + 'static> Ring<T> {
         self.retention
     }
 
-    /// Whether publishes have to come by, and whether anybody would see them.
+    /// Whether publishes have to come by, and whether anybody would see them. Once closing, they come by to
+    /// be refused.
     pub(crate) fn interest(&self) -> (bool, bool) {
-        let subscribed = !self.state.lock().seats.is_empty();
+        let state = self.state.lock();
+        let subscribed = !state.seats.is_empty() || state.gate != Gate::Open;
         (subscribed || self.retention.is_any(), subscribed)
     }
 
@@ -632,6 +634,7 @@ impl<T> Ring<T> {
             state.gate = gate;
         }
         drop(state);
+        self.runtime.routes_version.fetch_add(1, Ordering::Release);
         self.wake_everyone();
     }
 
