@@ -483,6 +483,7 @@ impl<T: Send + Sync + 'static> AnyTopic for TopicCore<T> {
             payload: type_name::<T>(),
             routing: self.routing(),
             bindings: self.bindings(),
+            subscribers: self.subscribers(),
         }
     }
 }

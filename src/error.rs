@@ -242,6 +242,30 @@ pub enum RecvTimeoutError {
     Closed,
 }
 
+/// Why a [`Subscriber`](crate::Subscriber) did not receive a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ThisError)]
+#[non_exhaustive]
+pub enum BroadcastError {
+    /// It was too slow and has missed this many messages; the next receive goes on with the oldest one left.
+    #[error("{0} messages were missed")]
+    Lagged(u64),
+    /// Nothing is there now: `try_recv`.
+    #[error("no message is there")]
+    Empty,
+    /// Nothing came in time: `recv_timeout`.
+    #[error("no message came in time")]
+    Timeout,
+    /// It was too slow and was cut off, as [`Lag::Disconnect`](crate::Lag::Disconnect) says.
+    #[error("the subscriber was too slow and was disconnected")]
+    Disconnected,
+    /// Nothing is left and nobody can publish any more.
+    #[error("the topic is closed and nothing is left")]
+    Closed,
+    /// In a simulation: nothing that could still run would ever publish.
+    #[error("waiting would never end: nothing in the simulation can publish")]
+    Deadlock,
+}
+
 /// Why a delivery could not be settled.
 #[derive(Debug, Clone, PartialEq, Eq, ThisError)]
 #[non_exhaustive]

@@ -220,8 +220,18 @@ pub struct TopicStats {
     pub name: String,
     /// Messages published.
     pub published: u64,
-    /// Published messages that no binding matched, whether or not an alternate queue caught them.
+    /// Published messages that no binding matched and no subscriber saw, whether or not an alternate queue
+    /// caught them.
     pub unroutable: u64,
+    /// Its subscribers now.
+    #[serde(default)]
+    pub subscribers: u64,
+    /// Messages that subscribers have missed because they were too slow, counted once per subscriber.
+    #[serde(default)]
+    pub lagged: u64,
+    /// Subscribers that were cut off because they were too slow.
+    #[serde(default)]
+    pub disconnected: u64,
 }
 
 #[cfg(test)]
