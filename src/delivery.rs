@@ -8,6 +8,7 @@ use crate::queue::core::Core;
 use crate::queue::fifo::Chunk;
 use crate::retry::{Decision, decide};
 use crate::stats::Tally;
+use smallvec::SmallVec;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -21,6 +22,8 @@ pub(crate) enum Verdict {
     Requeue,
     Again(Duration),
     Bury(Reason),
+    /// Keep it, and with it its key, for this reason.
+    Hold(Reason),
 }
 
 impl<T: Send + Sync + 'static> Core<T> {
@@ -52,7 +55,11 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     fn give_up(&self, reason: Reason) -> Verdict {
-        self.pause_instead_of_giving_up().map_or(Verdict::Bury(reason), Verdict::Again)
+        match self.pause_instead_of_giving_up() {
+            Some(pause) => Verdict::Again(pause),
+            None if self.holds_back(&reason) => Verdict::Hold(reason),
+            None => Verdict::Bury(reason),
+        }
     }
 
     /// Does what was decided. Counting comes last, so that the message is never nowhere.
@@ -66,7 +73,9 @@ impl<T: Send + Sync + 'static> Core<T> {
             return Err(late);
         }
         if verdict == Verdict::Ack {
+            let lane = message.take_lane();
             drop_contained(message);
+            self.free_lane(lane);
             self.settled(&tally.acked);
             return Ok(());
         }
@@ -79,7 +88,9 @@ impl<T: Send + Sync + 'static> Core<T> {
         match verdict {
             Verdict::Ack | Verdict::Discard => {
                 self.counts.discarded.add(1);
+                let lane = message.take_lane();
                 drop_contained(message);
+                self.free_lane(lane);
             }
             Verdict::Requeue => {
                 self.counts.requeued.add(1);
@@ -87,7 +98,12 @@ impl<T: Send + Sync + 'static> Core<T> {
                 self.take_back(message, false);
             }
             Verdict::Again(delay) => self.retry_after(message, delay),
-            Verdict::Bury(reason) => self.bury(DeadLetter::new(message, reason, self)),
+            Verdict::Bury(reason) => {
+                let lane = message.take_lane();
+                self.bury(DeadLetter::new(message, reason, self));
+                self.free_lane(lane);
+            }
+            Verdict::Hold(reason) => self.park(message, reason),
         }
         self.settled(&tally.unacked);
     }
@@ -280,7 +296,9 @@ impl<T: Send + Sync + 'static> Core<T> {
             return results.fold(Ok(()), Result::and);
         }
         let n = batch.len();
+        let lanes: SmallVec<[u32; 64]> = batch.iter_mut().filter_map(Message::take_lane).collect();
         batch.drain(..).for_each(drop_contained);
+        self.free_lanes(&lanes);
         self.settled_many(&tally.acked, n);
         Ok(())
     }

@@ -437,7 +437,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             let mut lane = self.lanes[thread_slot() % LANES].lock();
             match lane.look_up(self, &message.routing_key, &mut outdated) {
                 // The common case ends here: nothing in `offer` runs user code or waits.
-                Route::One(queue) if !message.is_timed() => match queue.offer(message) {
+                Route::One(queue) if !message.is_timed() && !queue.is_ordered() => match queue.offer(message) {
                     Ok(()) => {
                         lane.published += 1;
                         return Ok(Receipt { id, routed: 1 });
@@ -851,6 +851,10 @@ fn accept_all<T: Send + Sync + 'static>(
     mut message: Message<T>,
     patience: Patience,
 ) -> Result<usize, PublishError<T>> {
+    let keys = match order_keys(queues, &message) {
+        Ok(keys) => keys,
+        Err((queue, refusal)) => return Err(refusal_error(queue, (message, refusal))),
+    };
     let mut woken_by: Option<&Core<T>> = None;
     let pledges = loop {
         let (full, mut refusal) = match pledge_all(queues) {
@@ -873,14 +877,24 @@ fn accept_all<T: Send + Sync + 'static>(
         return Err(refusal_error(full, (message, refusal)));
     };
     let mut routed = 0;
-    let mut pledges = queues.iter().zip(pledges).peekable();
-    while let Some((queue, pledge)) = pledges.next() {
+    let mut pledges = queues.iter().zip(pledges).zip(keys).peekable();
+    while let Some(((queue, pledge), key)) = pledges.next() {
         if pledges.peek().is_none() {
-            return Ok(routed + usize::from(queue.redeem(pledge, message).is_routed()));
+            return Ok(routed + usize::from(queue.redeem(pledge, message.ordered_by(key)).is_routed()));
         }
-        routed += usize::from(queue.redeem(pledge, message.share()).is_routed());
+        routed += usize::from(queue.redeem(pledge, message.share().ordered_by(key)).is_routed());
     }
     Ok(routed)
+}
+
+/// What each queue orders the message by, if it does. Found before anything is promised, since a user's
+/// function may panic.
+fn order_keys<'a, T: Send + Sync + 'static>(
+    queues: &'a [Arc<Core<T>>],
+    message: &Message<T>,
+) -> Result<SmallVec<[Option<Text>; 8]>, (&'a Core<T>, Refusal)> {
+    let keys = queues.iter().map(|queue| queue.order_key(message).map_err(|refusal| (&**queue, refusal)));
+    keys.collect()
 }
 
 fn pledge_all<T: Send + Sync + 'static>(queues: &[Arc<Core<T>>]) -> Result<SmallVec<[Pledge; 8]>, (&Core<T>, Refusal)> {
@@ -906,6 +920,7 @@ fn refusal_error<T: Send + Sync + 'static>(
         Refusal::Closed => PublishError::Closed(queue.refused(message)),
         Refusal::Timeout => PublishError::Timeout(queue.refused(message)),
         Refusal::Deadlock(why) => PublishError::Deadlock(queue.deadlocked(message, why)),
+        Refusal::Panicked(words) => PublishError::Panicked(queue.refused(message).because(words)),
         Refusal::Limited(wait) => PublishError::Limited(queue.refused(message).limited(wait)),
     }
 }

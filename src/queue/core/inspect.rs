@@ -4,6 +4,7 @@ use super::{Core, Intake, Outlet, Waiting};
 use crate::clock::Timestamp;
 use crate::message::Message;
 use crate::outcome::drop_contained;
+use crate::queue::keyed::Keyed;
 use crate::stats::{HandlingTime, QueueStats};
 use std::time::{Duration, SystemTime};
 
@@ -63,6 +64,11 @@ impl<T: Send + Sync + 'static> Core<T> {
         let mut outlet = self.outlet.lock();
         let mut intake = self.intake.lock();
         let Intake { aside, tail, .. } = &mut *intake;
+        if let Some(keyed) = &mut aside.keyed {
+            let mut copies = Vec::new();
+            keyed.show(max, |message| copies.push(message.share()));
+            return copies;
+        }
         let ready = aside.iter_mut().chain(tail.iter_mut(&mut outlet.head));
         ready.take(max).map(Message::share).collect()
     }
@@ -89,8 +95,12 @@ impl<T: Send + Sync + 'static> Core<T> {
         let mut slots = all.iter().filter(|message| message.holds_slot).count() as u64;
         while let Some(waiting) = delayed.pop_due(Timestamp::MAX) {
             all.push(match waiting {
-                Waiting::Retry(message) => message,
-                Waiting::Delayed(message) | Waiting::Paced(message) => {
+                Waiting::Retry(mut message) => {
+                    intake.free_lanes(message.take_lane());
+                    message
+                }
+                Waiting::Delayed(mut message) | Waiting::Paced(mut message) => {
+                    intake.free_lanes(message.take_lane());
                     slots += 1;
                     message
                 }
@@ -134,6 +144,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             handling.add(&tally.handling);
         });
         let oldest = intake.oldest(&mut outlet);
+        let keyed = intake.aside.keyed.as_ref();
         let counts = &self.counts;
         let (discarded, purged, cancelled) = (counts.discarded.get(), counts.purged.get(), counts.cancelled.get());
         QueueStats {
@@ -160,6 +171,8 @@ impl<T: Send + Sync + 'static> Core<T> {
             in_flight: outlet.delivered.saturating_sub(settled),
             delayed: delayed.len() as u64,
             oldest_age: oldest.map(|stamp| now.since(stamp)),
+            parked: keyed.map_or(0, |keyed| keyed.held() as u64),
+            keys: keyed.map_or(0, |keyed| keyed.keys() as u64),
             handling,
         }
     }
@@ -171,6 +184,7 @@ impl<T> Intake<T> {
     fn oldest(&mut self, outlet: &mut Outlet<T>) -> Option<Timestamp> {
         let aside = self.aside.iter_mut().map(|message| message.published_at).min();
         let plain = self.tail.iter_mut(&mut outlet.head).next().map(|message| message.published_at);
-        aside.into_iter().chain(plain).min()
+        let keyed = self.aside.keyed.as_ref().and_then(Keyed::oldest).map(|message| message.published_at);
+        aside.into_iter().chain(plain).chain(keyed).min()
     }
 }
