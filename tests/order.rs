@@ -427,7 +427,10 @@ fn draining_takes_what_waits_for_a_retry_and_leaves_no_key_behind() {
     assert_conserved(&queue);
 }
 
-fn failing_first(policy: Exhausted, events: Arc<Mutex<Vec<Event>>>) -> (Broker, Queue<Step>, Simulation, Arc<AtomicBool>) {
+fn failing_first(
+    policy: Exhausted,
+    events: Arc<Mutex<Vec<Event>>>,
+) -> (Broker, Queue<Step>, Simulation, Arc<AtomicBool>) {
     let told = move |event: &Event| events.lock().unwrap().push(event.clone());
     let (broker, simulation) = Broker::builder().seed(7).on_event(told).build_simulated().unwrap();
     let retry = Retry::fixed(SECOND).max_attempts(3);
