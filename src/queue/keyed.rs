@@ -325,12 +325,9 @@ impl<M> Keyed<M> {
     }
 
     fn lane_of(&mut self, key: Text) -> u32 {
-        if let Some(&lane) = self.by_key.get(&key) {
-            return lane;
-        }
-        let lane = self.lanes.insert(Lane::new(key.clone()));
-        self.by_key.insert(key, lane);
-        lane
+        let lanes = &mut self.lanes;
+        let new = |key: &Text| lanes.insert(Lane::new(key.clone()));
+        *self.by_key.entry(key).or_insert_with_key(new)
     }
 
     fn parked_lane(&self, key: &Text) -> Option<u32> {
@@ -414,9 +411,11 @@ impl<M> Keyed<M> {
     fn forget(&mut self, lane: u32) {
         let key = std::mem::replace(&mut self.lanes[lane].key, Text::EMPTY);
         self.by_key.remove(&key);
+        // A map does not say how much it has taken, but there are never fewer numbers for lanes than keys in it.
+        let large = self.lanes.numbers() > SPARE;
         self.lanes.vacate(lane);
-        if self.by_key.is_empty() && self.by_key.capacity() > 2 * SPARE {
-            self.by_key.shrink_to(SPARE);
+        if large && self.by_key.is_empty() {
+            self.by_key = AHashMap::new();
         }
     }
 }
@@ -517,6 +516,11 @@ impl<N> Slab<N> {
 
     fn new() -> Self {
         Self { chunks: Vec::new(), vacant: Vec::new(), len: 0 }
+    }
+
+    /// How many things there were at once, since it was last empty and large.
+    fn numbers(&self) -> usize {
+        self.len as usize
     }
 
     fn live(&self) -> usize {

@@ -75,7 +75,6 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
     }
 
-    #[cold]
     pub(crate) fn free_lanes(&self, lanes: &[u32]) {
         if lanes.is_empty() {
             return;
