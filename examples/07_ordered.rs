@@ -176,7 +176,7 @@ fn run(
     assert!(broker.wait_idle(Duration::from_secs(30)), "all steps are taken");
     let took = start.elapsed();
     let rate = (ORDERS * 4) as f64 / took.as_secs_f64();
-    println!("   {workers} workers: {rate:>7.0} steps a second, {} out of order", machine.misses());
+    println!("   with {workers} at work: {rate:>7.0} steps a second, {} out of order", machine.misses());
     assert_eq!((machine.misses(), machine.in_state(State::Done)), (0, ORDERS as usize));
     let stats = queue.stats();
     assert_eq!((stats.acked, stats.unaccounted(), stats.keys), (ORDERS * 4, 0, 0));

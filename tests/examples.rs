@@ -41,7 +41,7 @@ fn asynchronous_processing_holds() {
 #[test]
 fn order_holds() {
     run("07_ordered", &[], "").succeeds().says(&[
-        "8 workers:",
+        "with 8 at work:",
         "parked: order 42 with 2 steps, after 4 attempts: the carrier does not answer",
         "meanwhile 1999 of 2000 orders are done",
         "order 42 released: all 2000 orders are done, none out of order",

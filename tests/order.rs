@@ -857,13 +857,13 @@ fn eight_workers_keep_thousands_of_keys_in_order() {
         let watch = Arc::new(Watch::default());
         let seen = watch.clone();
         let handler = move |step: &Message<Step>| {
-            let fails = step.attempt() == 1 && (step.0 + step.1) % 17 == 0;
+            let fails = step.attempt() == 1 && (step.0 + step.1).is_multiple_of(17);
             seen.enters(**step);
-            if step.0 % 64 == 0 {
+            if step.0.is_multiple_of(64) {
                 thread::yield_now();
             }
             seen.leaves(**step, !fails);
-            if fails && step.1 % 2 == 0 {
+            if fails && step.1.is_multiple_of(2) {
                 panic!("{ON_PURPOSE}");
             }
             if fails { Err(Failure::transient("now and then")) } else { Ok(()) }
