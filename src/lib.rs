@@ -151,7 +151,7 @@ pub use error::{
 pub use message::{Attempt, Message, MessageId};
 pub use name::{Name, QueueName, TopicName};
 pub use outcome::{Classify, Failure, IntoOutcome, Outcome};
-pub use queue::{Expired, Overflow, Queue, QueueBuilder};
+pub use queue::{Exhausted, Expired, Overflow, Parked, Queue, QueueBuilder};
 pub use rate::Rate;
 pub use request::{Fate, ReplyError, RequestError};
 pub use retry::{DelayLevel, Retry};

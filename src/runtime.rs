@@ -69,6 +69,17 @@ pub enum Event {
         /// The subscriber's name.
         subscriber: String,
     },
+    /// A queue ordered by key holds a key back after a failure, as `Exhausted::Park` or `Stop` asks.
+    KeyParked {
+        /// The queue.
+        queue: String,
+        /// The ordering key.
+        key: String,
+        /// Which message failed.
+        message: MessageId,
+        /// Nothing of the other keys is handed out either, until `Queue::resume`.
+        stopped: bool,
+    },
     /// A consumer's circuit breaker takes no messages for a while; told again after each probe that failed.
     CircuitOpened {
         /// The consumer's queue.
@@ -201,6 +212,7 @@ impl Runtime {
         message.published_at = self.stamp();
         message.attempt = 0;
         message.redelivered = false;
+        message.leave_order();
         if message.extras.is_some() {
             message.resolve_times(&self.clock);
         }

@@ -520,7 +520,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             let mut lane = self.lanes[thread_slot() % LANES].lock();
             match lane.look_up(self, &message.routing_key, &mut outdated) {
                 // The common case ends here: nothing in `offer` runs user code or waits.
-                Route::One(queue) if !message.is_timed() => match queue.offer(message) {
+                Route::One(queue) if !message.is_timed() && !queue.is_ordered() => match queue.offer(message) {
                     Ok(()) => {
                         lane.published += 1;
                         return Ok(Receipt { id, routed: 1 });
@@ -1013,6 +1013,10 @@ fn accept_all<T: Send + Sync + 'static>(
     message: Message<T>,
     patience: Patience,
 ) -> Result<usize, PublishError<T>> {
+    let keys = match order_keys(queues, &message) {
+        Ok(keys) => keys,
+        Err((queue, refusal)) => return Err(refusal_error(queue, (message, refusal))),
+    };
     let mut woken_by: Option<&Core<T>> = None;
     let pledges = loop {
         let (full, mut refusal) = match pledge_all(queues, rings) {
@@ -1034,24 +1038,28 @@ fn accept_all<T: Send + Sync + 'static>(
         }
         return Err(full.error((message, refusal)));
     };
-    Ok(redeem_all(queues, rings, pledges, message))
+    Ok(redeem_all(queues, rings, pledges, keys, message))
 }
 
 fn redeem_all<T: Send + Sync + 'static>(
     queues: &[Arc<Core<T>>],
     rings: &[Arc<Ring<T>>],
     pledges: SmallVec<[Pledge; 8]>,
+    keys: SmallVec<[Option<Text>; 8]>,
     mut message: Message<T>,
 ) -> usize {
-    let mut pledges = queues.iter().zip(pledges);
-    let Some((ring, other_rings)) = rings.split_first() else {
-        let Some((last, pledge)) = pledges.next_back() else { return 0 };
-        let routed: usize =
-            pledges.map(|(q, pledge)| usize::from(q.redeem(pledge, message.share_with_queue()).is_routed())).sum();
-        return routed + usize::from(last.redeem(pledge, message).is_routed());
-    };
-    let routed =
-        pledges.map(|(queue, pledge)| usize::from(queue.redeem(pledge, message.share_with_queue()).is_routed())).sum();
+    let mut promised = queues.iter().zip(pledges).zip(keys);
+    // Without subscribers, the last queue gets the message itself.
+    let last = if rings.is_empty() { promised.next_back() } else { None };
+    let mut routed = 0;
+    for ((queue, pledge), key) in promised {
+        let copy = message.share_with_queue().ordered_by(key);
+        routed += usize::from(queue.redeem(pledge, copy).is_routed());
+    }
+    if let Some(((queue, pledge), key)) = last {
+        return routed + usize::from(queue.redeem(pledge, message.ordered_by(key)).is_routed());
+    }
+    let Some((ring, other_rings)) = rings.split_first() else { return routed };
     // Those who watch cannot reply, and must not keep the requester waiting.
     message.forget_request();
     let message = for_subscribers(message);
@@ -1100,6 +1108,16 @@ impl<'a, T: Send + Sync + 'static> Full<'a, T> {
     }
 }
 
+/// What each queue orders the message by, if it does. Found before anything is promised, since a user's
+/// function may panic.
+fn order_keys<'a, T: Send + Sync + 'static>(
+    queues: &'a [Arc<Core<T>>],
+    message: &Message<T>,
+) -> Result<SmallVec<[Option<Text>; 8]>, (&'a Core<T>, Refusal)> {
+    let keys = queues.iter().map(|queue| queue.order_key(message).map_err(|refusal| (&**queue, refusal)));
+    keys.collect()
+}
+
 fn pledge_all<'a, T: Send + Sync + 'static>(
     queues: &'a [Arc<Core<T>>],
     rings: &'a [Arc<Ring<T>>],
@@ -1137,6 +1155,7 @@ pub(crate) fn refusal_error<T: Send + Sync + 'static>(
         Refusal::Closed => PublishError::Closed(queue.refused(message)),
         Refusal::Timeout => PublishError::Timeout(queue.refused(message)),
         Refusal::Deadlock(why) => PublishError::Deadlock(queue.deadlocked(message, why)),
+        Refusal::Panicked(words) => PublishError::Panicked(queue.refused(message).because(words)),
         Refusal::Limited(wait) => PublishError::Limited(queue.refused(message).limited(wait)),
     }
 }

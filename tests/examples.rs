@@ -79,6 +79,16 @@ fn broadcast_holds() {
 }
 
 #[test]
+fn order_holds() {
+    run("07_ordered", &[], "").succeeds().says(&[
+        "with 8 at work:",
+        "parked: order 42 with 2 steps, after 4 attempts: the carrier does not answer",
+        "meanwhile 1999 of 2000 orders are done",
+        "order 42 released: all 2000 orders are done, none out of order",
+    ]);
+}
+
+#[test]
 fn retry_holds() {
     run("09_retry", &[], "").succeeds().says(&[
         "6 attempts, 200ms doubling to 30s, jitter up to 50%",

@@ -686,3 +686,59 @@ fn shutdown_lets_broadcast_handlers_finish() {
         assert_eq!(seen.sorted(), accepted.sorted());
     });
 }
+
+/// Per key, what handlers may see: one at a time, in order.
+fn checks_order(queue: &Queue<(u32, u32)>, failing: Option<(u32, u32)>) -> Arc<Mutex<Vec<(u32, u32)>>> {
+    let done = Arc::new(Mutex::new(Vec::new()));
+    let (seen, busy) = (done.clone(), Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]));
+    let handler = move |step: &Message<(u32, u32)>| {
+        assert_eq!(busy[step.0 as usize].fetch_add(1, Ordering::SeqCst), 0, "never two of a key");
+        thread::yield_now();
+        busy[step.0 as usize].fetch_sub(1, Ordering::SeqCst);
+        if failing == Some(**step) && step.attempt() == 1 {
+            return Outcome::Retry;
+        }
+        seen.lock().unwrap().push(**step);
+        Outcome::Ack
+    };
+    queue.consumer().workers(2).start(handler).unwrap();
+    done
+}
+
+fn of_key(done: &Mutex<Vec<(u32, u32)>>, key: u32) -> Vec<u32> {
+    done.lock().unwrap().iter().filter(|step| step.0 == key).map(|step| step.1).collect()
+}
+
+#[test]
+fn two_workers_never_handle_one_key_at_once() {
+    explore(|| {
+        let (broker, _) = broker();
+        let queue = broker.queue("q").ordered_by(|step: &(u32, u32)| step.0).capacity(2).declare().unwrap();
+        let done = checks_order(&queue, None);
+        let producers: Vec<_> = (0..2)
+            .map(|key| {
+                let queue = queue.clone();
+                thread::spawn(move || (0..2).for_each(|n| _ = queue.send((key, n)).unwrap()))
+            })
+            .collect();
+        producers.into_iter().for_each(|p| p.join().unwrap());
+        assert!(broker.shutdown(SECOND).is_clean());
+        assert_eq!((of_key(&done, 0), of_key(&done, 1)), (vec![0, 1], vec![0, 1]));
+        let stats = queue.stats();
+        assert_eq!((stats.unaccounted(), stats.keys), (0, 0), "{stats:?}");
+    });
+}
+
+#[test]
+fn a_retry_keeps_its_place_in_its_key() {
+    explore(|| {
+        let (broker, _) = broker();
+        let queue = broker.queue("q").ordered_by(|step: &(u32, u32)| step.0).retry(Retry::immediate(2));
+        let queue = queue.declare().unwrap();
+        let done = checks_order(&queue, Some((0, 0)));
+        queue.send_batch([(0, 0), (0, 1), (1, 0)]).unwrap();
+        assert!(broker.shutdown(SECOND).is_clean());
+        assert_eq!((of_key(&done, 0), of_key(&done, 1)), (vec![0, 1], vec![0]));
+        assert_eq!((queue.stats().retried, queue.stats().keys), (1, 0));
+    });
+}

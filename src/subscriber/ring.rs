@@ -602,6 +602,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
             Refusal::Timeout => PublishError::Timeout(Refused::new(message, &waits_for())),
             Refusal::Deadlock(why) => PublishError::Deadlock(Refused::new(message, &waits_for()).because(why)),
             Refusal::Closed => PublishError::Closed(Refused::new(message, &self.topic)),
+            Refusal::Panicked(words) => PublishError::Panicked(Refused::new(message, &self.topic).because(words)),
             Refusal::Limited(wait) => PublishError::Limited(Refused::new(message, &self.topic).limited(wait)),
         }
     }
