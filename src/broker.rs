@@ -294,13 +294,13 @@ impl Broker {
             problems.push(format!("the name of its dead-letter queue, {dead_name:?}, is taken by another queue"));
         }
         Error::unless_none(builder.subject(), problems)?;
-        let QueueBuilder { name, settings, dead_letters, .. } = builder;
+        let QueueBuilder { name, settings, keys, dead_letters, .. } = builder;
         let own_dead_letters = dead_letters.is_none();
         if let Some(shared) = &dead_letters {
             // It holds dead letters from now on, so it will never need a queue for its own.
             registry.forget_unused(&dead_letter_name(shared.name()));
         }
-        let queue = Queue::build(Arc::clone(&self.inner.runtime), name.into(), settings, dead_letters);
+        let queue = Queue::build(Arc::clone(&self.inner.runtime), name.into(), settings, keys, dead_letters);
         registry.queues.insert(Arc::clone(&queue.core.name), queue.core.clone());
         if own_dead_letters {
             let dead = queue.dead_letters().core;
@@ -494,6 +494,7 @@ impl<T: Send + Sync + 'static> AnyTopic for TopicCore<T> {
             payload: type_name::<T>(),
             routing: self.routing(),
             bindings: self.bindings(),
+            subscribers: self.subscribers(),
         }
     }
 }

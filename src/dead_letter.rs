@@ -27,6 +27,9 @@ pub enum Reason {
     Expired,
     /// Its queue was full and has the policy `Overflow::DeadLetter`.
     Overflow,
+    /// It waited behind a message that had failed for good, and its key was dropped; see
+    /// [`Queue::drop_key`].
+    KeyDropped,
 }
 
 impl fmt::Display for Reason {
@@ -37,6 +40,7 @@ impl fmt::Display for Reason {
             Self::Rejected(words) => write!(f, "rejected: {words}"),
             Self::Expired => f.write_str("expired"),
             Self::Overflow => f.write_str("queue was full"),
+            Self::KeyDropped => f.write_str("key dropped"),
         }
     }
 }
@@ -282,13 +286,15 @@ impl<'a, T: Send + Sync + 'static> Redrive<'a, T> {
             if let Some(edit) = &mut self.edit {
                 message.replace_payload(edit(letter));
             }
-            let letter = kept.messages.pop();
+            let mut letter = kept.messages.pop();
+            let lane = letter.as_mut().and_then(Message::take_lane);
             if letter.as_ref().is_some_and(|letter| letter.holds_slot) {
                 core.free_slot();
             }
             drop_contained(letter);
             let delay = pace.map_or(Duration::ZERO, |pace| pace.time_for(moved as u64));
             origin.readmit(message, delay);
+            core.free_lane(lane);
             core.settled(&core.tallies.common.acked);
             moved += 1;
         }

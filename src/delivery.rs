@@ -9,6 +9,7 @@ use crate::queue::fifo::Chunk;
 use crate::request::Fate;
 use crate::retry::{Decision, decide};
 use crate::stats::Tally;
+use smallvec::SmallVec;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -22,6 +23,8 @@ pub(crate) enum Verdict {
     Requeue,
     Again(Duration),
     Bury(Reason),
+    /// Keep it, and with it its key, for this reason.
+    Hold(Reason),
 }
 
 impl<T: Send + Sync + 'static> Core<T> {
@@ -53,7 +56,11 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     fn give_up(&self, reason: Reason) -> Verdict {
-        self.pause_instead_of_giving_up().map_or(Verdict::Bury(reason), Verdict::Again)
+        match self.pause_instead_of_giving_up() {
+            Some(pause) => Verdict::Again(pause),
+            None if self.holds_back(&reason) => Verdict::Hold(reason),
+            None => Verdict::Bury(reason),
+        }
     }
 
     /// Does what was decided. Counting comes last, so that the message is never nowhere.
@@ -67,8 +74,10 @@ impl<T: Send + Sync + 'static> Core<T> {
             return self.settle_too_late(message, tally);
         }
         if verdict == Verdict::Ack {
+            let lane = message.take_lane();
             message.handled(&self.name);
             message.dispose();
+            self.free_lane(lane);
             self.settled(&tally.acked);
             return Ok(());
         }
@@ -82,7 +91,9 @@ impl<T: Send + Sync + 'static> Core<T> {
         match verdict {
             Verdict::Ack | Verdict::Discard => {
                 self.counts.discarded.add(1);
+                let lane = message.take_lane();
                 self.throw_away(message, Fate::Discarded);
+                self.free_lane(lane);
             }
             Verdict::Requeue => {
                 self.counts.requeued.add(1);
@@ -90,7 +101,12 @@ impl<T: Send + Sync + 'static> Core<T> {
                 self.take_back(message, false);
             }
             Verdict::Again(delay) => self.retry_after(message, delay),
-            Verdict::Bury(reason) => self.bury(DeadLetter::new(message, reason, self)),
+            Verdict::Bury(reason) => {
+                let lane = message.take_lane();
+                self.bury(DeadLetter::new(message, reason, self));
+                self.free_lane(lane);
+            }
+            Verdict::Hold(reason) => self.park(message, reason),
         }
         if is_request && self.has_ended() {
             // It came back after all that was left had been told.
@@ -288,10 +304,13 @@ impl<T: Send + Sync + 'static> Core<T> {
             return results.fold(Ok(()), Result::and);
         }
         let n = batch.len();
+        let mut lanes: SmallVec<[u32; 64]> = SmallVec::new();
         for mut message in batch.drain(..) {
+            lanes.extend(message.take_lane());
             message.handled(&self.name);
             message.dispose();
         }
+        self.free_lanes(&lanes);
         self.settled_many(&tally.acked, n);
         Ok(())
     }

@@ -40,6 +40,8 @@ pub struct TopicDescription {
     pub routing: Option<Routing>,
     /// Each binding, and what it leads to.
     pub bindings: Vec<(String, String)>,
+    /// Its subscribers now.
+    pub subscribers: usize,
 }
 
 /// One queue.
@@ -65,7 +67,12 @@ pub struct QueueDescription {
 impl fmt::Display for Description {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for topic in &self.topics {
-            writeln!(f, "topic {:?} of {}, {}", topic.name, topic.payload, topic.routing_text())?;
+            write!(f, "topic {:?} of {}, {}", topic.name, topic.payload, topic.routing_text())?;
+            match topic.subscribers {
+                0 => writeln!(f)?,
+                1 => writeln!(f, ", 1 subscriber")?,
+                n => writeln!(f, ", {n} subscribers")?,
+            }
             for (binding, target) in &topic.bindings {
                 writeln!(f, "  {binding} -> {target}")?;
             }
@@ -108,6 +115,10 @@ impl Description {
                 let (from, to) = (self.node(&name), self.node(target));
                 let _ = writeln!(out, "    {from} -- \"{}\" --> {to}", escaped(binding));
             }
+        }
+        for topic in self.topics.iter().filter(|topic| topic.subscribers > 0) {
+            let node = self.node(&format!("topic {:?}", topic.name));
+            let _ = writeln!(out, "    {node} --> {node}s{{{{\"{} subscribers\"}}}}", topic.subscribers);
         }
         for queue in &self.queues {
             let node = self.node(&format!("queue {:?}", queue.name));

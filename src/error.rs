@@ -68,6 +68,7 @@ pub struct Refused<T> {
 impl<T> Refused<T> {
     pub(crate) fn new(mut message: Message<T>, by: &Arc<str>) -> Self {
         message.forget_request();
+        message.leave_order();
         Self { message, by: Arc::clone(by), detail: None, retry_in: None }
     }
 
@@ -134,8 +135,9 @@ pub enum PublishError<T> {
     /// An admission limit lets nothing pass now; [`Refused::retry_in`] says when it will.
     #[error("{:?} is over its admission limit; again in {:?}", .0.by(), .0.retry_in().unwrap_or_default())]
     Limited(Refused<T>),
-    /// A filter or a user's router panicked while the message was routed.
-    #[error("routing on topic {:?} {}", .0.by(), .0.detail())]
+    /// A filter, a user's router, or a queue's function for the ordering key panicked while the message was
+    /// routed.
+    #[error("routing at {:?} {}", .0.by(), .0.detail())]
     Panicked(Refused<T>),
 }
 
@@ -155,6 +157,9 @@ pub enum SendError<T> {
     /// An admission limit lets nothing pass now; [`Refused::retry_in`] says when it will.
     #[error("queue {:?} is over its admission limit; again in {:?}", .0.by(), .0.retry_in().unwrap_or_default())]
     Limited(Refused<T>),
+    /// The queue's function for the ordering key panicked.
+    #[error("finding the ordering key for queue {:?} {}", .0.by(), .0.detail())]
+    Panicked(Refused<T>),
 }
 
 /// Why [`Queue::try_send`](crate::Queue::try_send) did not take a message.
@@ -170,6 +175,9 @@ pub enum TrySendError<T> {
     /// An admission limit lets nothing pass now; [`Refused::retry_in`] says when it will.
     #[error("queue {:?} is over its admission limit; again in {:?}", .0.by(), .0.retry_in().unwrap_or_default())]
     Limited(Refused<T>),
+    /// The queue's function for the ordering key panicked.
+    #[error("finding the ordering key for queue {:?} {}", .0.by(), .0.detail())]
+    Panicked(Refused<T>),
 }
 
 /// Why [`Queue::send_timeout`](crate::Queue::send_timeout) did not take a message.
@@ -191,6 +199,9 @@ pub enum SendTimeoutError<T> {
     /// An admission limit lets nothing pass now; [`Refused::retry_in`] says when it will.
     #[error("queue {:?} is over its admission limit; again in {:?}", .0.by(), .0.retry_in().unwrap_or_default())]
     Limited(Refused<T>),
+    /// The queue's function for the ordering key panicked.
+    #[error("finding the ordering key for queue {:?} {}", .0.by(), .0.detail())]
+    Panicked(Refused<T>),
 }
 
 /// A batch of which a part was not taken.
@@ -240,6 +251,30 @@ pub enum RecvTimeoutError {
     /// The queue is closed and empty.
     #[error("the queue is closed and empty")]
     Closed,
+}
+
+/// Why a [`Subscriber`](crate::Subscriber) did not receive a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ThisError)]
+#[non_exhaustive]
+pub enum BroadcastError {
+    /// It was too slow and has missed this many messages; the next receive goes on with the oldest one left.
+    #[error("{0} messages were missed")]
+    Lagged(u64),
+    /// Nothing is there now: `try_recv`.
+    #[error("no message is there")]
+    Empty,
+    /// Nothing came in time: `recv_timeout`.
+    #[error("no message came in time")]
+    Timeout,
+    /// It was too slow and was cut off, as [`Lag::Disconnect`](crate::Lag::Disconnect) says.
+    #[error("the subscriber was too slow and was disconnected")]
+    Disconnected,
+    /// Nothing is left and nobody can publish any more.
+    #[error("the topic is closed and nothing is left")]
+    Closed,
+    /// In a simulation: nothing that could still run would ever publish.
+    #[error("waiting would never end: nothing in the simulation can publish")]
+    Deadlock,
 }
 
 /// Why a delivery could not be settled.
@@ -302,7 +337,7 @@ macro_rules! gives_message_back {
 
 gives_message_back! {
     PublishError { Full, Timeout, Closed, Unroutable, Deadlock, Limited, Panicked }
-    SendError { Full, Closed, Deadlock, Limited }
-    TrySendError { Full, Closed, Limited }
-    SendTimeoutError { Timeout, Full, Closed, Deadlock, Limited }
+    SendError { Full, Closed, Deadlock, Limited, Panicked }
+    TrySendError { Full, Closed, Limited, Panicked }
+    SendTimeoutError { Timeout, Full, Closed, Deadlock, Limited, Panicked }
 }

@@ -44,6 +44,7 @@
 //! | consume with workers | [`Queue::consumer`], [`Consumer`], [`Failure`], [`Classify`], [`Outcome`] |
 //! | consume by hand | [`Queue::recv`], [`Delivery`], [`Batch`] |
 //! | ask and wait for the reply | [`Topic::request`], [`Queue::request`], [`ConsumerBuilder::respond`], [`Message::reply`] |
+//! | have every listener see every message | [`Topic::subscribe`], [`Subscriber`], [`Lag`] |
 //! | say how often to try again | [`Retry`], [`DelayLevel`] |
 //! | look after what failed | [`DeadLetter`], [`Queue::redrive`] |
 //! | watch | [`Broker::stats`], [`Broker::describe`], [`Event`] |
@@ -123,6 +124,7 @@ mod simulation;
 mod runtime;
 mod queue;
 mod name;
+mod subscriber;
 mod topic;
 mod delivery;
 mod dead_letter;
@@ -144,13 +146,13 @@ pub use dead_letter::{DeadLetter, Reason, Redrive, Redriven};
 pub use delivery::{Batch, Delivery};
 pub use describe::{Description, QueueDescription, TopicDescription};
 pub use error::{
-    BatchError, Error, PublishError, RecvError, RecvTimeoutError, Refused, SendError, SendTimeoutError, SettleError,
-    TryRecvError, TrySendError,
+    BatchError, BroadcastError, Error, PublishError, RecvError, RecvTimeoutError, Refused, SendError, SendTimeoutError,
+    SettleError, TryRecvError, TrySendError,
 };
 pub use message::{Attempt, Message, MessageId};
 pub use name::{Name, QueueName, TopicName};
 pub use outcome::{Classify, Failure, IntoOutcome, Outcome};
-pub use queue::{Expired, Overflow, Queue, QueueBuilder};
+pub use queue::{Exhausted, Expired, Overflow, Parked, Queue, QueueBuilder};
 pub use rate::Rate;
 pub use request::{Fate, ReplyError, RequestError};
 pub use retry::{DelayLevel, Retry};
@@ -160,6 +162,7 @@ pub use schedule::{Missed, Schedule, ScheduleBuilder, ScheduleInfo};
 pub use shutdown::{Leftover, ShutdownReport};
 pub use simulation::Simulation;
 pub use stats::{HandlingTime, QueueStats, Stats, TopicStats};
+pub use subscriber::{Lag, Subscriber, SubscriberBuilder, Subscription};
 pub use timer::{Timer, TimerRef};
 pub use topic::{BindTarget, Receipt, Router, Routing, Topic, TopicBuilder};
 

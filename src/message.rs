@@ -8,7 +8,8 @@ use crate::request::Request;
 use crate::timer::TimerRef;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
-use std::fmt;
+use std::any::Any;
+use std::fmt::{self, Write as _};
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -77,6 +78,7 @@ pub struct Message<T> {
     pub(crate) redelivered: bool,
     /// Occupies one unit of its queue's capacity.
     pub(crate) holds_slot: bool,
+    lane: LaneMark,
     pub(crate) routing_key: Text,
     pub(crate) extras: Option<Box<Extras>>,
     body: Body<T>,
@@ -102,11 +104,26 @@ pub(crate) struct Extras {
     pub(crate) lease: Option<Arc<Lease>>,
     /// The way back to whoever waits for a reply.
     pub(crate) request: Request,
+    /// What it is ordered by in the queue that holds it, while it stands in no lane there.
+    pub(crate) order_key: Option<Text>,
+    /// The lane, if its mark says so.
+    lane: u32,
+}
+
+/// Of a message in flight, or waiting for its retry, in a queue ordered by key: the lane that hands out
+/// nothing meanwhile. Numbers beyond the envelope's spare bytes are among the extras; they take as many
+/// keys under way at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct LaneMark(u16);
+
+impl LaneMark {
+    const NONE: Self = Self(0);
+    const IN_EXTRAS: Self = Self(u16::MAX);
 }
 
 impl Extras {
     fn holds_only_times(&self) -> bool {
-        let named = self.key.is_some() || !self.headers.is_empty() || self.priority > 0;
+        let named = self.key.is_some() || self.order_key.is_some() || !self.headers.is_empty() || self.priority > 0;
         let bound = self.ttl.is_some() || self.expires.is_some() || self.timer.is_some() || self.lease.is_some();
         !named && !bound && !self.request.is_some() && !self.paced && self.history.is_empty()
     }
@@ -143,6 +160,7 @@ impl<T> Message<T> {
             attempt: 0,
             redelivered: false,
             holds_slot: false,
+            lane: LaneMark::NONE,
             routing_key: Text::EMPTY,
             extras: None,
             body: Body::Own(payload),
@@ -256,6 +274,10 @@ impl<T> Message<T> {
     #[must_use]
     pub fn key(&self) -> Option<&str> {
         self.extras.as_ref()?.key.as_ref().map(Text::as_str)
+    }
+
+    pub(crate) fn key_text(&self) -> Option<&Text> {
+        self.extras.as_ref()?.key.as_ref()
     }
 
     /// The routing key it was published under; empty if it was sent to a queue directly.
@@ -382,6 +404,45 @@ impl<T> Message<T> {
         extras.counts_from = extras.due;
     }
 
+    /// Notes which lane it keeps busy.
+    #[inline]
+    pub(crate) fn set_lane(&mut self, lane: u32) {
+        self.lane = match u16::try_from(lane + 1) {
+            Ok(mark) if mark != LaneMark::IN_EXTRAS.0 => LaneMark(mark),
+            _ => {
+                self.extras_mut().lane = lane;
+                LaneMark::IN_EXTRAS
+            }
+        };
+    }
+
+    /// The lane it keeps busy, which it does no longer.
+    #[inline]
+    pub(crate) fn take_lane(&mut self) -> Option<u32> {
+        match std::mem::replace(&mut self.lane, LaneMark::NONE) {
+            LaneMark::NONE => None,
+            LaneMark::IN_EXTRAS => self.extras.as_ref().map(|extras| extras.lane),
+            LaneMark(mark) => Some(u32::from(mark) - 1),
+        }
+    }
+
+    /// For a queue that orders it by this.
+    pub(crate) fn ordered_by(mut self, key: Option<Text>) -> Self {
+        if key.is_some() || self.extras.is_some() {
+            self.extras_mut().order_key = key;
+        }
+        self
+    }
+
+    /// Forgets what only the queue it came from could use.
+    #[inline]
+    pub(crate) fn leave_order(&mut self) {
+        self.lane = LaneMark::NONE;
+        if let Some(extras) = &mut self.extras {
+            extras.order_key = None;
+        }
+    }
+
     pub(crate) fn extras_mut(&mut self) -> &mut Extras {
         self.extras.get_or_insert_default()
     }
@@ -475,6 +536,47 @@ impl Text {
         Self::Inline { len: text.len() as u8, bytes }
     }
 
+    /// A value as it shows itself, without allocating where it is short; the common kinds by a shorter way.
+    #[inline]
+    pub(crate) fn showing<V: fmt::Display + Any>(value: &V) -> Self {
+        let any: &dyn Any = value;
+        if let Some(&number) = any.downcast_ref::<u64>() {
+            return Self::of_number(number);
+        }
+        if let Some(&number) = any.downcast_ref::<u32>() {
+            return Self::of_number(number.into());
+        }
+        if let Some(text) = any.downcast_ref::<String>() {
+            return Self::new(text);
+        }
+        let mut shown = Shown::default();
+        // Only the value's own `fmt` can fail; what it has written until then will have to do.
+        let _ = write!(shown, "{value}");
+        shown.into_text()
+    }
+
+    fn of_number(mut number: u64) -> Self {
+        let (mut digits, mut at) = ([0; Self::INLINE], Self::INLINE);
+        loop {
+            at -= 1;
+            digits[at] = b'0' + (number % 10) as u8;
+            number /= 10;
+            if number == 0 {
+                break;
+            }
+        }
+        let mut bytes = [0; Self::INLINE];
+        bytes[..Self::INLINE - at].copy_from_slice(&digits[at..]);
+        Self::Inline { len: (Self::INLINE - at) as u8, bytes }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Inline { len, bytes } => &bytes[..usize::from(*len)],
+            Self::Shared(text) => text.as_bytes(),
+        }
+    }
+
     pub(crate) fn as_str(&self) -> &str {
         match self {
             Self::Inline { len, bytes } => std::str::from_utf8(&bytes[..usize::from(*len)]).expect("copied from a str"),
@@ -507,7 +609,43 @@ impl Eq for Text {}
 
 impl std::hash::Hash for Text {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        self.as_str().hash(state);
+        state.write(self.as_bytes());
+    }
+}
+
+/// Collects what a value shows of itself.
+#[derive(Default)]
+struct Shown {
+    bytes: [u8; Text::INLINE],
+    len: usize,
+    /// All of it, once it does not fit.
+    long: String,
+}
+
+impl Shown {
+    fn into_text(self) -> Text {
+        if self.long.is_empty() {
+            Text::Inline { len: self.len as u8, bytes: self.bytes }
+        } else {
+            Text::new(&self.long)
+        }
+    }
+}
+
+impl fmt::Write for Shown {
+    fn write_str(&mut self, more: &str) -> fmt::Result {
+        let end = self.len + more.len();
+        if self.long.is_empty() && end <= Text::INLINE {
+            self.bytes[self.len..end].copy_from_slice(more.as_bytes());
+            self.len = end;
+            return Ok(());
+        }
+        if self.long.is_empty() {
+            let so_far = std::str::from_utf8(&self.bytes[..self.len]).expect("copied from strs");
+            self.long.push_str(so_far);
+        }
+        self.long.push_str(more);
+        Ok(())
     }
 }
 
@@ -526,6 +664,30 @@ mod tests {
     fn text_of_any_length_reads_back() {
         for text in ["", "a", "exactly-22-bytes-long!", "twenty-three bytes long", "grüße"] {
             assert_eq!(Text::new(text).as_str(), text);
+        }
+    }
+
+    #[test]
+    fn values_show_themselves_as_their_display_does() {
+        for number in [0, 7, 10, 99, 4_294_967_295, u64::MAX] {
+            assert_eq!(Text::showing(&number).as_str(), number.to_string());
+        }
+        assert_eq!(Text::showing(&8_u32).as_str(), "8");
+        assert_eq!(Text::showing(&-12_i64).as_str(), "-12");
+        assert_eq!(Text::showing(&std::net::Ipv4Addr::LOCALHOST).as_str(), "127.0.0.1");
+        for text in ["", "short", "exactly-22-bytes-long!", "a good deal longer than twenty-two bytes"] {
+            assert_eq!(Text::showing(&text.to_owned()), Text::new(text));
+            assert_eq!(Text::showing(&std::borrow::Cow::<'static, str>::Owned(text.into())), Text::new(text));
+        }
+    }
+
+    #[test]
+    fn lanes_of_any_number_are_remembered_once() {
+        for lane in [0, 1, 65_533, 65_534, 65_535, 70_000, u32::MAX - 1] {
+            let mut message = Message::new(());
+            message.set_lane(lane);
+            assert_eq!(message.extras.is_some(), lane >= 65_534);
+            assert_eq!((message.take_lane(), message.take_lane()), (Some(lane), None));
         }
     }
 

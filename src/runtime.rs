@@ -7,6 +7,7 @@ use crate::message::{Message, MessageId};
 use crate::outcome::contained;
 use crate::random::Random;
 use crate::scheduler::{Scheduler, Timed, TimedId};
+use crate::shutdown::Leftover;
 use crate::simulation::{Executor, Until};
 use crate::stats::Counter;
 use crate::sync::{AtomicU64, AtomicUsize, Condvar, Mutex, Ordering, thread_local};
@@ -61,6 +62,24 @@ pub enum Event {
         /// How many messages it has thrown away so far.
         total: u64,
     },
+    /// A subscriber was too slow and was cut off, as its [`Lag::Disconnect`](crate::Lag::Disconnect) says.
+    SubscriberDisconnected {
+        /// The topic.
+        topic: String,
+        /// The subscriber's name.
+        subscriber: String,
+    },
+    /// A queue ordered by key holds a key back after a failure, as `Exhausted::Park` or `Stop` asks.
+    KeyParked {
+        /// The queue.
+        queue: String,
+        /// The ordering key.
+        key: String,
+        /// Which message failed.
+        message: MessageId,
+        /// Nothing of the other keys is handed out either, until `Queue::resume`.
+        stopped: bool,
+    },
     /// A consumer's circuit breaker takes no messages for a while; told again after each probe that failed.
     CircuitOpened {
         /// The consumer's queue.
@@ -109,6 +128,7 @@ pub(crate) struct Runtime {
     crews: Mutex<Vec<Weak<dyn Crew>>>,
     /// Replies whose requester did not wait any more.
     pub(crate) late_replies: Counter,
+    rings: Mutex<Vec<Weak<dyn AnyRing>>>,
     watchers: AtomicUsize,
     watched: Mutex<()>,
     moved: Condvar,
@@ -159,6 +179,7 @@ impl Runtime {
             blocked_warning,
             crews: Mutex::new(Vec::new()),
             late_replies: Counter::default(),
+            rings: Mutex::new(Vec::new()),
             watchers: AtomicUsize::new(0),
             watched: Mutex::new(()),
             moved: Condvar::new(),
@@ -191,6 +212,7 @@ impl Runtime {
         message.published_at = self.stamp();
         message.attempt = 0;
         message.redelivered = false;
+        message.leave_order();
         if message.extras.is_some() {
             message.resolve_times(&self.clock);
         }
@@ -256,6 +278,17 @@ impl Runtime {
         self.crews.lock().iter().filter_map(Weak::upgrade).collect()
     }
 
+    pub(crate) fn enlist_ring(&self, ring: Weak<dyn AnyRing>) {
+        let mut rings = self.rings.lock();
+        rings.retain(|ring| ring.strong_count() > 0);
+        rings.push(ring);
+    }
+
+    /// What the topics' subscribers read.
+    pub(crate) fn rings(&self) -> Vec<Arc<dyn AnyRing>> {
+        self.rings.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
     /// Called after anything was settled or taken out, never under a queue's lock. Costs a load while
     /// nobody watches.
     #[inline]
@@ -300,6 +333,17 @@ impl Runtime {
     pub(crate) fn is_simulated(&self) -> bool {
         self.executor.is_some()
     }
+}
+
+/// What the subscribers of one topic read, without its type.
+pub(crate) trait AnyRing: Send + Sync {
+    /// From now on only the broker's own workers may publish.
+    fn start_draining(&self);
+    fn close(&self);
+    /// What handlers still have to do, and a number that changes whenever anything moves.
+    fn unrest(&self) -> (u64, u64);
+    /// What handlers have not got to.
+    fn leftovers(&self) -> Vec<Leftover>;
 }
 
 /// Somebody's place at the scheduler, given up when dropped.

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 #[non_exhaustive]
 pub struct ShutdownReport {
     /// Queues that still hold messages, dead-letter queues apart; [`Queue::drain`](crate::Queue::drain)
-    /// takes them out, typed.
+    /// takes them out, typed. Also subscribers whose handler had not got to all when the time was up; those
+    /// messages are gone.
     pub undelivered: Vec<Leftover>,
     /// Dead-letter queues that hold messages.
     pub dead_letters: Vec<Leftover>,
@@ -77,6 +78,7 @@ const GRACE: Duration = Duration::from_millis(30);
 pub(crate) fn run(runtime: &Runtime, queues: &[Arc<dyn AnyQueue>], timeout: Duration) -> ShutdownReport {
     let deadline = Instant::now().checked_add(timeout);
     queues.iter().for_each(|queue| queue.start_draining());
+    runtime.rings().iter().for_each(|ring| ring.start_draining());
     // From a handler, its own message would be waited for in vain.
     if !runtime.is_worker() {
         wait_idle(runtime, queues, timeout);
@@ -89,6 +91,7 @@ pub(crate) fn run(runtime: &Runtime, queues: &[Arc<dyn AnyQueue>], timeout: Dura
     // Those who wait for room, a message or a reply from some queue have not failed to return: let them.
     queues.iter().for_each(|queue| queue.close());
     queues.iter().for_each(|queue| queue.end_requests());
+    runtime.rings().iter().for_each(|ring| ring.close());
     let stuck_workers = join_all(&crews, Some(Instant::now() + GRACE));
     finish(runtime, queues, stuck_workers)
 }
@@ -102,7 +105,11 @@ fn join_all(crews: &[Arc<dyn Crew>], deadline: Option<Instant>) -> Vec<(String, 
 fn finish(runtime: &Runtime, queues: &[Arc<dyn AnyQueue>], stuck_workers: Vec<(String, usize)>) -> ShutdownReport {
     runtime.scheduler.stop();
     queues.iter().for_each(|queue| queue.end());
-    report(queues, stuck_workers)
+    let rings = runtime.rings();
+    rings.iter().for_each(|ring| ring.close());
+    let mut report = report(queues, stuck_workers);
+    report.undelivered.extend(rings.iter().flat_map(|ring| ring.leftovers()));
+    report
 }
 
 fn report(queues: &[Arc<dyn AnyQueue>], stuck_workers: Vec<(String, usize)>) -> ShutdownReport {
@@ -124,23 +131,23 @@ pub(crate) fn wait_idle(runtime: &Runtime, queues: &[Arc<dyn AnyQueue>], timeout
     let now = runtime.clock.now();
     let horizon = now.after(timeout);
     if runtime.is_simulated() {
-        let end = runtime.simulate_until(Some(horizon), || at_rest(queues, horizon));
+        let end = runtime.simulate_until(Some(horizon), || at_rest(runtime, queues, horizon));
         return end == Until::Done;
     }
     // On a manual clock nothing becomes due by waiting.
     let horizon = if runtime.clock.is_manual() { now } else { horizon };
-    runtime.watch(Instant::now().checked_add(timeout), || at_rest(queues, horizon))
+    runtime.watch(Instant::now().checked_add(timeout), || at_rest(runtime, queues, horizon))
 }
 
 /// Whether all queues are at rest at one moment. Looking at them one after the other could miss a message
 /// that moves from a queue not yet seen to one already seen; if nothing at all has moved between two
 /// looks, none did.
-fn at_rest(queues: &[Arc<dyn AnyQueue>], horizon: Timestamp) -> bool {
+fn at_rest(runtime: &Runtime, queues: &[Arc<dyn AnyQueue>], horizon: Timestamp) -> bool {
+    let rings = runtime.rings();
     let look = || {
-        queues.iter().try_fold(0_u64, |moves, queue| {
-            let (unrest, moved) = queue.unrest(horizon);
-            (unrest == 0).then(|| moves.wrapping_add(moved))
-        })
+        let of_queues = queues.iter().map(|queue| queue.unrest(horizon));
+        let mut all = of_queues.chain(rings.iter().map(|ring| ring.unrest()));
+        all.try_fold(0_u64, |moves, (unrest, moved)| (unrest == 0).then(|| moves.wrapping_add(moved)))
     };
     let first = look();
     first.is_some() && first == look()

@@ -196,6 +196,11 @@ pub struct QueueStats {
     pub in_flight: u64,
     /// Messages waiting for their time: a delay, a retry, a rate limit per key, or room in the dead-letter queue.
     pub delayed: u64,
+    /// The part of `ready` that is held back because its key is parked; see [`Exhausted`](crate::Exhausted).
+    pub parked: u64,
+    /// In a queue ordered by key: how many keys have a message that is ready, in flight or waiting for its
+    /// retry.
+    pub keys: u64,
     /// How long the oldest ready message has been waiting since it was published.
     pub oldest_age: Option<Duration>,
     /// How long handlers took.
@@ -220,8 +225,18 @@ pub struct TopicStats {
     pub name: String,
     /// Messages published.
     pub published: u64,
-    /// Published messages that no binding matched, whether or not an alternate queue caught them.
+    /// Published messages that no binding matched and no subscriber saw, whether or not an alternate queue
+    /// caught them.
     pub unroutable: u64,
+    /// Its subscribers now.
+    #[serde(default)]
+    pub subscribers: u64,
+    /// Messages that subscribers have missed because they were too slow, counted once per subscriber.
+    #[serde(default)]
+    pub lagged: u64,
+    /// Subscribers that were cut off because they were too slow.
+    #[serde(default)]
+    pub disconnected: u64,
 }
 
 #[cfg(test)]

@@ -13,12 +13,14 @@ use crate::rate::Rate;
 use crate::route::{Binding, Index, Pattern, Resolved, Selector};
 use crate::runtime::{Runtime, thread_slot};
 use crate::stats::{Counter, TopicStats};
+use crate::subscriber::SubscriberBuilder;
+use crate::subscriber::ring::{Retention, Ring, Waste, for_subscribers};
 use crate::sync::{AtomicBool, Mutex, Ordering, Padded};
 use ahash::AHashMap;
 use smallvec::SmallVec;
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// How a topic chooses among its bindings.
@@ -84,7 +86,8 @@ impl Receipt {
         self.id
     }
 
-    /// How many queues took it; 0 if nothing matched. A queue that dropped it as its newest is not counted.
+    /// How many queues took it; 0 if none matched. A queue that dropped it as its newest is not counted, nor
+    /// are subscribers.
     #[must_use]
     pub fn routed(&self) -> usize {
         self.routed
@@ -116,6 +119,7 @@ struct TopicSettings {
     mandatory: bool,
     alternate: Option<Arc<str>>,
     admission: Option<Rate>,
+    retention: Retention,
 }
 
 impl<T: Send + Sync + 'static> TopicBuilder<T> {
@@ -137,14 +141,14 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
         self
     }
 
-    /// Makes a message that nothing matches an error of its publish. Default: it is counted, and its
-    /// receipt says 0.
+    /// Makes a message that nothing matches, and no subscriber sees, an error of its publish. Default: it is
+    /// counted, and its receipt says 0.
     pub fn mandatory(mut self) -> Self {
         self.settings.mandatory = true;
         self
     }
 
-    /// Where messages go that nothing matches.
+    /// Where messages go that nothing matches and no subscriber sees.
     pub fn alternate(mut self, queue: &Queue<T>) -> Self {
         self.settings.alternate = Some(Arc::clone(&queue.core.name));
         self.alternate = Some(queue.clone());
@@ -156,6 +160,34 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
     /// no limit.
     pub fn admission(mut self, rate: Rate) -> Self {
         self.settings.admission = Some(rate);
+        self
+    }
+
+    /// Remembers the last `n` messages (and up to 63 more) for subscribers to come, whether or not somebody
+    /// has subscribed; see [`SubscriberBuilder::replay_last`]. Default: only what subscribers may still need.
+    pub fn keep_last(mut self, n: usize) -> Self {
+        self.settings.retention.last = n;
+        self
+    }
+
+    /// Remembers the latest message of each ordering key for subscribers to come, for as long as the topic
+    /// exists; see [`SubscriberBuilder::replay_latest_by_key`]. Those without a key count as one more.
+    ///
+    /// ```
+    /// use postroom::{Broker, Message, Topic};
+    ///
+    /// let broker = Broker::new();
+    /// let switches: Topic<bool> = broker.topic("switches").keep_latest_by_key().declare()?;
+    /// for (name, on) in [("search", true), ("chat", true), ("search", false)] {
+    ///     switches.publish("", Message::new(on).with_key(name)).unwrap();
+    /// }
+    /// let late = switches.subscribe().replay_latest_by_key().open()?;
+    /// let state = [late.recv().unwrap(), late.recv().unwrap()].map(|m| (m.key().unwrap().to_owned(), **m));
+    /// assert_eq!(state, [("chat".into(), true), ("search".into(), false)]);
+    /// # Ok::<(), postroom::Error>(())
+    /// ```
+    pub fn keep_latest_by_key(mut self) -> Self {
+        self.settings.retention.by_key = true;
         self
     }
 
@@ -192,7 +224,9 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
 
     pub(crate) fn build(self, runtime: Arc<Runtime>) -> Topic<T> {
         let admission = self.settings.admission.as_ref().map(Throttle::new);
+        let retention = self.settings.retention;
         let core = TopicCore {
+            ring: OnceLock::new(),
             name: self.name.into(),
             settings: self.settings,
             router: self.router,
@@ -204,6 +238,9 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
             admission: Mutex::new(admission),
             unroutable: Counter::default(),
         };
+        if retention.is_any() {
+            core.ring();
+        }
         Topic { core: Arc::new(core) }
     }
 
@@ -232,6 +269,12 @@ impl fmt::Display for TopicSettings {
         }
         if let Some(rate) = &self.admission {
             write!(f, ", admission {rate}")?;
+        }
+        if self.retention.last > 0 {
+            write!(f, ", keeps the last {}", self.retention.last)?;
+        }
+        if self.retention.by_key {
+            f.write_str(", keeps the latest by key")?;
         }
         Ok(())
     }
@@ -274,6 +317,8 @@ pub(crate) struct TopicCore<T> {
     table: Mutex<Table<T>>,
     lanes: [Padded<Mutex<Lane<T>>>; LANES],
     limited: AtomicBool,
+    /// Made for the first subscriber.
+    ring: OnceLock<Arc<Ring<T>>>,
     admission: Mutex<Option<Throttle>>,
     unroutable: Counter,
 }
@@ -312,8 +357,19 @@ enum Route<T> {
     Nowhere,
     One(Arc<Core<T>>),
     Many(Arc<[Arc<Core<T>>]>),
+    /// To the subscribers of one topic and to nobody else.
+    Ring(Arc<Ring<T>>),
+    Wide(Arc<Wide<T>>),
     /// Depends on the message: filters, headers, a user's router.
     Asks,
+}
+
+/// Queues and the subscribers of some topics.
+struct Wide<T> {
+    queues: Vec<Arc<Core<T>>>,
+    rings: Vec<Arc<Ring<T>>>,
+    /// Otherwise the rings only remember.
+    subscribed: bool,
 }
 
 impl<T: Send + Sync + 'static> Topic<T> {
@@ -390,6 +446,25 @@ impl<T: Send + Sync + 'static> Topic<T> {
         self.core.bind(target.target(), binding.into())
     }
 
+    /// Describes a subscriber, which sees every message published here from then on, whatever its routing
+    /// key; see [`Subscriber`](crate::Subscriber).
+    ///
+    /// ```
+    /// use postroom::{Broker, Topic};
+    ///
+    /// let broker = Broker::new();
+    /// let settings: Topic<&str> = broker.topic("settings").declare()?;
+    /// let nodes = [settings.subscribe().open()?, settings.subscribe().open()?];
+    /// settings.publish("theme", "dark").unwrap();
+    /// for node in nodes {
+    ///     assert_eq!(*node.recv().unwrap().payload(), "dark");
+    /// }
+    /// # Ok::<(), postroom::Error>(())
+    /// ```
+    pub fn subscribe(&self) -> SubscriberBuilder<T> {
+        SubscriberBuilder::new(self.core.ring())
+    }
+
     /// Takes a binding back. A publish under way may still use it.
     ///
     /// A binding with a filter is found by the same [`Binding`] (or a clone) that was bound.
@@ -442,11 +517,12 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         }
         // A route may hold the last handle to a queue, whose messages must not be dropped under the lock.
         let mut outdated = Vec::new();
+        let mut waste = Waste::new();
         let route = {
             let mut lane = self.lanes[thread_slot() % LANES].lock();
             match lane.look_up(self, &message.routing_key, &mut outdated) {
                 // The common case ends here: nothing in `offer` runs user code or waits.
-                Route::One(queue) if !message.is_timed() => match queue.offer(message) {
+                Route::One(queue) if !message.is_timed() && !queue.is_ordered() => match queue.offer(message) {
                     Ok(()) => {
                         lane.published += 1;
                         return Ok(Receipt { id, routed: 1 });
@@ -454,6 +530,16 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
                     Err((refused, _)) => {
                         message = refused;
                         Route::One(Arc::clone(queue))
+                    }
+                },
+                Route::Ring(ring) if !message.is_request() => match ring.offer(message, &mut waste) {
+                    Ok(()) => {
+                        lane.published += 1;
+                        return Ok(Receipt { id, routed: 0 });
+                    }
+                    Err((refused, _)) => {
+                        message = refused;
+                        Route::Ring(Arc::clone(ring))
                     }
                 },
                 route => route.clone(),
@@ -494,7 +580,9 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         let routed = match route {
             Route::Nowhere => self.unroutable(message, patience),
             Route::One(queue) => accept_one(queue, message, patience),
-            Route::Many(queues) => accept_all(queues, message, patience),
+            Route::Many(queues) => accept_all(queues, &[], message, patience),
+            Route::Ring(ring) => accept_all(&[], std::slice::from_ref(ring), message, patience),
+            Route::Wide(wide) => self.accept_wide(wide, message, patience),
             Route::Asks => self.ask(message, patience),
         }?;
         self.count(1);
@@ -551,12 +639,34 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
                 Err(PublishError::Panicked(Refused::new(message, &self.name).because(words)))
             }
             Err(Unresolved::NeedsMessage) => unreachable!("it was given one"),
-            Ok(()) => match found.into_queues().as_slice() {
-                [] => self.unroutable(message, patience),
-                [queue] => accept_one(queue, message, patience),
-                queues => accept_all(queues, message, patience),
+            Ok(()) => match found.into_route() {
+                Route::Nowhere => self.unroutable(message, patience),
+                Route::One(queue) => accept_one(&queue, message, patience),
+                Route::Many(queues) => accept_all(&queues, &[], message, patience),
+                Route::Ring(ring) => accept_all(&[], &[ring], message, patience),
+                Route::Wide(wide) => self.accept_wide(&wide, message, patience),
+                Route::Asks => unreachable!("it has been asked"),
             },
         }
+    }
+
+    fn accept_wide(
+        &self,
+        wide: &Wide<T>,
+        mut message: Message<T>,
+        patience: Patience,
+    ) -> Result<usize, PublishError<T>> {
+        if wide.subscribed || !wide.queues.is_empty() {
+            return accept_all(&wide.queues, &wide.rings, message, patience);
+        }
+        // Nobody sees it now, but it is remembered unless it is refused. Only a closed ring does not take it.
+        let mut copies: Vec<_> = wide.rings.iter().map(|_| message.share()).collect();
+        let routed = self.unroutable(message, patience)?;
+        for ring in &wide.rings {
+            let mut waste = Waste::new();
+            let _ = copies.pop().map(|copy| ring.offer(copy, &mut waste));
+        }
+        Ok(routed)
     }
 
     fn unroutable(&self, message: Message<T>, patience: Patience) -> Result<usize, PublishError<T>> {
@@ -579,18 +689,31 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         if self.collect(key, None, &mut found).is_err() {
             return Route::Asks;
         }
-        let mut queues = found.into_queues();
-        match queues.len() {
-            0 => Route::Nowhere,
-            1 => Route::One(queues.remove(0)),
-            _ => Route::Many(queues.into()),
+        found.into_route()
+    }
+
+    fn ring(&self) -> Arc<Ring<T>> {
+        if let Some(ring) = self.ring.get() {
+            return Arc::clone(ring);
         }
+        // Not made inside of `get_or_init`, where others would wait for the locks this takes.
+        let ring = Ring::new(Arc::clone(&self.name), Arc::clone(&self.runtime), self.settings.retention);
+        Arc::clone(self.ring.get_or_init(|| ring))
+    }
+
+    pub(crate) fn subscribers(&self) -> usize {
+        self.ring.get().map_or(0, |ring| ring.subscribers())
     }
 
     /// Adds every queue that the message reaches from here. No lock is held while user code runs.
     fn collect(&self, key: &str, message: Option<&Message<T>>, found: &mut Found<T>) -> Result<(), Unresolved> {
         if found.visited(self) {
             return Ok(());
+        }
+        if let Some(ring) = self.ring.get() {
+            let (wants, subscribed) = ring.interest();
+            found.subscribed |= subscribed;
+            found.rings.extend(wants.then(|| Arc::clone(ring)));
         }
         for bound in self.matching(key, message)? {
             if !passes(bound.binding.filter.as_deref(), message)? {
@@ -694,7 +817,15 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
 
     pub(crate) fn stats(&self) -> TopicStats {
         let published = self.lanes.iter().map(|lane| lane.lock().published).sum();
-        TopicStats { name: self.name.to_string(), published, unroutable: self.unroutable.get() }
+        let ring = self.ring.get();
+        TopicStats {
+            name: self.name.to_string(),
+            published,
+            unroutable: self.unroutable.get(),
+            subscribers: self.subscribers() as u64,
+            lagged: ring.map_or(0, |ring| ring.missed()),
+            disconnected: ring.map_or(0, |ring| ring.cut_off()),
+        }
     }
 
     /// `None` for a router of the user's own.
@@ -798,6 +929,8 @@ impl<T> Clone for Route<T> {
             Self::Nowhere => Self::Nowhere,
             Self::One(queue) => Self::One(Arc::clone(queue)),
             Self::Many(queues) => Self::Many(Arc::clone(queues)),
+            Self::Ring(ring) => Self::Ring(Arc::clone(ring)),
+            Self::Wide(wide) => Self::Wide(Arc::clone(wide)),
             Self::Asks => Self::Asks,
         }
     }
@@ -806,12 +939,15 @@ impl<T> Clone for Route<T> {
 /// What one walk over the topics has come across.
 struct Found<T> {
     queues: Vec<Arc<Core<T>>>,
+    rings: Vec<Arc<Ring<T>>>,
+    /// Somebody reads one of them.
+    subscribed: bool,
     topics: SmallVec<[*const (); 8]>,
 }
 
 impl<T> Default for Found<T> {
     fn default() -> Self {
-        Self { queues: Vec::new(), topics: SmallVec::new() }
+        Self { queues: Vec::new(), rings: Vec::new(), subscribed: false, topics: SmallVec::new() }
     }
 }
 
@@ -827,10 +963,17 @@ impl<T: Send + Sync + 'static> Found<T> {
     }
 
     /// Each queue once, in the order they were declared.
-    fn into_queues(mut self) -> Vec<Arc<Core<T>>> {
+    fn into_route(mut self) -> Route<T> {
         self.queues.sort_by_key(|queue| queue.number());
         self.queues.dedup_by(|one, other| Arc::ptr_eq(one, other));
-        self.queues
+        let Self { mut queues, mut rings, subscribed, .. } = self;
+        match (queues.len(), rings.len()) {
+            (0, 0) => Route::Nowhere,
+            (1, 0) => Route::One(queues.remove(0)),
+            (_, 0) => Route::Many(queues.into()),
+            (0, 1) if subscribed => Route::Ring(rings.remove(0)),
+            _ => Route::Wide(Arc::new(Wide { queues, rings, subscribed })),
+        }
     }
 }
 
@@ -879,57 +1022,145 @@ fn accept_one<T: Send + Sync + 'static>(
     Ok(usize::from(accepted.is_routed()))
 }
 
-/// Every queue takes the message, or none does: each promises first. Nothing is promised while waiting,
-/// so that two publishes cannot wait for each other.
+/// Every queue and every ring takes the message, or none does: each promises first. Nothing is promised
+/// while waiting, so that two publishes cannot wait for each other.
 fn accept_all<T: Send + Sync + 'static>(
     queues: &[Arc<Core<T>>],
-    mut message: Message<T>,
+    rings: &[Arc<Ring<T>>],
+    message: Message<T>,
     patience: Patience,
 ) -> Result<usize, PublishError<T>> {
+    let keys = match order_keys(queues, &message) {
+        Ok(keys) => keys,
+        Err((queue, refusal)) => return Err(refusal_error(queue, (message, refusal))),
+    };
     let mut woken_by: Option<&Core<T>> = None;
     let pledges = loop {
-        let (full, mut refusal) = match pledge_all(queues) {
+        let (full, mut refusal) = match pledge_all(queues, rings) {
             Ok(pledges) => break pledges,
             Err(refused) => refused,
         };
         // The room this thread was woken for is of no use to it, but may be to another writer.
-        if let Some(other) = woken_by.take().filter(|other| !std::ptr::eq(*other, full)) {
+        if let Some(other) = woken_by.take().filter(|other| !full.is(other)) {
             other.pass_room_on();
         }
         if refusal == Refusal::Full && full.waits(patience) {
             match full.wait_for_room(patience) {
                 Ok(()) => {
-                    woken_by = Some(full);
+                    woken_by = full.queue();
                     continue;
                 }
                 Err(end) => refusal = end,
             }
         }
-        return Err(refusal_error(full, (message, refusal)));
+        return Err(full.error((message, refusal)));
     };
-    let mut routed = 0;
-    let mut pledges = queues.iter().zip(pledges).peekable();
-    while let Some((queue, pledge)) = pledges.next() {
-        if pledges.peek().is_none() {
-            return Ok(routed + usize::from(queue.redeem(pledge, message).is_routed()));
-        }
-        routed += usize::from(queue.redeem(pledge, message.share_with_queue()).is_routed());
-    }
-    Ok(routed)
+    Ok(redeem_all(queues, rings, pledges, keys, message))
 }
 
-fn pledge_all<T: Send + Sync + 'static>(queues: &[Arc<Core<T>>]) -> Result<SmallVec<[Pledge; 8]>, (&Core<T>, Refusal)> {
+fn redeem_all<T: Send + Sync + 'static>(
+    queues: &[Arc<Core<T>>],
+    rings: &[Arc<Ring<T>>],
+    pledges: SmallVec<[Pledge; 8]>,
+    keys: SmallVec<[Option<Text>; 8]>,
+    mut message: Message<T>,
+) -> usize {
+    let mut promised = queues.iter().zip(pledges).zip(keys);
+    // Without subscribers, the last queue gets the message itself.
+    let last = if rings.is_empty() { promised.next_back() } else { None };
+    let mut routed = 0;
+    for ((queue, pledge), key) in promised {
+        let copy = message.share_with_queue().ordered_by(key);
+        routed += usize::from(queue.redeem(pledge, copy).is_routed());
+    }
+    if let Some(((queue, pledge), key)) = last {
+        return routed + usize::from(queue.redeem(pledge, message.ordered_by(key)).is_routed());
+    }
+    let Some((ring, other_rings)) = rings.split_first() else { return routed };
+    // Those who watch cannot reply, and must not keep the requester waiting.
+    message.forget_request();
+    let message = for_subscribers(message);
+    other_rings.iter().for_each(|ring| ring.redeem(Arc::clone(&message)));
+    ring.redeem(message);
+    routed
+}
+
+/// What did not promise a place.
+enum Full<'a, T> {
+    Queue(&'a Core<T>),
+    Ring(&'a Ring<T>),
+}
+
+impl<'a, T: Send + Sync + 'static> Full<'a, T> {
+    fn queue(&self) -> Option<&'a Core<T>> {
+        match self {
+            Self::Queue(queue) => Some(queue),
+            Self::Ring(_) => None,
+        }
+    }
+
+    fn is(&self, other: &Core<T>) -> bool {
+        self.queue().is_some_and(|queue| std::ptr::eq(queue, other))
+    }
+
+    fn waits(&self, patience: Patience) -> bool {
+        match self {
+            Self::Queue(queue) => queue.waits(patience),
+            Self::Ring(_) => !matches!(patience, Patience::None),
+        }
+    }
+
+    fn wait_for_room(&self, patience: Patience) -> Result<(), Refusal> {
+        match self {
+            Self::Queue(queue) => queue.wait_for_room(patience),
+            Self::Ring(ring) => ring.wait_for_room(patience),
+        }
+    }
+
+    fn error(&self, refused: (Message<T>, Refusal)) -> PublishError<T> {
+        match self {
+            Self::Queue(queue) => refusal_error(queue, refused),
+            Self::Ring(ring) => ring.error(refused),
+        }
+    }
+}
+
+/// What each queue orders the message by, if it does. Found before anything is promised, since a user's
+/// function may panic.
+fn order_keys<'a, T: Send + Sync + 'static>(
+    queues: &'a [Arc<Core<T>>],
+    message: &Message<T>,
+) -> Result<SmallVec<[Option<Text>; 8]>, (&'a Core<T>, Refusal)> {
+    let keys = queues.iter().map(|queue| queue.order_key(message).map_err(|refusal| (&**queue, refusal)));
+    keys.collect()
+}
+
+fn pledge_all<'a, T: Send + Sync + 'static>(
+    queues: &'a [Arc<Core<T>>],
+    rings: &'a [Arc<Ring<T>>],
+) -> Result<SmallVec<[Pledge; 8]>, (Full<'a, T>, Refusal)> {
     let mut pledges = SmallVec::new();
+    let mut refused = None;
     for queue in queues {
         match queue.pledge() {
             Ok(pledge) => pledges.push(pledge),
             Err(refusal) => {
-                queues.iter().zip(pledges).for_each(|(queue, pledge)| queue.forgo(pledge));
-                return Err((queue, refusal));
+                refused = Some((Full::Queue(queue), refusal));
+                break;
             }
         }
     }
-    Ok(pledges)
+    let mut promised = 0;
+    while refused.is_none() && promised < rings.len() {
+        match rings[promised].pledge() {
+            Ok(()) => promised += 1,
+            Err(refusal) => refused = Some((Full::Ring(&rings[promised]), refusal)),
+        }
+    }
+    let Some(refused) = refused else { return Ok(pledges) };
+    queues.iter().zip(pledges).for_each(|(queue, pledge)| queue.forgo(pledge));
+    rings[..promised].iter().for_each(|ring| ring.forgo());
+    Err(refused)
 }
 
 pub(crate) fn refusal_error<T: Send + Sync + 'static>(
@@ -941,6 +1172,7 @@ pub(crate) fn refusal_error<T: Send + Sync + 'static>(
         Refusal::Closed => PublishError::Closed(queue.refused(message)),
         Refusal::Timeout => PublishError::Timeout(queue.refused(message)),
         Refusal::Deadlock(why) => PublishError::Deadlock(queue.deadlocked(message, why)),
+        Refusal::Panicked(words) => PublishError::Panicked(queue.refused(message).because(words)),
         Refusal::Limited(wait) => PublishError::Limited(queue.refused(message).limited(wait)),
     }
 }
@@ -969,6 +1201,15 @@ impl<T> BindTarget<T> for Topic<T> {
     #[allow(private_interfaces)]
     fn target(&self) -> Target<T> {
         Target::Topic(Arc::clone(&self.core))
+    }
+}
+
+impl<T> Drop for TopicCore<T> {
+    /// Nobody can publish any more.
+    fn drop(&mut self) {
+        if let Some(ring) = self.ring.get() {
+            ring.close();
+        }
     }
 }
 

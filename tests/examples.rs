@@ -66,6 +66,29 @@ fn delayed_messages_hold() {
 }
 
 #[test]
+fn broadcast_holds() {
+    run("06_broadcast", &[], "").succeeds().says(&[
+        "5 nodes x 2000 changes seen, all caches equal",
+        "equal after 40 messages, not 2000",
+        "told that it missed 90, went on with the last 10",
+        "\"hung node\" was cut off from \"settings\"",
+        "the node saw all 100",
+        "3 drivers got all 200 jobs, the one that hung up 20",
+        "Shut down: nothing left",
+    ]);
+}
+
+#[test]
+fn order_holds() {
+    run("07_ordered", &[], "").succeeds().says(&[
+        "with 8 at work:",
+        "parked: order 42 with 2 steps, after 4 attempts: the carrier does not answer",
+        "meanwhile 1999 of 2000 orders are done",
+        "order 42 released: all 2000 orders are done, none out of order",
+    ]);
+}
+
+#[test]
 fn retry_holds() {
     run("09_retry", &[], "").succeeds().says(&[
         "6 attempts, 200ms doubling to 30s, jitter up to 50%",

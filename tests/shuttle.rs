@@ -9,8 +9,8 @@
 #![allow(missing_docs)]
 
 use postroom::{
-    Binding, Broker, Consumer, ManualClock, Message, Outcome, Overflow, PublishError, Queue, RecvTimeoutError, Retry,
-    SendError, Topic,
+    Binding, BroadcastError, Broker, Consumer, Lag, ManualClock, Message, Outcome, Overflow, PublishError, Queue,
+    RecvTimeoutError, Retry, SendError, Topic,
 };
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::sync::atomic::{AtomicUsize, Ordering};
@@ -596,5 +596,149 @@ fn dropping_the_broker_ends_its_workers() {
         producer.join().unwrap();
         queue.drain().iter().for_each(|message| _ = seen.add(**message));
         assert_eq!(seen.sorted(), [0, 1]);
+    });
+}
+
+/// Numbers follow each other without a gap from the first one seen on.
+fn read_along(topic: &Topic<u32>, lag: Lag) -> JoinHandle<()> {
+    let topic = topic.clone();
+    thread::spawn(move || {
+        let subscriber = topic.subscribe().capacity(8).lag(lag).replay_last(1).open().unwrap();
+        let mut previous = None;
+        loop {
+            match subscriber.recv() {
+                Ok(n) => {
+                    assert!(previous.is_none_or(|previous| **n == previous + 1), "{previous:?} then {}", **n);
+                    previous = Some(**n);
+                }
+                Err(BroadcastError::Closed) => break,
+                Err(other) => panic!("{other}"),
+            }
+            if previous == Some(3) {
+                break;
+            }
+        }
+    })
+}
+
+#[test]
+fn subscribers_come_and_go_while_somebody_publishes() {
+    explore(|| {
+        let (broker, _) = broker();
+        let topic: Topic<u32> = broker.topic("t").keep_last(1).declare().unwrap();
+        let first = topic.subscribe().open().unwrap();
+        let publisher = publish(&topic, 0..4);
+        let readers = [Lag::Block, Lag::Disconnect].map(|lag| read_along(&topic, lag));
+        let seen: Vec<u32> = (0..4).map(|_| **first.recv().unwrap()).collect();
+        assert_eq!(seen, [0, 1, 2, 3]);
+        drop(first);
+        publisher.join().unwrap();
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        assert_eq!(topic.stats().subscribers, 0);
+    });
+}
+
+#[test]
+fn a_blocked_publisher_is_woken_by_a_receive_and_by_an_unsubscribe() {
+    explore(|| {
+        let (broker, _) = broker();
+        let topic: Topic<u32> = broker.topic("t").declare().unwrap();
+        let queue: Queue<u32> = broker.queue("q").declare().unwrap();
+        topic.bind(&queue, "k").unwrap();
+        let strict = || topic.subscribe().capacity(1).lag(Lag::Block).open().unwrap();
+        let (reads, leaves) = (strict(), strict());
+        let publishers = [publish(&topic, 0..2), publish(&topic, 2..4)];
+        let reader = thread::spawn(move || {
+            let mut seen: Vec<u32> = (0..4).map(|_| **reads.recv().unwrap()).collect();
+            seen.sort_unstable();
+            assert_eq!(seen, [0, 1, 2, 3]);
+        });
+        let leaver = thread::spawn(move || {
+            leaves.recv().unwrap();
+            drop(leaves);
+        });
+        for thread in publishers.into_iter().chain([reader, leaver]) {
+            thread.join().unwrap();
+        }
+        assert_eq!(queue.len(), 4);
+    });
+}
+
+#[test]
+fn shutdown_lets_broadcast_handlers_finish() {
+    explore(|| {
+        let (broker, _) = broker();
+        let topic: Topic<u32> = broker.topic("t").declare().unwrap();
+        let (seen, accepted) = (Seen::default(), Seen::default());
+        let record = seen.clone();
+        topic.subscribe().capacity(2).lag(Lag::Block).start(move |n: &Message<u32>| _ = record.add(**n)).unwrap();
+        let (onward, taken) = (topic.clone(), accepted.clone());
+        let publisher = thread::spawn(move || {
+            for n in 0..3 {
+                if onward.publish("k", n).is_ok() {
+                    taken.add(n);
+                }
+            }
+        });
+        let report = broker.shutdown(SECOND);
+        publisher.join().unwrap();
+        assert!(report.is_clean(), "{report}");
+        assert_eq!(seen.sorted(), accepted.sorted());
+    });
+}
+
+/// Per key, what handlers may see: one at a time, in order.
+fn checks_order(queue: &Queue<(u32, u32)>, failing: Option<(u32, u32)>) -> Arc<Mutex<Vec<(u32, u32)>>> {
+    let done = Arc::new(Mutex::new(Vec::new()));
+    let (seen, busy) = (done.clone(), Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]));
+    let handler = move |step: &Message<(u32, u32)>| {
+        assert_eq!(busy[step.0 as usize].fetch_add(1, Ordering::SeqCst), 0, "never two of a key");
+        thread::yield_now();
+        busy[step.0 as usize].fetch_sub(1, Ordering::SeqCst);
+        if failing == Some(**step) && step.attempt() == 1 {
+            return Outcome::Retry;
+        }
+        seen.lock().unwrap().push(**step);
+        Outcome::Ack
+    };
+    queue.consumer().workers(2).start(handler).unwrap();
+    done
+}
+
+fn of_key(done: &Mutex<Vec<(u32, u32)>>, key: u32) -> Vec<u32> {
+    done.lock().unwrap().iter().filter(|step| step.0 == key).map(|step| step.1).collect()
+}
+
+#[test]
+fn two_workers_never_handle_one_key_at_once() {
+    explore(|| {
+        let (broker, _) = broker();
+        let queue = broker.queue("q").ordered_by(|step: &(u32, u32)| step.0).capacity(2).declare().unwrap();
+        let done = checks_order(&queue, None);
+        let producers: Vec<_> = (0..2)
+            .map(|key| {
+                let queue = queue.clone();
+                thread::spawn(move || (0..2).for_each(|n| _ = queue.send((key, n)).unwrap()))
+            })
+            .collect();
+        producers.into_iter().for_each(|p| p.join().unwrap());
+        assert!(broker.shutdown(SECOND).is_clean());
+        assert_eq!((of_key(&done, 0), of_key(&done, 1)), (vec![0, 1], vec![0, 1]));
+        let stats = queue.stats();
+        assert_eq!((stats.unaccounted(), stats.keys), (0, 0), "{stats:?}");
+    });
+}
+
+#[test]
+fn a_retry_keeps_its_place_in_its_key() {
+    explore(|| {
+        let (broker, _) = broker();
+        let queue = broker.queue("q").ordered_by(|step: &(u32, u32)| step.0).retry(Retry::immediate(2));
+        let queue = queue.declare().unwrap();
+        let done = checks_order(&queue, Some((0, 0)));
+        queue.send_batch([(0, 0), (0, 1), (1, 0)]).unwrap();
+        assert!(broker.shutdown(SECOND).is_clean());
+        assert_eq!((of_key(&done, 0), of_key(&done, 1)), (vec![0, 1], vec![0]));
+        assert_eq!((queue.stats().retried, queue.stats().keys), (1, 0));
     });
 }

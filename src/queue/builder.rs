@@ -4,6 +4,8 @@ use super::Queue;
 use crate::broker::Broker;
 use crate::dead_letter::DeadLetter;
 use crate::error::Error;
+use crate::message::Text;
+use crate::queue::keyed::{Exhausted, KeyRule};
 use crate::rate::Rate;
 use crate::retry::Retry;
 use std::fmt;
@@ -44,6 +46,15 @@ pub enum Expired {
     Drop,
 }
 
+/// By what a queue orders its messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    ByKey,
+    OneAtATime,
+    /// Functions cannot be compared.
+    ByFunction,
+}
+
 /// A queue's settings, as they are compared when it is declared again.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
@@ -59,6 +70,8 @@ pub(crate) struct Settings {
     pub(crate) rate_limit_per_key: Option<Rate>,
     pub(crate) admission: Option<Rate>,
     pub(crate) ack_timeout: Option<Duration>,
+    pub(crate) order: Option<Order>,
+    pub(crate) exhausted: Exhausted,
     /// `None`: a dead-letter queue of its own.
     pub(crate) dead_letters: Option<Arc<str>>,
 }
@@ -78,6 +91,8 @@ impl Default for Settings {
             rate_limit_per_key: None,
             admission: None,
             ack_timeout: None,
+            order: None,
+            exhausted: Exhausted::DeadLetter,
             dead_letters: None,
         }
     }
@@ -105,6 +120,13 @@ impl Settings {
         {
             problems.push(format!("low_priority_share of {share}: must be above 0 and below 1"));
         }
+        if self.order.is_some() && self.priority_levels > 1 {
+            problems.push("a queue ordered by key cannot have priority_levels, which would break the order".into());
+        }
+        if self.order.is_none() && self.exhausted != Exhausted::DeadLetter {
+            problems
+                .push(format!("on_exhausted({:?}) holds a key back: only a queue ordered by key can", self.exhausted));
+        }
         let limits = [
             ("rate_limit", &self.rate_limit),
             ("rate_limit_per_key", &self.rate_limit_per_key),
@@ -119,7 +141,7 @@ impl Settings {
     /// Whether messages take another way through the queue than the plain one.
     #[inline]
     pub(crate) fn is_special(&self) -> bool {
-        self.ttl.is_some() || self.priority_levels > 1
+        self.ttl.is_some() || self.priority_levels > 1 || self.order.is_some()
     }
 
     /// Each setting that differs, as "setting: here, there".
@@ -148,6 +170,8 @@ impl Settings {
         let (mine, theirs) = (&self.rate_limit_per_key, &other.rate_limit_per_key);
         compare("rate_limit_per_key", mine, theirs, mine == theirs);
         compare("admission", &self.admission, &other.admission, self.admission == other.admission);
+        compare("ordered_by", &self.order, &other.order, self.order == other.order);
+        compare("on_exhausted", &self.exhausted, &other.exhausted, self.exhausted == other.exhausted);
         found
     }
 }
@@ -162,6 +186,7 @@ pub struct QueueBuilder<T> {
     pub(crate) name: String,
     pub(crate) settings: Settings,
     pub(crate) dead_letters: Option<Queue<DeadLetter<T>>>,
+    pub(crate) keys: KeyRule<T>,
     broker: Option<Broker>,
     payload: PhantomData<fn() -> T>,
 }
@@ -173,6 +198,7 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
             name: name.into(),
             settings: Settings::default(),
             dead_letters: None,
+            keys: KeyRule::Unordered,
             broker: None,
             payload: PhantomData,
         }
@@ -269,6 +295,80 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
         self
     }
 
+    /// Orders its messages by a key that is found in the payload (an order's number, say), whatever shows
+    /// itself as text. Messages of one key are handed out one at a time, in the order they were accepted,
+    /// however many workers there are; different keys flow side by side and take turns.
+    ///
+    /// * A message keeps its key busy until it is settled for good: while it is in flight, while it waits for
+    ///   its retry, and when it comes back by a panic, a dropped delivery, a requeue or an ack timeout. It
+    ///   then leads its key again; those behind it wait, other keys do not.
+    /// * What is given up on becomes a dead letter and the next of its key goes on, unless
+    ///   [`QueueBuilder::on_exhausted`] says otherwise. What expires or is discarded holds up nobody.
+    /// * A message with a delay gets its place when the delay is over; a redriven dead letter, when it is
+    ///   redriven: behind what waits under its key then.
+    /// * A batch holds at most one message of each key.
+    /// * Under [`QueueBuilder::rate_limit_per_key`] a message that has to wait makes its key wait.
+    ///
+    /// The function runs once per message and queue, on the thread that publishes. If it panics, the message
+    /// is given back; a redriven dead letter, which cannot be, is ordered under the empty key. Declaring
+    /// again with another function is not noticed. Priority levels do not go with it, and dead letters of
+    /// other queues cannot be sent to such a queue.
+    ///
+    /// ```
+    /// use postroom::{Broker, Queue};
+    ///
+    /// struct Step { order: u64, to: &'static str }
+    ///
+    /// let broker = Broker::new();
+    /// let steps: Queue<Step> = broker.queue("steps").ordered_by(|step: &Step| step.order).declare()?;
+    /// for to in ["paid", "shipped"] {
+    ///     steps.send(Step { order: 7, to }).unwrap();
+    /// }
+    /// steps.send(Step { order: 8, to: "paid" }).unwrap();
+    ///
+    /// let first = steps.recv().unwrap();
+    /// let other = steps.recv().unwrap();
+    /// assert_eq!((first.order, first.to, other.order), (7, "paid", 8));
+    /// assert!(steps.try_recv().is_err(), "order 7 is shipped once it is paid");
+    /// first.ack().unwrap();
+    /// assert_eq!(steps.recv().unwrap().to, "shipped");
+    /// # Ok::<(), postroom::Error>(())
+    /// ```
+    pub fn ordered_by<K: fmt::Display + 'static>(mut self, key: impl Fn(&T) -> K + Send + Sync + 'static) -> Self {
+        self.settings.order = Some(Order::ByFunction);
+        self.keys = KeyRule::Of(Arc::new(move |payload| Text::showing(&key(payload))));
+        self
+    }
+
+    /// As [`QueueBuilder::ordered_by`], by the key given to each message with
+    /// [`Message::with_key`](crate::Message::with_key). Messages without one count as those of one key, the
+    /// empty one.
+    pub fn ordered_by_key(mut self) -> Self {
+        self.settings.order = Some(Order::ByKey);
+        self.keys = KeyRule::OfMessage;
+        self
+    }
+
+    /// Hands out one message at a time, strictly in order, whatever the number of workers and consumers, and
+    /// through retries: [`QueueBuilder::ordered_by`] with one key for all. Elsewhere known as a single active
+    /// consumer; here another worker takes over at the next message.
+    pub fn one_at_a_time(mut self) -> Self {
+        self.settings.order = Some(Order::OneAtATime);
+        self.keys = KeyRule::One;
+        self
+    }
+
+    /// What a queue ordered by key does when it gives up on a message. Default: it becomes a dead letter and
+    /// the next of its key goes on.
+    ///
+    /// What is held back keeps its place: the message that failed holds no capacity, those behind it, which
+    /// were never handed out, do. All of it counts as ready, and as `parked` in the statistics; shutdown
+    /// does not wait for it, and receivers of a closed queue find the end without it.
+    pub fn on_exhausted(mut self, policy: Exhausted) -> Self {
+        self.settings.exhausted = policy;
+        self
+    }
+
     /// Where messages go that it gives up on. Default: a queue of its own named `<name>.dead`.
     ///
     /// Several queues may share one. Such a queue gives up on nothing itself: a dead letter whose handler
@@ -323,6 +423,9 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
     pub(crate) fn problems(&self) -> Vec<String> {
         let mut problems = name_problems(&self.name);
         problems.extend(self.settings.problems());
+        if let Some(queue) = self.dead_letters.as_ref().filter(|queue| queue.core.is_ordered()) {
+            problems.push(format!("queue {:?} is ordered by key and cannot hold dead letters", queue.name()));
+        }
         problems
     }
 }

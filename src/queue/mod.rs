@@ -3,11 +3,13 @@
 pub(crate) mod builder;
 pub(crate) mod core;
 pub(crate) mod fifo;
+pub(crate) mod keyed;
 pub(crate) mod lease;
 pub(crate) mod levels;
 pub(crate) mod throttle;
 
 pub use builder::{Expired, Overflow, QueueBuilder};
+pub use keyed::{Exhausted, Parked};
 
 use crate::alarm::{Alarm, AlarmHandle, Alert};
 use crate::clock::Clock;
@@ -24,6 +26,7 @@ use crate::stats::QueueStats;
 use builder::Settings;
 use core::{Accepted, Core, Nothing, Patience, Refusal};
 use fifo::{Chunk, chunk_len};
+use keyed::KeyRule;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -73,23 +76,24 @@ impl<T: Send + Sync + 'static> Queue<T> {
         Error::unless_none(description.subject(), description.problems())?;
         let options = Options { blocked_warning: Duration::from_secs(1), ..Options::default() };
         let runtime = Runtime::new(Clock::system(), None, options);
-        let QueueBuilder { name, settings, dead_letters, .. } = description;
-        Ok(Self::build(runtime, name.into(), settings, dead_letters))
+        let QueueBuilder { name, settings, keys, dead_letters, .. } = description;
+        Ok(Self::build(runtime, name.into(), settings, keys, dead_letters))
     }
 
     pub(crate) fn build(
         runtime: Arc<Runtime>,
         name: Arc<str>,
         settings: Settings,
+        keys: KeyRule<T>,
         dead_letters: Option<Queue<DeadLetter<T>>>,
     ) -> Self {
         let dead = dead_letters.unwrap_or_else(|| {
             let name = dead_letter_name(&name).into();
-            Queue { core: Core::new(name, Settings::default(), Arc::clone(&runtime), None) }
+            Queue { core: Core::new(name, Settings::default(), KeyRule::Unordered, Arc::clone(&runtime), None) }
         });
         dead.core.make_terminal();
         let sink: Arc<dyn DeadLetterSink<T>> = dead.core;
-        Self { core: Core::new(name, settings, runtime, Some(sink)) }
+        Self { core: Core::new(name, settings, keys, runtime, Some(sink)) }
     }
 
     pub(crate) fn from_core(core: Arc<Core<T>>) -> Self {
@@ -316,7 +320,7 @@ impl<T: Send + Sync + 'static> Queue<T> {
             return sink.queue();
         }
         let name = dead_letter_name(&self.core.name).into();
-        let none = Core::new(name, Settings::default(), Arc::clone(&self.core.runtime), None);
+        let none = Core::new(name, Settings::default(), KeyRule::Unordered, Arc::clone(&self.core.runtime), None);
         none.close();
         Queue { core: none }
     }
@@ -390,6 +394,67 @@ impl<T: Send + Sync + 'static> Queue<T> {
     /// millisecond, a share that is not from 0 to 1, a broker that was shut down.
     pub fn alarm(&self, alarm: Alarm, callback: impl Fn(&Alert) + Send + Sync + 'static) -> Result<AlarmHandle, Error> {
         self.core.watch(alarm, Box::new(callback))
+    }
+
+    // ---- keys that are held back -------------------------------------------------------------------
+
+    /// The keys that are held back since one of their messages failed for good, longest first; see
+    /// [`QueueBuilder::on_exhausted`].
+    ///
+    /// ```
+    /// use postroom::{Broker, Exhausted, Message, Queue, Retry};
+    ///
+    /// let (broker, simulation) = Broker::simulated(1);
+    /// let transfers: Queue<i64> = broker
+    ///     .queue("transfers")
+    ///     .ordered_by(|cents: &i64| if *cents < 0 { "out" } else { "in" })
+    ///     .on_exhausted(Exhausted::Park)
+    ///     .retry(Retry::none())
+    ///     .declare()?;
+    /// transfers.consumer().start(|cents: &Message<i64>| {
+    ///     if **cents == -5 { Err(std::io::Error::other("not covered")) } else { Ok(()) }
+    /// })?;
+    /// for cents in [-5, 10, -6, 20] {
+    ///     transfers.send(cents).unwrap();
+    /// }
+    /// simulation.run_until_idle();
+    ///
+    /// let parked = transfers.parked();
+    /// assert_eq!((parked[0].key.as_str(), parked[0].waiting), ("out", 2));
+    /// assert_eq!(parked[0].error.as_deref(), Some("not covered"));
+    /// assert_eq!(transfers.stats().acked, 2, "what comes in is not held up");
+    ///
+    /// assert_eq!(transfers.drop_key("out"), 2);
+    /// assert_eq!(transfers.dead_letters().len(), 2);
+    /// # Ok::<(), postroom::Error>(())
+    /// ```
+    #[must_use]
+    pub fn parked(&self) -> Vec<Parked> {
+        self.core.parked()
+    }
+
+    /// Lets a parked key go on from the message that failed, whose attempts start again at 1; its history
+    /// stays. Whether the key was parked.
+    pub fn release_key(&self, key: impl AsRef<str>) -> bool {
+        self.core.release_key(key.as_ref())
+    }
+
+    /// Makes dead letters of everything that waits under a parked key, in order: the message that failed with
+    /// its reason, those behind it with [`Reason::KeyDropped`](crate::Reason::KeyDropped). How many those are;
+    /// 0 if the key was not parked. What is sent under the key from now on flows.
+    pub fn drop_key(&self, key: impl AsRef<str>) -> usize {
+        self.core.drop_key(key.as_ref())
+    }
+
+    /// Whether it hands out nothing since a message failed for good; see [`Exhausted::Stop`].
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.core.is_stopped()
+    }
+
+    /// Ends such a stop: every parked key is released, and everything flows again. Whether it was stopped.
+    pub fn resume(&self) -> bool {
+        self.core.resume()
     }
 
     /// Takes no more messages from now on; receivers get what is left, what is delayed included, then find

@@ -20,6 +20,9 @@ impl<T: Send + Sync + 'static> Core<T> {
     #[inline]
     pub(crate) fn offer(&self, mut message: Message<T>) -> Result<(), (Message<T>, Refusal)> {
         debug_assert!(!message.is_timed());
+        if self.is_ordered() {
+            return self.offer_by_key(message);
+        }
         let mut intake = self.intake.lock();
         if let Err(refusal) = self.let_in(&mut intake) {
             return Err((message, refusal));
@@ -48,7 +51,7 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// Whether one more message may come in now.
     #[inline]
-    fn let_in(&self, intake: &mut Intake<T>) -> Result<(), Refusal> {
+    pub(super) fn let_in(&self, intake: &mut Intake<T>) -> Result<(), Refusal> {
         if intake.gate != Gate::Open && !self.lets_in(intake) {
             return Err(Refusal::Closed);
         }
@@ -61,6 +64,12 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Takes the message as the overflow policy says; waits as long as `patience` if that is `Wait`.
     pub(crate) fn accept(&self, message: Message<T>, patience: Patience) -> Result<Accepted, (Message<T>, Refusal)> {
         let mut message = message;
+        if message.is_timed() {
+            match self.order_key(&message) {
+                Ok(key) => message.extras_mut().order_key = key,
+                Err(refusal) => return Err((message, refusal)),
+            }
+        }
         let mut snoozes = 0;
         loop {
             let offered = if message.is_timed() { self.offer_timed(message) } else { self.offer(message) };
@@ -363,7 +372,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     fn pop_oldest_fresh(&self, outlet: &mut Outlet<T>, intake: &mut Intake<T>) -> Option<Message<T>> {
-        let lowest = intake.aside.levels.as_mut().and_then(|levels| levels.evict(|message| message.holds_slot));
+        let lowest = intake.aside.evict();
         self.note_aside(intake);
         let oldest = lowest.or_else(|| pop_holding_slot(outlet, intake))?;
         outlet.left += 1;

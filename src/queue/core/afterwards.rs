@@ -4,6 +4,7 @@ use super::{Admission, BURIAL_RETRY, Core, DUE_AT_ONCE, Intake, MAX_DEAD_LETTER_
 use crate::clock::Timestamp;
 use crate::dead_letter::{DeadLetter, DeadLetterSink};
 use crate::message::Message;
+use crate::queue::keyed::Turn;
 use crate::request::Fate;
 use crate::runtime::Event;
 use crate::scheduler::DelayKey;
@@ -36,10 +37,11 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.ended.load(Ordering::Relaxed)
     }
 
-    /// Gives a delivery back: `urgently` ahead of all fresh messages, otherwise behind them.
+    /// Gives a delivery back: `urgently` ahead of all fresh messages, otherwise behind them; in a queue
+    /// ordered by key always ahead of its key.
     pub(crate) fn take_back(&self, mut message: Message<T>, urgently: bool) {
         message.redelivered = true;
-        if !urgently {
+        if !urgently && !self.is_ordered() {
             return self.enter(message, Admission::Returned);
         }
         let mut intake = self.intake.lock();
@@ -55,6 +57,10 @@ impl<T: Send + Sync + 'static> Core<T> {
         let n = messages.len();
         for mut message in messages.into_iter().rev() {
             message.attempt -= 1;
+            if self.is_ordered() {
+                intake.put_in_lane(message, Turn::First);
+                continue;
+            }
             match &mut intake.aside.levels {
                 Some(levels) => levels.push_front(message.priority(), message),
                 None => outlet.head.push_front(message),
@@ -74,6 +80,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Takes a message back from the dead letters, after `delay`.
     pub(crate) fn readmit(&self, mut message: Message<T>, delay: Duration) {
         message.attempt = 0;
+        self.find_key(&mut message);
         let now = self.runtime.clock.now();
         if let Some(extras) = &mut message.extras {
             // Its own time was up when it was given up on, or is no longer what matters.
@@ -174,7 +181,8 @@ impl<T: Send + Sync + 'static> Core<T> {
                 None => break,
                 Some(Waiting::Burial(letter)) => due.letters.push(letter),
                 Some(Waiting::Delayed(message)) => arrived += self.fire_delayed(&mut intake, message, due),
-                Some(Waiting::Retry(message) | Waiting::Paced(message)) if self.is_overdue(&message) => {
+                Some(Waiting::Retry(mut message) | Waiting::Paced(mut message)) if self.is_overdue(&message) => {
+                    arrived += intake.free_lanes(message.take_lane());
                     outlet.moving += 1;
                     released += u64::from(message.holds_slot);
                     due.expired.push(message);

@@ -57,7 +57,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let outlet = self.outlet.lock();
         let intake = self.intake.lock();
         let in_flight = outlet.delivered.saturating_sub(settled);
-        let ready = intake.entered - outlet.left;
+        let ready = self.servable(&intake, outlet.left);
         let moves = intake.accepted + intake.entered + outlet.left + settled + delayed.len() as u64;
         let promised = intake.pledged + outlet.moving;
         drop((delayed, outlet, intake));

@@ -74,6 +74,15 @@ impl<T: Send + Sync + 'static> Core<T> {
         let mut intake = self.intake.lock();
         let looked_at = u32::try_from(intake.entered - outlet.left).unwrap_or(u32::MAX);
         let (mut expired, mut next) = (Vec::new(), None);
+        let expiry = |message: &Message<T>| self.expires_at(message);
+        expired.extend(self.sweep_lanes(&mut intake, |message| {
+            let expires = expiry(message);
+            let stays = expires.is_none_or(|expires| expires > now);
+            if stays {
+                next = next.into_iter().chain(expires).min();
+            }
+            stays
+        }));
         let mut keep = |message: Message<T>| match self.expires_at(&message) {
             Some(expires) if expires <= now => {
                 expired.push(message);
@@ -88,7 +97,9 @@ impl<T: Send + Sync + 'static> Core<T> {
         let plain = intake.tail.take_all(&mut outlet.head);
         plain.into_iter().filter_map(&mut keep).for_each(|message| intake.tail.push(message));
         self.note_aside(&intake);
-        drop(intake);
+        // A key may have been held up by what expired.
+        let servable = if self.is_ordered() { intake.aside.available() } else { 0 };
+        self.wake_readers(intake, servable);
         let slots = expired.iter().filter(|message| message.holds_slot).count() as u64;
         let n = expired.len() as u64;
         outlet.left += n;

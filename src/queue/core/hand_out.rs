@@ -59,7 +59,11 @@ impl<T: Send + Sync + 'static> Core<T> {
         if intake.tail.refill(&mut outlet.head) {
             return Ok(());
         }
-        Err(if intake.gate == Gate::Closed && intake.aside.len() == 0 { Nothing::Closed } else { Nothing::Empty })
+        Err(if intake.gate == Gate::Closed && intake.aside.available() == 0 && !intake.moves_on() {
+            Nothing::Closed
+        } else {
+            Nothing::Empty
+        })
     }
 
     #[cold]
@@ -99,7 +103,8 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
         loop {
             if outlet.head.is_empty() && !intake.has_message() {
-                return Err(if intake.gate == Gate::Closed { Nothing::Closed } else { Nothing::Empty });
+                let over = intake.gate == Gate::Closed && !intake.moves_on();
+                return Err(if over { Nothing::Closed } else { Nothing::Empty });
             }
             self.may_go(intake)?;
             let aside = intake.aside.pop();
@@ -114,11 +119,13 @@ impl<T: Send + Sync + 'static> Core<T> {
                 }
             };
             if self.is_overdue(&message) {
+                intake.free_lanes(message.take_lane());
                 expired.push(message);
             } else if let Some(at) = self.held_by_key(intake, &mut message) {
                 early.push((at, message));
             } else {
                 self.count_gone(intake);
+                self.note_last_turn(intake);
                 intake.in_flight += usize::from(self.limits_in_flight());
                 return Ok(message);
             }
@@ -271,7 +278,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             if ready && self.below_limit(&intake) && held.is_ok() {
                 return Ok(());
             }
-            if intake.gate == Gate::Closed && !ready && !expects_more {
+            if intake.gate == Gate::Closed && !ready && !expects_more && !intake.moves_on() {
                 // With a limit in flight, readers sleep on a closed queue too, and settling wakes one.
                 drop((outlet, intake));
                 self.readable.notify_all();
@@ -304,7 +311,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             let expects_more = self.expects_more();
             let (outlet, intake) = (self.outlet.lock(), self.intake.lock());
             let ready = !outlet.head.is_empty() || intake.has_message();
-            closed = intake.gate == Gate::Closed && !ready && !expects_more;
+            closed = intake.gate == Gate::Closed && !ready && !expects_more && !intake.moves_on();
             closed || (ready && self.below_limit(&intake) && self.may_go(&intake).is_ok())
         });
         match end {

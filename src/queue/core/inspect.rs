@@ -3,6 +3,7 @@
 use super::{Core, Intake, Outlet, Waiting};
 use crate::clock::Timestamp;
 use crate::message::Message;
+use crate::queue::keyed::Keyed;
 use crate::request::{End, Fate};
 use crate::stats::{HandlingTime, QueueStats};
 use std::sync::Arc;
@@ -64,6 +65,11 @@ impl<T: Send + Sync + 'static> Core<T> {
         let mut outlet = self.outlet.lock();
         let mut intake = self.intake.lock();
         let Intake { aside, tail, .. } = &mut *intake;
+        if let Some(keyed) = &mut aside.keyed {
+            let mut copies = Vec::new();
+            keyed.show(max, |message| copies.push(message.share()));
+            return copies;
+        }
         let ready = aside.iter_mut().chain(tail.iter_mut(&mut outlet.head));
         ready.take(max).map(Message::share).collect()
     }
@@ -90,7 +96,10 @@ impl<T: Send + Sync + 'static> Core<T> {
         let (mut burials, mut fired, mut cancelled) = (0, Vec::new(), Vec::new());
         while let Some(waiting) = delayed.pop_due(Timestamp::MAX) {
             let mut message = match waiting {
-                Waiting::Retry(message) | Waiting::Delayed(message) | Waiting::Paced(message) => message,
+                Waiting::Retry(mut message) | Waiting::Delayed(mut message) | Waiting::Paced(mut message) => {
+                    intake.free_lanes(message.take_lane());
+                    message
+                }
                 Waiting::Burial(letter) => {
                     burials += 1;
                     letter.into_message()
@@ -142,7 +151,10 @@ impl<T: Send + Sync + 'static> Core<T> {
             // Those who asked know that it is a dead letter.
             Waiting::Burial(_) => None,
         });
-        let requests: Vec<_> = ready.chain(waiting).filter_map(Message::take_request).collect();
+        let mut requests: Vec<_> = ready.chain(waiting).filter_map(Message::take_request).collect();
+        if let Some(keyed) = &mut intake.aside.keyed {
+            keyed.show(usize::MAX, |message| requests.extend(message.take_request()));
+        }
         drop((intake, outlet, delayed));
         requests.into_iter().for_each(|request| request.end(End::Unanswered(Arc::clone(&self.name), Fate::Left)));
     }
@@ -160,6 +172,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             handling.add(&tally.handling);
         });
         let oldest = intake.oldest(&mut outlet);
+        let keyed = intake.aside.keyed.as_ref();
         let counts = &self.counts;
         let (discarded, purged, cancelled) = (counts.discarded.get(), counts.purged.get(), counts.cancelled.get());
         QueueStats {
@@ -186,6 +199,8 @@ impl<T: Send + Sync + 'static> Core<T> {
             in_flight: outlet.delivered.saturating_sub(settled),
             delayed: delayed.len() as u64,
             oldest_age: oldest.map(|stamp| now.since(stamp)),
+            parked: keyed.map_or(0, |keyed| keyed.held() as u64),
+            keys: keyed.map_or(0, |keyed| keyed.keys() as u64),
             handling,
         }
     }
@@ -197,6 +212,7 @@ impl<T> Intake<T> {
     fn oldest(&mut self, outlet: &mut Outlet<T>) -> Option<Timestamp> {
         let aside = self.aside.iter_mut().map(|message| message.published_at).min();
         let plain = self.tail.iter_mut(&mut outlet.head).next().map(|message| message.published_at);
-        aside.into_iter().chain(plain).min()
+        let keyed = self.aside.keyed.as_ref().and_then(Keyed::oldest).map(|message| message.published_at);
+        aside.into_iter().chain(plain).chain(keyed).min()
     }
 }

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | ready, not yet reached by a consumer | [`Tail`] in [`Intake`] | `intake` |
 //! | ready, next to be handed out | [`Head`] in [`Outlet`] | `outlet` |
-//! | to be redelivered now, or ready in a queue with priorities | [`Aside`] in [`Intake`] | `intake` |
+//! | to be redelivered now, or ready in a queue with priorities or ordered by key | [`Aside`] in [`Intake`] | `intake` |
 //! | waiting for its time, its turn, a retry, or room among the dead letters | [`DelayHeap`] | `delayed` |
 //! | in flight | the `Delivery` or the worker's stack; under an ack timeout `leases` holds a copy too | `leases` |
 //!
@@ -23,11 +23,13 @@ mod expiry;
 mod inspect;
 mod leases;
 mod limits;
+mod order;
 mod place;
 mod refusal;
 
 use super::builder::Settings;
 use super::fifo::{Head, Tail};
+use super::keyed::{KeyRule, Keyed};
 use super::levels::Levels;
 use super::throttle::{KeyThrottles, Throttle};
 use crate::alarm::Alarms;
@@ -48,6 +50,7 @@ use std::time::Duration;
 pub(crate) struct Core<T> {
     pub(crate) name: Arc<str>,
     pub(crate) settings: Settings,
+    pub(crate) keys: KeyRule<T>,
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) dead: Option<Arc<dyn DeadLetterSink<T>>>,
     /// Other queues send their dead letters here, so nothing may be given up on: there is nowhere to go.
@@ -113,6 +116,8 @@ struct Aside<M> {
     /// Redeliveries, ahead of all fresh messages; unused where there are levels.
     urgent: VecDeque<M>,
     levels: Option<Levels<M>>,
+    /// All ready messages, where they are ordered by key.
+    keyed: Option<Keyed<M>>,
 }
 
 /// The consumers' side.
@@ -201,6 +206,8 @@ pub(crate) enum Refusal {
     Timeout,
     /// And why.
     Deadlock(Box<str>),
+    /// The user's function for its ordering key did, in these words.
+    Panicked(Box<str>),
     /// By an admission limit that lets the next one pass after this long.
     Limited(Duration),
 }
@@ -254,6 +261,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn new(
         name: Arc<str>,
         settings: Settings,
+        keys: KeyRule<T>,
         runtime: Arc<Runtime>,
         dead: Option<Arc<dyn DeadLetterSink<T>>>,
     ) -> Arc<Self> {
@@ -262,6 +270,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             me: Weak::clone(me),
             name,
             settings,
+            keys,
             runtime,
             dead,
             terminal: AtomicBool::new(false),
@@ -392,7 +401,7 @@ impl<T> Intake<T> {
     }
 
     fn has_message(&self) -> bool {
-        self.aside.len() > 0 || !self.tail.is_empty()
+        self.aside.available() > 0 || !self.tail.is_empty()
     }
 }
 
@@ -400,30 +409,48 @@ impl<M> Aside<M> {
     fn new(settings: &Settings) -> Self {
         let levels =
             (settings.priority_levels > 1).then(|| Levels::new(settings.priority_levels, settings.low_priority_share));
-        Self { urgent: VecDeque::new(), levels }
+        Self { urgent: VecDeque::new(), levels, keyed: settings.order.is_some().then(Keyed::new) }
     }
 
-    fn len(&self) -> usize {
-        self.urgent.len() + self.levels.as_ref().map_or(0, Levels::len)
-    }
-
-    fn pop(&mut self) -> Option<M> {
-        self.urgent.pop_front().or_else(|| self.levels.as_mut()?.pop())
+    /// How many may be handed out now.
+    fn available(&self) -> usize {
+        let keyed = self.keyed.as_ref().map_or(0, Keyed::available);
+        self.urgent.len() + self.levels.as_ref().map_or(0, Levels::len) + keyed
     }
 
     fn take_all(&mut self) -> Vec<M> {
         let levels = self.levels.as_mut().map(Levels::take_all);
-        self.urgent.drain(..).chain(levels.into_iter().flatten()).collect()
+        let keyed = self.keyed.as_mut().map(|keyed| keyed.retain(|_| false));
+        self.urgent.drain(..).chain(levels.into_iter().flatten()).chain(keyed.into_iter().flatten()).collect()
     }
 
-    /// Lets `keep` take messages out; the others stay where they are.
+    /// Lets `keep` take messages out; the others stay where they are. None of those in
+    /// lanes.
     fn sift(&mut self, keep: &mut impl FnMut(M) -> Option<M>) {
         self.urgent = std::mem::take(&mut self.urgent).into_iter().filter_map(&mut *keep).collect();
         self.levels.iter_mut().for_each(|levels| levels.sift(keep));
     }
 
+    /// All but those in lanes.
     fn iter_mut(&mut self) -> impl Iterator<Item = &mut M> {
         self.urgent.iter_mut().chain(self.levels.as_mut().map(Levels::iter_mut).into_iter().flatten())
+    }
+}
+
+impl<T> Aside<Message<T>> {
+    fn pop(&mut self) -> Option<Message<T>> {
+        if let Some(keyed) = &mut self.keyed {
+            let (lane, mut message) = keyed.pop()?;
+            message.set_lane(lane);
+            return Some(message);
+        }
+        self.urgent.pop_front().or_else(|| self.levels.as_mut()?.pop())
+    }
+
+    /// The oldest fresh message: of the lowest level, or of any key.
+    fn evict(&mut self) -> Option<Message<T>> {
+        let oldest = self.keyed.as_mut().and_then(|keyed| keyed.evict(|message| message.holds_slot));
+        oldest.or_else(|| self.levels.as_mut()?.evict(|message| message.holds_slot))
     }
 }
 

@@ -3,6 +3,7 @@
 use super::{Core, Intake, Waiting};
 use crate::clock::Timestamp;
 use crate::message::Message;
+use crate::queue::keyed::Turn;
 use crate::scheduler::DelayHeap;
 use crate::sync::{MutexGuard, Ordering};
 
@@ -21,6 +22,9 @@ impl<T: Send + Sync + 'static> Core<T> {
     #[cold]
     fn put_specially(&self, intake: &mut Intake<T>, message: Message<T>) {
         self.note_expiry(&message);
+        if self.is_ordered() {
+            return intake.put_in_lane(message, Turn::Last);
+        }
         match &mut intake.aside.levels {
             Some(levels) => {
                 levels.push(message.priority(), message);
@@ -30,10 +34,13 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
     }
 
-    /// Before everything that has not been delivered yet (of its priority).
+    /// Before everything that has not been delivered yet (of its priority or key).
     pub(super) fn put_urgently(&self, intake: &mut Intake<T>, message: Message<T>) {
         self.note_expiry(&message);
         intake.entered += 1;
+        if self.is_ordered() {
+            return intake.put_in_lane(message, Turn::Last);
+        }
         match &mut intake.aside.levels {
             Some(levels) => levels.push_redelivered(message.priority(), message),
             None => intake.aside.urgent.push_back(message),
@@ -84,7 +91,9 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Tells consumers whether they have to look at more than the head.
     pub(super) fn note_aside(&self, intake: &Intake<T>) {
         let limited = intake.pace.is_some() || intake.key_pace.is_some() || self.limits_in_flight();
-        self.aside.store(intake.aside.len() + usize::from(limited), Ordering::Relaxed);
+        // What is ordered by key is never anywhere else.
+        let limited = limited || self.is_ordered();
+        self.aside.store(intake.aside.available() + usize::from(limited), Ordering::Relaxed);
     }
 
     /// Has the queue looked through when the message expires.

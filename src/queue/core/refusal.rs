@@ -18,6 +18,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             Refusal::Full | Refusal::Timeout => SendError::Full(self.refused(message)),
             Refusal::Closed => SendError::Closed(self.refused(message)),
             Refusal::Deadlock(why) => SendError::Deadlock(self.deadlocked(message, why)),
+            Refusal::Panicked(words) => SendError::Panicked(self.refused(message).because(words)),
             Refusal::Limited(wait) => SendError::Limited(self.refused(message).limited(wait)),
         }
     }
@@ -25,6 +26,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn try_send_error(&self, (message, refusal): (Message<T>, Refusal)) -> TrySendError<T> {
         match refusal {
             Refusal::Closed => TrySendError::Closed(self.refused(message)),
+            Refusal::Panicked(words) => TrySendError::Panicked(self.refused(message).because(words)),
             Refusal::Limited(wait) => TrySendError::Limited(self.refused(message).limited(wait)),
             _ => TrySendError::Full(self.refused(message)),
         }
@@ -36,6 +38,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             Refusal::Timeout => SendTimeoutError::Timeout(self.refused(message)),
             Refusal::Closed => SendTimeoutError::Closed(self.refused(message)),
             Refusal::Deadlock(why) => SendTimeoutError::Deadlock(self.deadlocked(message, why)),
+            Refusal::Panicked(words) => SendTimeoutError::Panicked(self.refused(message).because(words)),
             Refusal::Limited(wait) => SendTimeoutError::Limited(self.refused(message).limited(wait)),
         }
     }

@@ -1,0 +1,141 @@
+//! Reading along the ring.
+
+use super::ring::{Chunk, Ring, Start, snooze};
+use super::seat::{Lag, Seat};
+use crate::error::BroadcastError;
+use crate::message::Message;
+use crate::outcome::drop_contained;
+use crate::queue::core::Patience;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// The most messages taken ahead under one lock.
+const AHEAD: usize = 64;
+
+/// A subscriber's hands. Dropping it gives its seat up.
+pub(super) struct Reader<T: Send + Sync + 'static> {
+    pub(super) ring: Arc<Ring<T>>,
+    pub(super) seat: Arc<Seat>,
+    /// The place of the next message to hand out.
+    cursor: u64,
+    /// The messages up to here are in `chunks`.
+    fetched: u64,
+    chunks: VecDeque<Arc<Chunk<T>>>,
+    /// Comes before everything else.
+    replay: VecDeque<Arc<Message<T>>>,
+    /// Handed out last from the replay.
+    replayed: Option<Arc<Message<T>>>,
+}
+
+impl<T: Send + Sync + 'static> Reader<T> {
+    pub(super) fn new(ring: Arc<Ring<T>>, seat: Arc<Seat>, start: Start<T>) -> Self {
+        let Start { cursor, replay } = start;
+        Self { ring, seat, cursor, fetched: cursor, chunks: VecDeque::new(), replay, replayed: None }
+    }
+
+    /// The next message, waiting as long as `patience` and `go_on` say.
+    #[inline]
+    pub(super) fn next(
+        &mut self,
+        patience: Patience,
+        go_on: &impl Fn() -> bool,
+    ) -> Result<&Arc<Message<T>>, BroadcastError> {
+        if self.seat.is_cut() {
+            self.let_go();
+            return Err(BroadcastError::Disconnected);
+        }
+        if !self.replay.is_empty() {
+            return Ok(self.next_of_replay());
+        }
+        if self.cursor == self.fetched {
+            self.fetch(patience, go_on)?;
+        }
+        while self.chunks[0].end() <= self.cursor {
+            self.chunks.pop_front();
+        }
+        let chunk = &self.chunks[0];
+        let message = &chunk.messages[(self.cursor - chunk.start) as usize];
+        self.cursor += 1;
+        self.seat.has_read(self.cursor);
+        if self.seat.lag == Lag::Block {
+            self.ring.has_read();
+        }
+        Ok(message)
+    }
+
+    fn next_of_replay(&mut self) -> &Arc<Message<T>> {
+        let before = std::mem::replace(&mut self.replayed, self.replay.pop_front());
+        drop_contained(before);
+        self.replayed.as_ref().expect("the replay was not empty")
+    }
+
+    /// The handler is through with what was handed out last.
+    pub(super) fn is_done(&self) {
+        self.seat.has_done(self.cursor, self.replay.len());
+    }
+
+    fn fetch(&mut self, patience: Patience, go_on: &impl Fn() -> bool) -> Result<(), BroadcastError> {
+        self.let_go();
+        // So little that what it holds counts as its capacity says, or nearly so.
+        let ahead = (self.seat.capacity / 8).clamp(1, AHEAD) as u64;
+        let mut snoozes = 0;
+        loop {
+            match self.ring.fetch(&self.seat, self.cursor, ahead, &mut self.chunks) {
+                Ok(fetched) => {
+                    self.fetched = fetched;
+                    return Ok(());
+                }
+                Err(BroadcastError::Lagged(missed)) => {
+                    self.cursor += missed;
+                    self.fetched = self.cursor;
+                    return Err(BroadcastError::Lagged(missed));
+                }
+                Err(BroadcastError::Empty) if !matches!(patience, Patience::None) => {}
+                Err(end) => return Err(end),
+            }
+            if snoozes < self.ring.spins() {
+                snooze(snoozes);
+                snoozes += 1;
+            } else {
+                self.ring.wait(&self.seat, self.cursor, patience, go_on)?;
+            }
+        }
+    }
+
+    /// Whether the next one can be had without waiting.
+    pub(super) fn is_ready(&self) -> bool {
+        !self.replay.is_empty()
+            || self.cursor < self.fetched
+            || self.ring.backlog(self.cursor) > 0
+            || self.seat.is_cut()
+    }
+
+    /// Whether the next one can be had without waiting and without an error.
+    pub(super) fn is_plain(&self) -> bool {
+        let cut = self.seat.is_cut();
+        let lags = || self.cursor == self.fetched && self.ring.missing(&self.seat) > 0;
+        !cut && (!self.replay.is_empty() || !lags())
+    }
+
+    pub(super) fn backlog(&self) -> u64 {
+        self.replay.len() as u64 + self.ring.backlog(self.cursor)
+    }
+
+    /// Lets go of what was taken, outside of any lock: destructors are the user's.
+    fn let_go(&mut self) {
+        self.chunks.clear();
+        self.fetched = self.cursor;
+        drop_contained(self.replayed.take());
+        if self.seat.is_cut() {
+            self.replay.drain(..).for_each(drop_contained);
+        }
+    }
+}
+
+impl<T: Send + Sync + 'static> Drop for Reader<T> {
+    fn drop(&mut self) {
+        self.ring.leave(&self.seat);
+        self.let_go();
+        self.replay.drain(..).for_each(drop_contained);
+    }
+}
