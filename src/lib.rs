@@ -45,6 +45,9 @@
 //! | consume by hand | [`Queue::recv`], [`Delivery`], [`Batch`] |
 //! | ask and wait for the reply | [`Topic::request`], [`Queue::request`], [`ConsumerBuilder::respond`], [`Message::reply`] |
 //! | have every listener see every message | [`Topic::subscribe`], [`Subscriber`], [`Lag`] |
+//! | keep each key's messages in order | [`QueueBuilder::ordered_by`], [`Exhausted`], [`Queue::parked`] |
+//! | deliver later, or regularly | [`Message::with_delay`], [`Timer`], [`Broker::schedule`] |
+//! | limit and protect | [`QueueBuilder::rate_limit`], [`QueueBuilder::admission`], [`CircuitBreaker`], [`Alarm`] |
 //! | say how often to try again | [`Retry`], [`DelayLevel`] |
 //! | look after what failed | [`DeadLetter`], [`Queue::redrive`] |
 //! | watch | [`Broker::stats`], [`Broker::describe`], [`Event`] |
