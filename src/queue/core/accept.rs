@@ -42,9 +42,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         if let Err(refusal) = self.let_in(&mut intake) {
             return Err((message, refusal));
         }
-        message.holds_slot = true;
-        intake.slots += 1;
-        intake.accepted += 1;
+        intake.admit(&mut message, Admission::Published);
         self.place(delayed, intake, message);
         Ok(())
     }
