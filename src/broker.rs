@@ -1,14 +1,16 @@
 //! Names to handles, threads, shutdown: wiring only.
 
 use crate::clock::{Clock, ManualClock, Timestamp};
+use crate::dead_letter::DeadLetter;
 use crate::describe::{Description, QueueDescription, TopicDescription};
 use crate::error::Error;
+use crate::log::{AnyLog, Log, LogBuilder, LogCore};
 use crate::name::Name;
 use crate::queue::core::Core;
 use crate::queue::{Queue, QueueBuilder, dead_letter_name};
 use crate::runtime::{Event, EventHook, Options, Runtime};
 use crate::schedule::{Schedule, ScheduleBuilder, ScheduleInfo, Schedules};
-use crate::shutdown::{self, ShutdownReport};
+use crate::shutdown::{self, Places, ShutdownReport};
 use crate::simulation::{Executor, Simulation};
 use crate::stats::{QueueStats, Stats, TopicStats};
 use crate::sync::Mutex;
@@ -16,7 +18,7 @@ use crate::topic::{Topic, TopicBuilder, TopicCore};
 use std::any::{Any, type_name};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// The names, threads, clock and shutdown of one in-process message system.
@@ -65,6 +67,7 @@ struct Inner {
 struct Registry {
     queues: BTreeMap<Arc<str>, Arc<dyn AnyQueue>>,
     topics: BTreeMap<Arc<str>, Arc<dyn AnyTopic>>,
+    logs: BTreeMap<Arc<str>, Arc<dyn AnyLog>>,
     closed: bool,
 }
 
@@ -190,6 +193,11 @@ impl Broker {
         QueueBuilder::of(self.clone(), name.into().text)
     }
 
+    /// Describes a log to declare, or one that is declared already.
+    pub fn log<T: Send + Sync + 'static>(&self, name: impl Into<Name<T>>) -> LogBuilder<T> {
+        LogBuilder::of(self.clone(), name.into().text)
+    }
+
     /// Describes messages to come at fixed times, or ones that are scheduled already.
     pub fn schedule(&self, name: impl Into<String>) -> ScheduleBuilder {
         ScheduleBuilder::of(self.clone(), name.into())
@@ -211,7 +219,7 @@ impl Broker {
     ///
     /// Schedules are removed first. Handlers may go on publishing while their broker drains, so work in
     /// several steps comes to its end.
-    /// Queues that have consumers are drained, and deliveries in hand are waited for, together at most
+    /// Queues and groups of logs that have consumers are drained, and deliveries in hand are waited for, together at most
     /// `timeout`; retries that become due in that time still happen. Then everything is closed: receivers
     /// find [`Closed`](crate::RecvError::Closed), workers end after the message in hand. Takes at most
     /// `timeout` and a moment; a handler that never returns is left behind and reported.
@@ -219,13 +227,9 @@ impl Broker {
     /// What was left can be taken out with [`Queue::drain`]. Called a second time, it reports what is left
     /// then. Called from a handler, it does not wait for that handler.
     pub fn shutdown(&self, timeout: Duration) -> ShutdownReport {
-        let queues = {
-            let mut registry = self.inner.registry.lock();
-            registry.closed = true;
-            registry.queues.values().cloned().collect::<Vec<_>>()
-        };
+        self.inner.registry.lock().closed = true;
         self.inner.schedules.close();
-        shutdown::run(&self.inner.runtime, &queues, timeout)
+        shutdown::run(&self.inner.runtime, &self.places(), timeout)
     }
 
     /// Waits until nothing is ready in any queue that has a consumer, nothing is in flight, and no delay
@@ -235,8 +239,12 @@ impl Broker {
     /// In a simulation it runs the simulation.
     #[must_use]
     pub fn wait_idle(&self, timeout: Duration) -> bool {
-        let queues: Vec<_> = self.inner.registry.lock().queues.values().cloned().collect();
-        shutdown::wait_idle(&self.inner.runtime, &queues, timeout)
+        shutdown::wait_idle(&self.inner.runtime, &self.places(), timeout)
+    }
+
+    fn places(&self) -> Places {
+        let registry = self.inner.registry.lock();
+        Places { queues: registry.queues.values().cloned().collect(), logs: registry.logs.values().cloned().collect() }
     }
 
     /// Prevents the delivery of the delayed message that was published with a timer of this name (see
@@ -254,6 +262,7 @@ impl Broker {
             queues: queues.iter().map(|queue| queue.stats()).collect(),
             topics: topics.iter().map(|topic| topic.stats()).collect(),
             late_replies: self.inner.runtime.late_replies.get(),
+            logs: self.places().logs.iter().map(|log| log.stats()).collect(),
         }
     }
 
@@ -265,6 +274,7 @@ impl Broker {
         Description {
             topics: topics.iter().map(|topic| topic.describe()).collect(),
             queues: queues.iter().map(|queue| queue.describe()).collect(),
+            logs: self.places().logs.iter().map(|log| log.describe()).collect(),
         }
     }
 
@@ -345,6 +355,64 @@ impl Broker {
         let topic = builder.build(Arc::clone(&self.inner.runtime));
         registry.topics.insert(Arc::clone(&topic.core.name), topic.core.clone());
         Ok(topic)
+    }
+}
+
+impl Broker {
+    pub(crate) fn declare_log<T: Send + Sync + 'static>(&self, builder: LogBuilder<T>) -> Result<Log<T>, Error> {
+        let mut problems = builder.problems();
+        let mut registry = self.inner.registry.lock();
+        if registry.closed {
+            problems.push("the broker was shut down".into());
+        }
+        if let Some(existing) = registry.logs.get(builder.name.as_str()).cloned() {
+            drop(registry);
+            let payload = existing.payload();
+            let found = existing.as_any().downcast::<LogCore<T>>().map(|core| Log { core });
+            match &found {
+                Err(_) => problems.push(other_payload::<T>(payload)),
+                Ok(log) => problems.extend(builder.differences(log)),
+            }
+            Error::unless_none(builder.subject(), problems)?;
+            return Ok(found.expect("a problem otherwise"));
+        }
+        Error::unless_none(builder.subject(), problems)?;
+        let log = builder.build(Arc::clone(&self.inner.runtime), WeakBroker(Arc::downgrade(&self.inner)));
+        registry.logs.insert(Arc::clone(&log.core.shelf.name), log.core.clone());
+        Ok(log)
+    }
+
+    pub(crate) fn find_log<T: Send + Sync + 'static>(&self, name: &str) -> Result<Log<T>, Error> {
+        let subject = || format!("log {name:?}");
+        let found = self.inner.registry.lock().logs.get(name).cloned();
+        let found = found.ok_or_else(|| Error::new(subject(), "there is none of that name"))?;
+        let payload = found.payload();
+        let core = found.as_any().downcast::<LogCore<T>>();
+        core.map(|core| Log { core }).map_err(|_| Error::new(subject(), other_payload::<T>(payload)))
+    }
+}
+
+/// A broker that is not kept alive by this.
+pub(crate) struct WeakBroker(Weak<Inner>);
+
+impl WeakBroker {
+    /// Makes the queue for dead letters of something that is no queue.
+    pub(crate) fn adopt_dead_letters<T: Send + Sync + 'static>(
+        &self,
+        name: &str,
+    ) -> Result<Queue<DeadLetter<T>>, Error> {
+        let refuse = |problem: &str| Error::new(format!("queue {name:?}"), problem);
+        let inner = self.0.upgrade().ok_or_else(|| refuse("its broker is gone"))?;
+        let mut registry = inner.registry.lock();
+        if registry.closed {
+            return Err(refuse("the broker was shut down"));
+        }
+        if registry.queues.contains_key(name) {
+            return Err(refuse("the name is taken by another queue"));
+        }
+        let queue = Queue::for_letters(name.into(), Arc::clone(&inner.runtime));
+        registry.queues.insert(Arc::clone(&queue.core.name), queue.core.clone());
+        Ok(queue)
     }
 }
 

@@ -147,6 +147,10 @@ pub struct Consumer {
 }
 
 impl Consumer {
+    pub(crate) fn of(crew: Arc<dyn Crew>) -> Self {
+        Self { crew }
+    }
+
     /// Changes the number of workers while they run. Those who are too many leave after the message they
     /// have in hand; this does not wait for them.
     ///

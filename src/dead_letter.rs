@@ -125,6 +125,13 @@ impl<T: Send + Sync + 'static> DeadLetter<T> {
     }
 }
 
+impl<T: Send + Sync + 'static> DeadLetter<T> {
+    /// A letter of a log's group; there is no queue it could be redriven to.
+    pub(crate) fn of_group(message: Message<T>, reason: Reason, group: Arc<str>, at: Timestamp) -> Self {
+        Self { message, reason, queue: group, at, origin: Weak::new() }
+    }
+}
+
 /// Where a queue's dead letters go. An object, so that the type of a queue does not contain the type of
 /// its dead letters' dead letters without end.
 pub(crate) trait DeadLetterSink<T>: Send + Sync {

@@ -26,6 +26,8 @@ pub struct Description {
     pub topics: Vec<TopicDescription>,
     /// The queues, dead-letter queues included.
     pub queues: Vec<QueueDescription>,
+    /// The logs.
+    pub logs: Vec<LogDescription>,
 }
 
 /// One topic.
@@ -64,6 +66,38 @@ pub struct QueueDescription {
     pub workers: usize,
 }
 
+/// One log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LogDescription {
+    /// Its name.
+    pub name: String,
+    /// The type of its payload.
+    pub payload: &'static str,
+    /// How many partitions it has.
+    pub partitions: usize,
+    /// How much it keeps.
+    pub retention: String,
+    /// Whether it keeps only the latest record of each key.
+    pub compacted: bool,
+    /// Its groups.
+    pub groups: Vec<GroupDescription>,
+}
+
+/// One group of a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GroupDescription {
+    /// Its name.
+    pub name: String,
+    /// Its retry policy.
+    pub retry: String,
+    /// Where its dead letters go.
+    pub dead_letters: String,
+    /// Workers of all its consumers.
+    pub workers: usize,
+}
+
 impl fmt::Display for Description {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for topic in &self.topics {
@@ -77,7 +111,25 @@ impl fmt::Display for Description {
                 writeln!(f, "  {binding} -> {target}")?;
             }
         }
-        self.queues.iter().try_for_each(|queue| write!(f, "{queue}"))
+        self.queues.iter().try_for_each(|queue| write!(f, "{queue}"))?;
+        self.logs.iter().try_for_each(|log| write!(f, "{log}"))
+    }
+}
+
+impl fmt::Display for LogDescription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, payload, partitions) = (&self.name, self.payload, self.partitions);
+        write!(f, "log {name:?} of {payload}, {partitions} partitions, keeps {}", self.retention)?;
+        f.write_str(if self.compacted { ", compacted\n" } else { "\n" })?;
+        for group in &self.groups {
+            let GroupDescription { name, retry, dead_letters, workers } = group;
+            write!(f, "  group {name:?}, retry {retry}, dead letters to {dead_letters:?}")?;
+            if *workers > 0 {
+                write!(f, ", {workers} workers")?;
+            }
+            writeln!(f)?;
+        }
+        Ok(())
     }
 }
 
@@ -130,14 +182,28 @@ impl Description {
                 let _ = writeln!(out, "    {node} --> {node}w{{{{\"{} workers\"}}}}", queue.workers);
             }
         }
+        self.draw_logs(&mut out);
         out
+    }
+
+    fn draw_logs(&self, out: &mut String) {
+        for log in &self.logs {
+            let node = self.node(&format!("log {:?}", log.name));
+            let _ = writeln!(out, "    {node}[/\"{}\"/]", escaped(&log.name));
+            for (i, group) in log.groups.iter().enumerate() {
+                let _ = writeln!(out, "    {node} --> {node}g{i}{{{{\"group {}\"}}}}", escaped(&group.name));
+                let dead = self.node(&format!("queue {:?}", group.dead_letters));
+                let _ = writeln!(out, "    {node}g{i} -. dead letters .-> {dead}");
+            }
+        }
     }
 
     /// An identifier that the diagram language takes, whatever the name.
     fn node(&self, full_name: &str) -> String {
         let topics = self.topics.iter().map(|topic| format!("topic {:?}", topic.name));
         let queues = self.queues.iter().map(|queue| format!("queue {:?}", queue.name));
-        let position = topics.chain(queues).position(|name| name == full_name);
+        let logs = self.logs.iter().map(|log| format!("log {:?}", log.name));
+        let position = topics.chain(queues).chain(logs).position(|name| name == full_name);
         position.map_or_else(|| "unknown".into(), |position| format!("n{position}"))
     }
 }

@@ -204,6 +204,61 @@ pub enum SendTimeoutError<T> {
     Panicked(Refused<T>),
 }
 
+/// Why [`Log::append`](crate::Log::append) did not take a message.
+#[derive(ThisError)]
+#[non_exhaustive]
+pub enum AppendError<T> {
+    /// The broker is shutting down.
+    #[error("log {:?} is closed", .0.by())]
+    Closed(Refused<T>),
+}
+
+/// Why a log could not be read, or a group's position not be changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ThisError)]
+#[non_exhaustive]
+pub enum LogError {
+    /// Retention has removed the record.
+    #[error("partition {partition}: offset {asked} has been trimmed, the oldest is {oldest}")]
+    Trimmed {
+        /// The partition.
+        partition: usize,
+        /// The offset that was asked for.
+        asked: u64,
+        /// The oldest offset that is still there.
+        oldest: u64,
+    },
+    /// There is no such record yet.
+    #[error("partition {partition}: offset {asked} lies beyond the end, which is {end}")]
+    BeyondEnd {
+        /// The partition.
+        partition: usize,
+        /// The offset that was asked for.
+        asked: u64,
+        /// The offset of the next record to come.
+        end: u64,
+    },
+    /// The log has fewer partitions.
+    #[error("there is no partition {asked}: the log has {partitions}, counted from 0")]
+    NoSuchPartition {
+        /// The partition that was asked for.
+        asked: usize,
+        /// How many there are.
+        partitions: usize,
+    },
+    /// There is no record to read now.
+    #[error("no record is there to read")]
+    Empty,
+    /// No record came in time.
+    #[error("no record came in time")]
+    TimedOut,
+    /// The log is closed and read to its end.
+    #[error("the log is closed and read to its end")]
+    Closed,
+    /// In a simulation: nothing that could still run would ever append a record.
+    #[error("waiting would never end: nothing in the simulation can append a record")]
+    Deadlock,
+}
+
 /// A batch of which a part was not taken.
 #[derive(ThisError)]
 #[error("{accepted} messages taken, {} not: {cause}", .rest.len() + 1)]
@@ -309,7 +364,7 @@ macro_rules! shows_without_payload {
     )*};
 }
 
-shows_without_payload!(PublishError, SendError, TrySendError, SendTimeoutError);
+shows_without_payload!(PublishError, SendError, TrySendError, SendTimeoutError, AppendError);
 
 impl<T, E: fmt::Display> fmt::Debug for BatchError<T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -340,4 +395,5 @@ gives_message_back! {
     SendError { Full, Closed, Deadlock, Limited, Panicked }
     TrySendError { Full, Closed, Limited, Panicked }
     SendTimeoutError { Timeout, Full, Closed, Deadlock, Limited, Panicked }
+    AppendError { Closed }
 }

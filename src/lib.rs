@@ -133,6 +133,7 @@ mod delivery;
 mod dead_letter;
 mod consumer;
 mod request;
+mod log;
 mod alarm;
 mod describe;
 mod shutdown;
@@ -147,13 +148,16 @@ pub use clock::ManualClock;
 pub use consumer::{Consumer, ConsumerBuilder};
 pub use dead_letter::{DeadLetter, Reason, Redrive, Redriven};
 pub use delivery::{Batch, Delivery};
-pub use describe::{Description, QueueDescription, TopicDescription};
+pub use describe::{Description, GroupDescription, LogDescription, QueueDescription, TopicDescription};
 pub use error::{
-    BatchError, BroadcastError, Error, PublishError, RecvError, RecvTimeoutError, Refused, SendError, SendTimeoutError,
-    SettleError, TryRecvError, TrySendError,
+    AppendError, BatchError, BroadcastError, Error, LogError, PublishError, RecvError, RecvTimeoutError, Refused,
+    SendError, SendTimeoutError, SettleError, TryRecvError, TrySendError,
+};
+pub use log::{
+    Group, GroupBuilder, GroupConsumerBuilder, Log, LogBuilder, Offset, Reader, Record, Replay, Retention, Start,
 };
 pub use message::{Attempt, Message, MessageId};
-pub use name::{Name, QueueName, TopicName};
+pub use name::{LogName, Name, QueueName, TopicName};
 pub use outcome::{Classify, Failure, IntoOutcome, Outcome};
 pub use queue::{Exhausted, Expired, Overflow, Parked, Queue, QueueBuilder};
 pub use rate::Rate;
@@ -164,7 +168,7 @@ pub use runtime::Event;
 pub use schedule::{Missed, Schedule, ScheduleBuilder, ScheduleInfo};
 pub use shutdown::{Leftover, ShutdownReport};
 pub use simulation::Simulation;
-pub use stats::{HandlingTime, QueueStats, Stats, TopicStats};
+pub use stats::{GroupStats, HandlingTime, LogStats, QueueStats, Stats, TopicStats};
 pub use subscriber::{Lag, Subscriber, SubscriberBuilder, Subscription};
 pub use timer::{Timer, TimerRef};
 pub use topic::{BindTarget, Receipt, Router, Routing, Topic, TopicBuilder};

@@ -146,8 +146,15 @@ pub(crate) enum Delay {
 enum Body<T> {
     Own(T),
     Shared(Arc<T>),
+    /// Stays where a log keeps it. In a box, because a wide pointer would make every message larger.
+    Kept(Box<Arc<dyn Keeps<T>>>),
     /// Only while [`Message::make_shared`] turns the first into the second.
     Moving,
+}
+
+/// Something that holds a payload for messages elsewhere.
+pub(crate) trait Keeps<T>: Send + Sync {
+    fn payload(&self) -> &T;
 }
 
 impl<T> Message<T> {
@@ -245,6 +252,7 @@ impl<T> Message<T> {
         match &self.body {
             Body::Own(payload) => payload,
             Body::Shared(payload) => payload,
+            Body::Kept(keeper) => keeper.payload(),
             Body::Moving => unreachable!("nobody sees a message while it is made shareable"),
         }
     }
@@ -252,7 +260,7 @@ impl<T> Message<T> {
     /// The payload by value.
     ///
     /// # Errors
-    /// Gives the message back if another queue still holds the same payload.
+    /// Gives the message back if another queue, or a log, still holds the same payload.
     pub fn try_into_payload(mut self) -> Result<T, Self> {
         match std::mem::replace(&mut self.body, Body::Moving) {
             Body::Own(payload) => Ok(payload),
@@ -260,6 +268,10 @@ impl<T> Message<T> {
                 self.body = Body::Shared(shared);
                 self
             }),
+            kept @ Body::Kept(_) => {
+                self.body = kept;
+                Err(self)
+            }
             Body::Moving => unreachable!("nobody sees a message while it is made shareable"),
         }
     }
@@ -464,9 +476,22 @@ impl<T> Message<T> {
 
     /// Another message over the same payload, if that is shared already.
     pub(crate) fn share_again(&self) -> Option<Self> {
-        let Body::Shared(payload) = &self.body else { return None };
-        let body = Body::Shared(Arc::clone(payload));
+        let body = match &self.body {
+            Body::Shared(payload) => Body::Shared(Arc::clone(payload)),
+            Body::Kept(keeper) => Body::Kept(keeper.clone()),
+            Body::Own(_) | Body::Moving => return None,
+        };
         Some(Self { body, routing_key: self.routing_key.clone(), extras: self.extras.clone(), ..*self })
+    }
+
+    /// Another message over the same payload, which stays with `keeper` unless it is shared anyway.
+    pub(crate) fn share_kept(&self, keeper: impl FnOnce() -> Arc<dyn Keeps<T>>) -> Self {
+        self.share_again().unwrap_or_else(|| Self {
+            body: Body::Kept(Box::new(keeper())),
+            routing_key: self.routing_key.clone(),
+            extras: self.extras.clone(),
+            ..*self
+        })
     }
 
     /// Another message over the same payload, which both share from now on.
@@ -476,12 +501,10 @@ impl<T> Message<T> {
     }
 
     pub(crate) fn make_shared(&mut self) {
-        let shared = match std::mem::replace(&mut self.body, Body::Moving) {
-            Body::Own(payload) => Arc::new(payload),
-            Body::Shared(payload) => payload,
-            Body::Moving => unreachable!("nobody sees a message while it is made shareable"),
+        self.body = match std::mem::replace(&mut self.body, Body::Moving) {
+            Body::Own(payload) => Body::Shared(Arc::new(payload)),
+            shareable => shareable,
         };
-        self.body = Body::Shared(shared);
     }
 }
 

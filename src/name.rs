@@ -78,7 +78,22 @@ typed_name! {
     QueueName
 }
 
-/// What a topic or queue is declared by: a [`TopicName`] or [`QueueName`], or plain text where the payload
+typed_name! {
+    /// A log's name and payload type, usually a constant.
+    ///
+    /// ```
+    /// use postroom::{Broker, LogName};
+    ///
+    /// const LINES: LogName<String> = LogName::new("lines");
+    ///
+    /// let broker = Broker::new();
+    /// let lines = broker.log(LINES).partitions(4).declare()?;
+    /// # Ok::<(), postroom::Error>(())
+    /// ```
+    LogName
+}
+
+/// What a topic, queue or log is declared by: a [`TopicName`], [`QueueName`] or [`LogName`], or plain text where the payload
 /// type is clear from elsewhere.
 pub struct Name<T> {
     pub(crate) text: String,

@@ -89,6 +89,17 @@ pub enum Event {
         /// How many it looked at.
         of: u32,
     },
+    /// Retention has removed records that a group with a consumer had not read; it goes on at the oldest.
+    LogTrimmed {
+        /// The log and the group, as `log/group`.
+        group: String,
+        /// The partition.
+        partition: usize,
+        /// The offset it would have read.
+        asked: u64,
+        /// The oldest offset that is still there.
+        oldest: u64,
+    },
     /// A consumer's probe has succeeded: it works as before.
     CircuitClosed {
         /// The consumer's queue.

@@ -3,6 +3,7 @@
 use crate::broker::AnyQueue;
 use crate::clock::Timestamp;
 use crate::consumer::Crew;
+use crate::log::AnyLog;
 use crate::runtime::Runtime;
 use crate::simulation::Until;
 use serde::{Deserialize, Serialize};
@@ -16,7 +17,8 @@ use std::time::{Duration, Instant};
 pub struct ShutdownReport {
     /// Queues that still hold messages, dead-letter queues apart; [`Queue::drain`](crate::Queue::drain)
     /// takes them out, typed. Also subscribers whose handler had not got to all when the time was up; those
-    /// messages are gone.
+    /// messages are gone. Also, as `log/group`, the groups of logs that are not at the end; a
+    /// [`Reader`](crate::Reader) takes out what they have not handled.
     pub undelivered: Vec<Leftover>,
     /// Dead-letter queues that hold messages.
     pub dead_letters: Vec<Leftover>,
@@ -28,7 +30,7 @@ pub struct ShutdownReport {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Leftover {
-    /// The queue's name.
+    /// The queue's name, or the log's and the group's (`log/group`).
     pub queue: String,
     /// Messages that were never handed out, or came back.
     pub ready: u64,
@@ -75,25 +77,33 @@ impl fmt::Display for ShutdownReport {
 /// For workers to come back once their queues are closed, beyond the timeout.
 const GRACE: Duration = Duration::from_millis(30);
 
-pub(crate) fn run(runtime: &Runtime, queues: &[Arc<dyn AnyQueue>], timeout: Duration) -> ShutdownReport {
+/// Everything that holds messages.
+pub(crate) struct Places {
+    pub(crate) queues: Vec<Arc<dyn AnyQueue>>,
+    pub(crate) logs: Vec<Arc<dyn AnyLog>>,
+}
+
+pub(crate) fn run(runtime: &Runtime, places: &Places, timeout: Duration) -> ShutdownReport {
     let deadline = Instant::now().checked_add(timeout);
+    let queues = &places.queues;
+    places.logs.iter().for_each(|log| log.start_draining());
     queues.iter().for_each(|queue| queue.start_draining());
     runtime.rings().iter().for_each(|ring| ring.start_draining());
     // From a handler, its own message would be waited for in vain.
     if !runtime.is_worker() {
-        wait_idle(runtime, queues, timeout);
+        wait_idle(runtime, places, timeout);
     }
     let crews = runtime.crews();
     crews.iter().for_each(|crew| crew.order_stop());
     if join_all(&crews, deadline).is_empty() {
-        return finish(runtime, queues, Vec::new());
+        return finish(runtime, places, Vec::new());
     }
     // Those who wait for room, a message or a reply from some queue have not failed to return: let them.
     queues.iter().for_each(|queue| queue.close());
     queues.iter().for_each(|queue| queue.end_requests());
     runtime.rings().iter().for_each(|ring| ring.close());
     let stuck_workers = join_all(&crews, Some(Instant::now() + GRACE));
-    finish(runtime, queues, stuck_workers)
+    finish(runtime, places, stuck_workers)
 }
 
 /// The queues whose workers were late, with the number of those.
@@ -102,19 +112,22 @@ fn join_all(crews: &[Arc<dyn Crew>], deadline: Option<Instant>) -> Vec<(String, 
     late.filter(|(_, late)| *late > 0).collect()
 }
 
-fn finish(runtime: &Runtime, queues: &[Arc<dyn AnyQueue>], stuck_workers: Vec<(String, usize)>) -> ShutdownReport {
+fn finish(runtime: &Runtime, places: &Places, stuck_workers: Vec<(String, usize)>) -> ShutdownReport {
     runtime.scheduler.stop();
-    queues.iter().for_each(|queue| queue.end());
+    places.queues.iter().for_each(|queue| queue.end());
+    places.logs.iter().for_each(|log| log.end());
     let rings = runtime.rings();
     rings.iter().for_each(|ring| ring.close());
-    let mut report = report(queues, stuck_workers);
+    let mut report = report(places, stuck_workers);
     report.undelivered.extend(rings.iter().flat_map(|ring| ring.leftovers()));
     report
 }
 
-fn report(queues: &[Arc<dyn AnyQueue>], stuck_workers: Vec<(String, usize)>) -> ShutdownReport {
+fn report(places: &Places, stuck_workers: Vec<(String, usize)>) -> ShutdownReport {
     let mut report = ShutdownReport { stuck_workers, ..ShutdownReport::default() };
-    for queue in queues {
+    let groups = places.logs.iter().flat_map(|log| log.leftovers());
+    report.undelivered.extend(groups.filter(|left| left.total() > 0));
+    for queue in &places.queues {
         let stats = queue.stats();
         let leftover =
             Leftover { queue: stats.name, ready: stats.ready, delayed: stats.delayed, in_flight: stats.in_flight };
@@ -127,26 +140,27 @@ fn report(queues: &[Arc<dyn AnyQueue>], stuck_workers: Vec<(String, usize)>) -> 
 }
 
 /// Waits until every queue is at rest that somebody empties; whether it came to that in time.
-pub(crate) fn wait_idle(runtime: &Runtime, queues: &[Arc<dyn AnyQueue>], timeout: Duration) -> bool {
+pub(crate) fn wait_idle(runtime: &Runtime, places: &Places, timeout: Duration) -> bool {
     let now = runtime.clock.now();
     let horizon = now.after(timeout);
     if runtime.is_simulated() {
-        let end = runtime.simulate_until(Some(horizon), || at_rest(runtime, queues, horizon));
+        let end = runtime.simulate_until(Some(horizon), || at_rest(runtime, places, horizon));
         return end == Until::Done;
     }
     // On a manual clock nothing becomes due by waiting.
     let horizon = if runtime.clock.is_manual() { now } else { horizon };
-    runtime.watch(Instant::now().checked_add(timeout), || at_rest(runtime, queues, horizon))
+    runtime.watch(Instant::now().checked_add(timeout), || at_rest(runtime, places, horizon))
 }
 
 /// Whether all queues are at rest at one moment. Looking at them one after the other could miss a message
 /// that moves from a queue not yet seen to one already seen; if nothing at all has moved between two
 /// looks, none did.
-fn at_rest(runtime: &Runtime, queues: &[Arc<dyn AnyQueue>], horizon: Timestamp) -> bool {
+fn at_rest(runtime: &Runtime, places: &Places, horizon: Timestamp) -> bool {
     let rings = runtime.rings();
     let look = || {
-        let of_queues = queues.iter().map(|queue| queue.unrest(horizon));
-        let mut all = of_queues.chain(rings.iter().map(|ring| ring.unrest()));
+        let queues = places.queues.iter().map(|queue| queue.unrest(horizon));
+        let logs = places.logs.iter().map(|log| log.unrest(horizon));
+        let mut all = queues.chain(logs).chain(rings.iter().map(|ring| ring.unrest()));
         all.try_fold(0_u64, |moves, (unrest, moved)| (unrest == 0).then(|| moves.wrapping_add(moved)))
     };
     let first = look();

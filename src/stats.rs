@@ -128,6 +128,9 @@ pub struct Stats {
     /// Replies to requests that came when nobody waited for them any more; they were dropped.
     #[serde(default)]
     pub late_replies: u64,
+    /// One entry per log.
+    #[serde(default)]
+    pub logs: Vec<LogStats>,
 }
 
 impl Stats {
@@ -141,6 +144,12 @@ impl Stats {
     #[must_use]
     pub fn topic(&self, name: &str) -> Option<&TopicStats> {
         self.topics.iter().find(|t| t.name == name)
+    }
+
+    /// The numbers of one log.
+    #[must_use]
+    pub fn log(&self, name: &str) -> Option<&LogStats> {
+        self.logs.iter().find(|log| log.name == name)
     }
 }
 
@@ -237,6 +246,67 @@ pub struct TopicStats {
     /// Subscribers that were cut off because they were too slow.
     #[serde(default)]
     pub disconnected: u64,
+}
+
+/// A log's counters since it was declared, and what it holds now: `appended = retained + trimmed +
+/// compacted`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct LogStats {
+    /// The log's name.
+    pub name: String,
+    /// How many partitions it has.
+    pub partitions: u64,
+    /// Records appended.
+    pub appended: u64,
+    /// Records it holds.
+    pub retained: u64,
+    /// Records removed by retention.
+    pub trimmed: u64,
+    /// Records removed by compaction.
+    pub compacted: u64,
+    /// One entry per group, by name.
+    pub groups: Vec<GroupStats>,
+}
+
+impl LogStats {
+    /// The numbers of one group.
+    #[must_use]
+    pub fn group(&self, name: &str) -> Option<&GroupStats> {
+        self.groups.iter().find(|group| group.name == name)
+    }
+}
+
+/// The counters of a log's group since it was made, and where it stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct GroupStats {
+    /// The group's name.
+    pub name: String,
+    /// Records handed out, those that came again included.
+    pub delivered: u64,
+    /// Failed records that were to come again.
+    pub retried: u64,
+    /// Records that became dead letters.
+    pub dead_lettered: u64,
+    /// Records that handlers discarded on purpose.
+    pub discarded: u64,
+    /// Handlers that panicked.
+    pub panicked: u64,
+    /// Offsets passed over because retention had removed their records before the group read them.
+    pub skipped: u64,
+    /// Per partition, the offset after the last one committed.
+    pub committed: Vec<u64>,
+    /// Per partition, how many offsets lie between that and the end.
+    pub lag: Vec<u64>,
+}
+
+impl GroupStats {
+    /// How far behind it is over all partitions.
+    #[must_use]
+    pub fn total_lag(&self) -> u64 {
+        self.lag.iter().sum()
+    }
 }
 
 #[cfg(test)]

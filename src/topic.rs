@@ -3,6 +3,7 @@
 use crate::broker::Broker;
 use crate::deadlock::QueueRef;
 use crate::error::{BatchError, Error, PublishError, Refused};
+use crate::log::{Log, LogCore};
 use crate::message::{Message, MessageId, Text};
 use crate::outcome::{IntoOutcome, Outcome, contained};
 use crate::queue::builder::name_problems;
@@ -339,6 +340,7 @@ struct Bound<T> {
 pub(crate) enum Target<T> {
     Queue(Arc<Core<T>>),
     Topic(Arc<TopicCore<T>>),
+    Log(Arc<LogCore<T>>),
 }
 
 /// What some threads' publishes share: their memory of resolved routes, and a count.
@@ -364,10 +366,11 @@ enum Route<T> {
     Asks,
 }
 
-/// Queues and the subscribers of some topics.
+/// Queues, logs, and the subscribers of some topics.
 struct Wide<T> {
     queues: Vec<Arc<Core<T>>>,
     rings: Vec<Arc<Ring<T>>>,
+    logs: Vec<Arc<LogCore<T>>>,
     /// Otherwise the rings only remember.
     subscribed: bool,
 }
@@ -656,6 +659,9 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         mut message: Message<T>,
         patience: Patience,
     ) -> Result<usize, PublishError<T>> {
+        if !wide.logs.is_empty() {
+            return accept_logged(wide, message, patience);
+        }
         if wide.subscribed || !wide.queues.is_empty() {
             return accept_all(&wide.queues, &wide.rings, message, patience);
         }
@@ -722,6 +728,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             match &bound.target {
                 Target::Queue(queue) => found.queues.push(Arc::clone(queue)),
                 Target::Topic(topic) => topic.collect(key, message, found)?,
+                Target::Log(log) => found.logs.push(Arc::clone(log)),
             }
         }
         Ok(())
@@ -811,7 +818,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         let next: Vec<_> = self.table.lock().bound.iter().flatten().cloned().collect();
         next.iter().find_map(|bound| match &bound.target {
             Target::Topic(topic) => topic.path_to(goal).map(|path| format!("{} -> {path}", self.name)),
-            Target::Queue(_) => None,
+            Target::Queue(_) | Target::Log(_) => None,
         })
     }
 
@@ -902,6 +909,7 @@ impl<T: Send + Sync + 'static> Target<T> {
         match (self, other) {
             (Self::Queue(one), Self::Queue(other)) => Arc::ptr_eq(one, other),
             (Self::Topic(one), Self::Topic(other)) => Arc::ptr_eq(one, other),
+            (Self::Log(one), Self::Log(other)) => Arc::ptr_eq(one, other),
             _ => false,
         }
     }
@@ -910,6 +918,7 @@ impl<T: Send + Sync + 'static> Target<T> {
         match self {
             Self::Queue(queue) => &queue.runtime,
             Self::Topic(topic) => &topic.runtime,
+            Self::Log(log) => &log.shelf.runtime,
         }
     }
 }
@@ -919,6 +928,7 @@ impl<T: Send + Sync + 'static> fmt::Display for Target<T> {
         match self {
             Self::Queue(queue) => write!(f, "queue {:?}", queue.name),
             Self::Topic(topic) => write!(f, "topic {:?}", topic.name),
+            Self::Log(log) => write!(f, "log {:?}", log.shelf.name),
         }
     }
 }
@@ -942,12 +952,13 @@ struct Found<T> {
     rings: Vec<Arc<Ring<T>>>,
     /// Somebody reads one of them.
     subscribed: bool,
+    logs: Vec<Arc<LogCore<T>>>,
     topics: SmallVec<[*const (); 8]>,
 }
 
 impl<T> Default for Found<T> {
     fn default() -> Self {
-        Self { queues: Vec::new(), rings: Vec::new(), subscribed: false, topics: SmallVec::new() }
+        Self { queues: Vec::new(), rings: Vec::new(), subscribed: false, logs: Vec::new(), topics: SmallVec::new() }
     }
 }
 
@@ -962,17 +973,20 @@ impl<T: Send + Sync + 'static> Found<T> {
         visited
     }
 
-    /// Each queue once, in the order they were declared.
+    /// Each queue and log once, queues in the order they were declared.
     fn into_route(mut self) -> Route<T> {
         self.queues.sort_by_key(|queue| queue.number());
         self.queues.dedup_by(|one, other| Arc::ptr_eq(one, other));
-        let Self { mut queues, mut rings, subscribed, .. } = self;
+        self.logs.sort_by(|one, other| one.shelf.name.cmp(&other.shelf.name));
+        self.logs.dedup_by(|one, other| Arc::ptr_eq(one, other));
+        let Self { mut queues, mut rings, subscribed, logs, .. } = self;
         match (queues.len(), rings.len()) {
+            _ if !logs.is_empty() => Route::Wide(Arc::new(Wide { queues, rings, logs, subscribed })),
             (0, 0) => Route::Nowhere,
             (1, 0) => Route::One(queues.remove(0)),
             (_, 0) => Route::Many(queues.into()),
             (0, 1) if subscribed => Route::Ring(rings.remove(0)),
-            _ => Route::Wide(Arc::new(Wide { queues, rings, subscribed })),
+            _ => Route::Wide(Arc::new(Wide { queues, rings, logs, subscribed })),
         }
     }
 }
@@ -1056,6 +1070,38 @@ fn accept_all<T: Send + Sync + 'static>(
         return Err(full.error((message, refusal)));
     };
     Ok(redeem_all(queues, rings, pledges, keys, message))
+}
+
+/// As [`accept_all`], with logs: they promise first, and are kept to it once all others have taken the
+/// message. A log always has room, so only a closed one refuses.
+fn accept_logged<T: Send + Sync + 'static>(
+    reached: &Wide<T>,
+    mut message: Message<T>,
+    patience: Patience,
+) -> Result<usize, PublishError<T>> {
+    let Wide { queues, rings, logs, .. } = reached;
+    if let Some(refusing) = logs.iter().position(|log| !log.shelf.pledge()) {
+        logs[..refusing].iter().for_each(|log| log.shelf.forgo());
+        return Err(PublishError::Closed(Refused::new(message, &logs[refusing].shelf.name)));
+    }
+    let mut copies: SmallVec<[_; 4]> = logs[1..].iter().map(|_| message.share()).collect();
+    let mut routed = logs.len();
+    if queues.is_empty() && rings.is_empty() {
+        // A group cannot reply, and must not keep the requester waiting.
+        message.forget_request();
+        copies.push(message);
+    } else {
+        copies.push(message.share());
+        match accept_all(queues, rings, message, patience) {
+            Ok(queues) => routed += queues,
+            Err(refused) => {
+                logs.iter().for_each(|log| log.shelf.forgo());
+                return Err(refused);
+            }
+        }
+    }
+    logs.iter().zip(copies).for_each(|(log, copy)| log.shelf.redeem(copy));
+    Ok(routed)
 }
 
 fn redeem_all<T: Send + Sync + 'static>(
@@ -1181,9 +1227,10 @@ mod sealed {
     pub trait Sealed {}
     impl<T> Sealed for super::Queue<T> {}
     impl<T> Sealed for super::Topic<T> {}
+    impl<T> Sealed for super::Log<T> {}
 }
 
-/// What a topic can be bound to: a [`Queue`] or another [`Topic`] of the same payload.
+/// What a topic can be bound to: a [`Queue`], a [`Log`] or another [`Topic`] of the same payload.
 pub trait BindTarget<T>: sealed::Sealed {
     #[doc(hidden)]
     #[allow(private_interfaces)]
@@ -1194,6 +1241,13 @@ impl<T> BindTarget<T> for Queue<T> {
     #[allow(private_interfaces)]
     fn target(&self) -> Target<T> {
         Target::Queue(Arc::clone(&self.core))
+    }
+}
+
+impl<T> BindTarget<T> for Log<T> {
+    #[allow(private_interfaces)]
+    fn target(&self) -> Target<T> {
+        Target::Log(Arc::clone(&self.core))
     }
 }
 

@@ -89,6 +89,17 @@ fn order_holds() {
 }
 
 #[test]
+fn log_collection_holds() {
+    run("05_log_collection", &[], "").succeeds().says(&[
+        "8 applications, 40000 lines",
+        "2360 errors, 8 alerts",
+        "from the start: 40000 lines",
+        "trimmed",
+        "shut down: nothing left",
+    ]);
+}
+
+#[test]
 fn retry_holds() {
     run("09_retry", &[], "").succeeds().says(&[
         "6 attempts, 200ms doubling to 30s, jitter up to 50%",

@@ -87,13 +87,16 @@ impl<T: Send + Sync + 'static> Queue<T> {
         keys: KeyRule<T>,
         dead_letters: Option<Queue<DeadLetter<T>>>,
     ) -> Self {
-        let dead = dead_letters.unwrap_or_else(|| {
-            let name = dead_letter_name(&name).into();
-            Queue { core: Core::new(name, Settings::default(), KeyRule::Unordered, Arc::clone(&runtime), None) }
-        });
+        let dead =
+            dead_letters.unwrap_or_else(|| Queue::for_letters(dead_letter_name(&name).into(), Arc::clone(&runtime)));
         dead.core.make_terminal();
         let sink: Arc<dyn DeadLetterSink<T>> = dead.core;
         Self { core: Core::new(name, settings, keys, runtime, Some(sink)) }
+    }
+
+    /// A queue with no dead letters of its own, to hold those of others.
+    pub(crate) fn for_letters(name: Arc<str>, runtime: Arc<Runtime>) -> Self {
+        Self { core: Core::new(name, Settings::default(), KeyRule::Unordered, runtime, None) }
     }
 
     pub(crate) fn from_core(core: Arc<Core<T>>) -> Self {

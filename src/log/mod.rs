@@ -1,0 +1,313 @@
+//! Logs: retained, partitioned, read again and again.
+
+// In reading order.
+mod record;
+mod segment;
+mod retention;
+mod partition;
+mod compaction;
+mod shelf;
+mod builder;
+mod replay;
+mod lanes;
+mod settle;
+mod consumer;
+mod reader;
+mod group;
+
+pub use builder::LogBuilder;
+pub use consumer::GroupConsumerBuilder;
+pub use group::{Group, GroupBuilder};
+pub use reader::Reader;
+pub use record::{Offset, Record};
+pub use replay::{Replay, Start};
+pub use retention::Retention;
+
+use crate::broker::WeakBroker;
+use crate::clock::Timestamp;
+use crate::describe::{GroupDescription, LogDescription};
+use crate::error::{AppendError, BatchError, LogError, Refused};
+use crate::message::Message;
+use crate::shutdown::Leftover;
+use crate::stats::LogStats;
+use crate::sync::Mutex;
+use lanes::GroupCore;
+use partition::{Gate, Located};
+use shelf::Shelf;
+use std::any::{Any, type_name};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+/// A handle to a log: keeps what is appended for as long as its [`Retention`] says, and lets any number of
+/// [groups](Group) read all of it, each at its own pace and from where it likes.
+///
+/// Cheap to clone; all clones are the same log. It has one or more partitions. Messages with the same
+/// ordering key ([`Message::with_key`]) go to the same partition, by the FNV-1a hash of the key, which is the
+/// same in every run; others go around. Order is kept within a partition. Each record has an offset there,
+/// which never changes and is never given to another.
+///
+/// A log always has room, so an append waits for nobody and is refused only once the broker shuts down. It
+/// delivers at once: a delay, a time to live or a priority of a message mean nothing to it.
+///
+/// ```
+/// use postroom::{Broker, Log, LogName, Message, Record, Retention, Start};
+///
+/// const LINES: LogName<String> = LogName::new("lines");
+///
+/// let broker = Broker::new();
+/// let lines = broker.log(LINES).partitions(4).retain(Retention::count(100_000)).declare()?;
+/// let at = lines.append(Message::new("started".to_string()).with_key("web-1")).unwrap();
+/// assert_eq!(at.offset, 0);
+///
+/// let indexer = lines.group("indexer").start(Start::Earliest)?;
+/// indexer.consumer().workers(2).start(|line: &Record<String>| assert_eq!(line.key(), Some("web-1")))?;
+/// assert!(broker.wait_idle(std::time::Duration::from_secs(5)));
+/// assert_eq!(indexer.lag(), 0);
+/// # Ok::<(), postroom::Error>(())
+/// ```
+pub struct Log<T> {
+    pub(crate) core: Arc<LogCore<T>>,
+}
+
+pub(crate) struct LogCore<T> {
+    pub(crate) shelf: Arc<Shelf<T>>,
+    groups: Mutex<BTreeMap<Arc<str>, Arc<GroupCore<T>>>>,
+    broker: WeakBroker,
+}
+
+impl<T: Send + Sync + 'static> Log<T> {
+    /// The name it was declared under.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.core.shelf.name
+    }
+
+    /// How many partitions it has.
+    #[must_use]
+    pub fn partitions(&self) -> usize {
+        self.core.shelf.width()
+    }
+
+    /// The partition of an ordering key.
+    #[must_use]
+    pub fn partition_of(&self, key: &str) -> usize {
+        self.core.shelf.partition_of(key)
+    }
+
+    /// Appends a message; where that was.
+    ///
+    /// # Errors
+    /// Gives the message back if the broker is shutting down.
+    #[inline]
+    pub fn append(&self, message: impl Into<Message<T>>) -> Result<Offset, AppendError<T>> {
+        let shelf = &self.core.shelf;
+        let mut message = message.into();
+        shelf.stamp(&mut message);
+        shelf.append(shelf.partition_for(&message), message).map_err(|message| self.closed(message))
+    }
+
+    /// Appends many messages; where each was. Those without a key all go to one partition.
+    ///
+    /// # Errors
+    /// Stops at the first message that is refused; the error holds that one and all after it.
+    pub fn append_batch<M: Into<Message<T>>>(
+        &self,
+        messages: impl IntoIterator<Item = M>,
+    ) -> Result<Vec<Offset>, BatchError<T, AppendError<T>>> {
+        let shelf = &self.core.shelf;
+        let mut keyless = None;
+        let mut places = Vec::new();
+        let mut messages = messages.into_iter();
+        while let Some(message) = messages.next() {
+            let mut message = message.into();
+            shelf.stamp(&mut message);
+            let partition = match message.key() {
+                Some(key) => shelf.partition_of(key),
+                None => *keyless.get_or_insert_with(|| shelf.partition_for(&message)),
+            };
+            match shelf.append(partition, message) {
+                Ok(place) => places.push(place),
+                Err(message) => {
+                    let rest = messages.map(Into::into).collect();
+                    return Err(BatchError { accepted: places.len(), cause: self.closed(message), rest });
+                }
+            }
+        }
+        Ok(places)
+    }
+
+    #[cold]
+    fn closed(&self, mut message: Message<T>) -> AppendError<T> {
+        message.attempt = 0;
+        AppendError::Closed(Refused::new(message, &self.core.shelf.name))
+    }
+
+    /// Describes a group of readers to start, or to find.
+    pub fn group(&self, name: impl Into<String>) -> GroupBuilder<T> {
+        GroupBuilder::new(Arc::clone(&self.core), name.into())
+    }
+
+    /// One record; in a compacted log the first one that is still there from this offset on.
+    ///
+    /// # Errors
+    /// [`LogError::Trimmed`], [`LogError::BeyondEnd`] or [`LogError::NoSuchPartition`].
+    pub fn read(&self, partition: usize, offset: u64) -> Result<Record<T>, LogError> {
+        let (_, end) = self.range(partition)?;
+        match self.core.shelf.partition(partition).locate(offset) {
+            Located::At { segment, index, .. } => Ok(Record::new(segment, index, partition, 1)),
+            Located::Trimmed { oldest } => Err(LogError::Trimmed { partition, asked: offset, oldest }),
+            Located::Gap(_) | Located::End => Err(LogError::BeyondEnd { partition, asked: offset, end }),
+        }
+    }
+
+    /// The offset of the oldest record that is still there, or of the next one to come.
+    ///
+    /// # Errors
+    /// [`LogError::NoSuchPartition`].
+    pub fn oldest(&self, partition: usize) -> Result<u64, LogError> {
+        self.range(partition).map(|(oldest, _)| oldest)
+    }
+
+    /// The offset of the next record to come.
+    ///
+    /// # Errors
+    /// [`LogError::NoSuchPartition`].
+    pub fn end(&self, partition: usize) -> Result<u64, LogError> {
+        self.range(partition).map(|(_, end)| end)
+    }
+
+    fn range(&self, partition: usize) -> Result<(u64, u64), LogError> {
+        if partition >= self.partitions() {
+            return Err(LogError::NoSuchPartition { asked: partition, partitions: self.partitions() });
+        }
+        Ok(self.core.shelf.partition(partition).range())
+    }
+
+    /// How many records it holds.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.core.shelf.all().map(|partition| partition.counts().retained).sum()
+    }
+
+    /// Whether it holds none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Removes every record whose key has a later one, on the calling thread; how many that were. Records
+    /// without a key stay. Works whether or not the log was declared with [`LogBuilder::compact`]; without
+    /// that it removes nothing.
+    pub fn compact_now(&self) -> u64 {
+        if !self.core.shelf.compact {
+            return 0;
+        }
+        (0..self.partitions()).map(|partition| self.core.shelf.compact(partition, true)).sum()
+    }
+
+    /// Its counters, and those of its groups.
+    #[must_use]
+    pub fn stats(&self) -> LogStats {
+        self.core.log_stats()
+    }
+}
+
+impl<T: Send + Sync + 'static> LogCore<T> {
+    fn all_groups(&self) -> Vec<Arc<GroupCore<T>>> {
+        self.groups.lock().values().cloned().collect()
+    }
+
+    fn log_stats(&self) -> LogStats {
+        let counts: Vec<_> = self.shelf.all().map(partition::Partition::counts).collect();
+        LogStats {
+            name: self.shelf.name.to_string(),
+            partitions: counts.len() as u64,
+            appended: counts.iter().map(|c| c.appended).sum(),
+            retained: counts.iter().map(|c| c.retained).sum(),
+            trimmed: counts.iter().map(|c| c.trimmed).sum(),
+            compacted: counts.iter().map(|c| c.compacted).sum(),
+            groups: self.all_groups().iter().map(|group| group.stats()).collect(),
+        }
+    }
+
+    fn shut(&self, gate: Gate) {
+        self.shelf.shut(gate);
+        self.all_groups().iter().for_each(|group| group.shut(gate));
+    }
+}
+
+/// A log without its type.
+pub(crate) trait AnyLog: Send + Sync {
+    fn payload(&self) -> &'static str;
+    fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
+    fn stats(&self) -> LogStats;
+    fn describe(&self) -> LogDescription;
+    fn start_draining(&self);
+    fn end(&self);
+    /// See `Core::unrest`: what groups with consumers still have to handle.
+    fn unrest(&self, horizon: Timestamp) -> (u64, u64);
+    /// What each group has not handled.
+    fn leftovers(&self) -> Vec<Leftover>;
+}
+
+impl<T: Send + Sync + 'static> AnyLog for LogCore<T> {
+    fn payload(&self) -> &'static str {
+        type_name::<T>()
+    }
+    fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+    fn stats(&self) -> LogStats {
+        self.log_stats()
+    }
+    fn describe(&self) -> LogDescription {
+        let groups = self.all_groups().into_iter().map(|group| GroupDescription {
+            name: group.name.to_string(),
+            retry: group.settings.retry.to_string(),
+            dead_letters: group.dead.name().to_string(),
+            workers: group.workers(&self.shelf.runtime),
+        });
+        LogDescription {
+            name: self.shelf.name.to_string(),
+            payload: type_name::<T>(),
+            partitions: self.shelf.width(),
+            retention: self.shelf.retention.to_string(),
+            compacted: self.shelf.compact,
+            groups: groups.collect(),
+        }
+    }
+    fn start_draining(&self) {
+        self.shut(Gate::Draining);
+    }
+    fn end(&self) {
+        self.shut(Gate::Closed);
+    }
+    fn unrest(&self, horizon: Timestamp) -> (u64, u64) {
+        let appended: u64 = self.shelf.all().map(|partition| partition.range().1).sum();
+        let groups = self.all_groups();
+        let sums = groups.iter().map(|group| group.unrest(horizon));
+        sums.fold((self.shelf.pledged(), appended), |sum, (busy, moves)| (sum.0 + busy, sum.1.wrapping_add(moves)))
+    }
+    fn leftovers(&self) -> Vec<Leftover> {
+        let left = self.all_groups().into_iter().map(|group| {
+            let lag: u64 = (0..group.width()).map(|partition| group.lag_of(partition)).sum();
+            let (resting, held) = group.in_hand();
+            let (delayed, in_flight) = (resting.min(lag), held.min(lag - resting.min(lag)));
+            Leftover { queue: group.full_name.to_string(), ready: lag - delayed - in_flight, delayed, in_flight }
+        });
+        left.collect()
+    }
+}
+
+impl<T> Clone for Log<T> {
+    fn clone(&self) -> Self {
+        Self { core: Arc::clone(&self.core) }
+    }
+}
+
+impl<T> fmt::Debug for Log<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Log").field("name", &self.core.shelf.name).finish_non_exhaustive()
+    }
+}
