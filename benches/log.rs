@@ -21,6 +21,15 @@ fn payload(n: u64) -> Payload {
 }
 
 fn main() {
+    if let Some(only) = std::env::args().nth(1).filter(|arg| arg != "--bench") {
+        return match only.as_str() {
+            "append" => (0..ROUNDS).for_each(|_| println!("{:.1}", append())),
+            "batch" => (0..ROUNDS).for_each(|_| println!("{:.1}", append_batch())),
+            "push" => (0..ROUNDS).for_each(|_| println!("{:.1}", locked_push())),
+            "tail" => (0..ROUNDS).for_each(|_| println!("{:.1}", tail(8) / 1e6)),
+            _ => (0..ROUNDS).for_each(|_| println!("{:.1}", catch_up(8) / 1e6)),
+        };
+    }
     let (mut pushes, mut appends, mut batches) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         pushes.push(locked_push());

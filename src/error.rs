@@ -254,6 +254,9 @@ pub enum LogError {
     /// The log is closed and read to its end.
     #[error("the log is closed and read to its end")]
     Closed,
+    /// The group has been removed.
+    #[error("the group has been removed")]
+    Removed,
     /// In a simulation: nothing that could still run would ever append a record.
     #[error("waiting would never end: nothing in the simulation can append a record")]
     Deadlock,

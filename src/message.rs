@@ -54,6 +54,18 @@ pub struct Attempt {
     pub error: String,
 }
 
+const HISTORY_LIMIT: usize = 64;
+
+impl Attempt {
+    /// Of a long history, the first half and the latest are kept.
+    pub(crate) fn add_to(self, history: &mut Vec<Self>) {
+        if history.len() == HISTORY_LIMIT {
+            history.remove(HISTORY_LIMIT / 2);
+        }
+        history.push(self);
+    }
+}
+
 /// A payload on its way, with everything known about its journey.
 ///
 /// Dereferences to the payload, so a handler reads `message.total` rather than `message.payload().total`.
@@ -358,15 +370,11 @@ impl<T> Message<T> {
     }
 
     /// How many failed attempts [`Message::history`] keeps.
-    pub const HISTORY_LIMIT: usize = 64;
+    pub const HISTORY_LIMIT: usize = HISTORY_LIMIT;
 
     pub(crate) fn record_failure(&mut self, at: Timestamp, error: String) {
-        let number = self.attempt;
-        let history = &mut self.extras_mut().history;
-        if history.len() == Self::HISTORY_LIMIT {
-            history.remove(Self::HISTORY_LIMIT / 2);
-        }
-        history.push(Attempt { number, at: at.to_system_time(), error });
+        let attempt = Attempt { number: self.attempt, at: at.to_system_time(), error };
+        attempt.add_to(&mut self.extras_mut().history);
     }
 
     /// Whether it has to wait for its time, or may replace one that does.

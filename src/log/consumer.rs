@@ -1,6 +1,7 @@
 //! Workers of a group, and what they do with a partition they have claimed.
 
-use super::lanes::{Claim, Found, GroupCore, Next, Nothing, Want};
+use super::claim::{Claim, Found, Next, Nothing, Want};
+use super::core::GroupCore;
 use super::record::Record;
 use super::settle::Answer;
 use crate::breaker::Circuit;
@@ -128,7 +129,7 @@ where
             if let Some(next) = group.settle(claim, std::slice::from_ref(&record), answer) {
                 return next;
             }
-            if !go_on() || !moves_on(&mut record) {
+            if !go_on() || !moves_on(group, &mut record) {
                 break;
             }
         }
@@ -138,12 +139,12 @@ where
 
 /// Moves on to the next record. At the end of the log it lets others run a few times first: giving the
 /// partition back and sleeping costs far more, and so does waking up for each append.
-fn moves_on<T>(record: &mut Record<T>) -> bool {
+fn moves_on<T: Send + Sync + 'static>(group: &GroupCore<T>, record: &mut Record<T>) -> bool {
     const PATIENCE: usize = 4;
-    record.advance()
+    group.advance(record)
         || (0..PATIENCE).any(|_| {
             yield_now();
-            record.advance()
+            group.advance(record)
         })
 }
 

@@ -2,10 +2,10 @@
 
 use super::LogCore;
 use super::consumer::GroupConsumerBuilder;
-use super::lanes::{GroupCore, GroupSettings, LaneCounts};
-use super::partition::Gate;
+use super::core::{GroupCore, GroupSettings};
+use super::lane::LaneCounts;
+use super::partition::Partition;
 use super::reader::Reader;
-use super::record::Record;
 use super::replay::{Replay, Start};
 use crate::clock::Timestamp;
 use crate::dead_letter::DeadLetter;
@@ -86,6 +86,8 @@ impl<T: Send + Sync + 'static> GroupBuilder<T> {
         let name: Arc<str> = self.name.into();
         let core = GroupCore::new(Arc::clone(&name), Arc::clone(&self.log.shelf), self.settings, dead.core, positions);
         groups.insert(name, Arc::clone(&core));
+        // Shutdown shuts the log before it looks for groups.
+        core.shut(self.log.shelf.gate());
         Ok(Group { core })
     }
 
@@ -120,7 +122,7 @@ fn positions<T: Send + Sync + 'static>(log: &LogCore<T>, start: Start) -> (Vec<u
     (positions, problems)
 }
 
-fn start_in<T>(partition: &super::partition::Partition<T>, start: Start) -> u64 {
+fn start_in<T>(partition: &Partition<T>, start: Start) -> u64 {
     match start {
         Start::Earliest => partition.range().0,
         Start::Latest => partition.range().1,
@@ -312,34 +314,6 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
     pub(super) fn workers(&self, runtime: &Runtime) -> usize {
         let crews = runtime.crews();
         crews.iter().filter(|crew| crew.queue_id() == self.timing.id()).map(|crew| crew.workers()).sum()
-    }
-
-    /// Up to `most` records of one partition, from `first` on.
-    pub(super) fn collect(&self, first: Record<T>, most: usize) -> Vec<Record<T>> {
-        let partition = first.partition();
-        let mut next = first.clone();
-        let mut batch = vec![first];
-        while batch.len() < most {
-            if !next.advance() {
-                let after = next.offset() + 1;
-                let super::partition::Located::At { segment, index, .. } =
-                    self.shelf.partition(partition).locate(after)
-                else {
-                    break;
-                };
-                next = Record::new(segment, index, partition, 1);
-            }
-            batch.push(next.clone());
-        }
-        batch
-    }
-
-    pub(super) fn shut(&self, gate: Gate) {
-        match gate {
-            Gate::Open => {}
-            Gate::Draining => self.drain(),
-            Gate::Closed => self.close(),
-        }
     }
 }
 

@@ -9,9 +9,13 @@ mod compaction;
 mod shelf;
 mod builder;
 mod replay;
-mod lanes;
+mod board;
+mod lane;
+mod core;
+mod claim;
 mod settle;
 mod consumer;
+mod hand;
 mod reader;
 mod group;
 
@@ -31,7 +35,7 @@ use crate::message::Message;
 use crate::shutdown::Leftover;
 use crate::stats::LogStats;
 use crate::sync::Mutex;
-use lanes::GroupCore;
+use core::GroupCore;
 use partition::{Gate, Located};
 use shelf::Shelf;
 use std::any::{Any, type_name};
@@ -109,32 +113,45 @@ impl<T: Send + Sync + 'static> Log<T> {
 
     /// Appends many messages; where each was. Those without a key all go to one partition.
     ///
+    /// All or none are taken. What goes to one partition is appended at once: it stands there together and in
+    /// this order, with nothing of anybody else between. Partitions follow one another, so a reader can see
+    /// a part of the batch before the rest of it is there.
+    ///
+    /// Nothing has been appended if the iterator, or a conversion into a message, panics.
+    ///
     /// # Errors
-    /// Stops at the first message that is refused; the error holds that one and all after it.
+    /// All messages, in order, if the broker is shutting down: the first one in the cause, the others in
+    /// `rest`.
     pub fn append_batch<M: Into<Message<T>>>(
         &self,
         messages: impl IntoIterator<Item = M>,
     ) -> Result<Vec<Offset>, BatchError<T, AppendError<T>>> {
         let shelf = &self.core.shelf;
         let mut keyless = None;
-        let mut places = Vec::new();
-        let mut messages = messages.into_iter();
-        while let Some(message) = messages.next() {
-            let mut message = message.into();
-            shelf.stamp(&mut message);
-            let partition = match message.key() {
-                Some(key) => shelf.partition_of(key),
-                None => *keyless.get_or_insert_with(|| shelf.partition_for(&message)),
-            };
-            match shelf.append(partition, message) {
-                Ok(place) => places.push(place),
-                Err(message) => {
-                    let rest = messages.map(Into::into).collect();
-                    return Err(BatchError { accepted: places.len(), cause: self.closed(message), rest });
-                }
-            }
+        let batch: Vec<_> = messages
+            .into_iter()
+            .map(|message| {
+                let mut message = message.into();
+                shelf.stamp(&mut message);
+                let partition = match message.key() {
+                    Some(key) => shelf.partition_of(key),
+                    None => *keyless.get_or_insert_with(|| shelf.partition_for(&message)),
+                };
+                shelf.place(partition, message)
+            })
+            .collect();
+        if batch.is_empty() {
+            return Ok(Vec::new());
         }
-        Ok(places)
+        shelf.append_batch(batch).map_err(|refused| {
+            let mut refused = refused.into_iter();
+            let cause = self.closed(refused.next().expect("there is at least one"));
+            let untouched = |mut message: Message<T>| {
+                message.attempt = 0;
+                message
+            };
+            BatchError { accepted: 0, cause, rest: refused.map(untouched).collect() }
+        })
     }
 
     #[cold]
@@ -154,7 +171,7 @@ impl<T: Send + Sync + 'static> Log<T> {
     /// [`LogError::Trimmed`], [`LogError::BeyondEnd`] or [`LogError::NoSuchPartition`].
     pub fn read(&self, partition: usize, offset: u64) -> Result<Record<T>, LogError> {
         let (_, end) = self.range(partition)?;
-        match self.core.shelf.partition(partition).locate(offset) {
+        match self.core.shelf.locate(partition, offset) {
             Located::At { segment, index, .. } => Ok(Record::new(segment, index, partition, 1)),
             Located::Trimmed { oldest } => Err(LogError::Trimmed { partition, asked: offset, oldest }),
             Located::Gap(_) | Located::End => Err(LogError::BeyondEnd { partition, asked: offset, end }),
@@ -197,8 +214,7 @@ impl<T: Send + Sync + 'static> Log<T> {
     }
 
     /// Removes every record whose key has a later one, on the calling thread; how many that were. Records
-    /// without a key stay. Works whether or not the log was declared with [`LogBuilder::compact`]; without
-    /// that it removes nothing.
+    /// without a key stay. A log that was declared without [`LogBuilder::compact`] is left as it is: 0.
     pub fn compact_now(&self) -> u64 {
         if !self.core.shelf.compact {
             return 0;

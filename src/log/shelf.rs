@@ -1,7 +1,7 @@
 //! All partitions of a log: where appends go, and what keeps the retention.
 
 use super::compaction::Compaction;
-use super::partition::{Appended, Gate, Partition};
+use super::partition::{Appended, Gate, Located, Partition};
 use super::record::Offset;
 use super::retention::{Limits, Retention};
 use crate::clock::Timestamp;
@@ -24,7 +24,7 @@ pub(crate) struct Shelf<T> {
     partitions: Box<[Padded<Partition<T>>]>,
     /// The partition of the next message without a key.
     turn: AtomicUsize,
-    followers: Mutex<Vec<Weak<dyn Follower>>>,
+    following: Mutex<Vec<Following>>,
     /// Appends that were promised and have not arrived yet.
     pledged: AtomicU64,
     ageing: Registration,
@@ -32,12 +32,26 @@ pub(crate) struct Shelf<T> {
     ages: AtomicBool,
 }
 
+/// A message ready to be appended.
+pub(crate) struct Placed<T> {
+    partition: usize,
+    bytes: u64,
+    message: Message<T>,
+}
+
 /// Somebody who reads a log.
 pub(crate) trait Follower: Send + Sync {
     /// A partition it waits for has got a record.
     fn rung(&self, partition: usize);
-    /// Everything before this offset has been handled.
-    fn read_up_to(&self, partition: usize) -> u64;
+}
+
+/// For each partition, before which offset a follower has handled everything. Compaction reads it under the
+/// partition's lock, so it is lowered before what lies behind it is read again.
+pub(crate) type Floors = Arc<[Padded<AtomicU64>]>;
+
+struct Following {
+    follower: Weak<dyn Follower>,
+    floors: Floors,
 }
 
 impl<T: Send + Sync + 'static> Shelf<T> {
@@ -56,7 +70,7 @@ impl<T: Send + Sync + 'static> Shelf<T> {
             tombstone,
             partitions: (0..partitions).map(|_| Padded(Partition::new())).collect(),
             turn: AtomicUsize::new(0),
-            followers: Mutex::default(),
+            following: Mutex::default(),
             pledged: AtomicU64::new(0),
             ageing: Registration::in_background(&runtime, me.clone()),
             ages: AtomicBool::new(false),
@@ -76,14 +90,25 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         self.partitions.iter().map(|partition| &partition.0)
     }
 
-    pub(crate) fn follow(&self, follower: Weak<dyn Follower>) {
-        let mut followers = self.followers.lock();
-        followers.retain(|follower| follower.strong_count() > 0);
-        followers.push(follower);
+    pub(crate) fn follow(&self, follower: Weak<dyn Follower>, floors: Floors) {
+        let mut following = self.following.lock();
+        following.retain(|one| one.follower.strong_count() > 0);
+        following.push(Following { follower, floors });
+    }
+
+    pub(crate) fn unfollow(&self, floors: &Floors) {
+        self.following.lock().retain(|one| !Arc::ptr_eq(&one.floors, floors));
     }
 
     fn followers(&self) -> Vec<Arc<dyn Follower>> {
-        self.followers.lock().iter().filter_map(Weak::upgrade).collect()
+        self.following.lock().iter().filter_map(|one| one.follower.upgrade()).collect()
+    }
+
+    /// Before which offset every follower has handled everything.
+    fn read_by_all(&self, partition: usize) -> u64 {
+        let following = self.following.lock();
+        let alive = following.iter().filter(|one| one.follower.strong_count() > 0);
+        alive.map(|one| one.floors[partition].load(Ordering::Acquire)).min().unwrap_or(u64::MAX)
     }
 
     #[inline]
@@ -113,20 +138,32 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         self.append_if(partition, message, |gate| gate == Gate::Draining && self.runtime.is_worker())
     }
 
-    #[inline]
+    #[inline(always)]
     fn append_if(
         &self,
         partition: usize,
         mut message: Message<T>,
         may_pass: impl Fn(Gate) -> bool,
     ) -> Result<Offset, Message<T>> {
+        let bytes = self.prepare(&mut message);
+        let appended = self.partitions[partition].append(&self.limits, message, bytes, may_pass)?;
+        Ok(Offset { partition, offset: self.finish(partition, appended) })
+    }
+
+    /// What it counts for.
+    #[inline]
+    fn prepare(&self, message: &mut Message<T>) -> u64 {
         message.attempt = 1;
         if self.compact {
             // So that a record that stays can move into another segment.
             message.make_shared();
         }
-        let bytes = self.retention.size_of(message.payload());
-        let appended = self.partitions[partition].append(&self.limits, message, bytes, may_pass)?;
+        self.retention.size_of(message.payload())
+    }
+
+    /// The offset of the first one.
+    #[inline]
+    fn finish(&self, partition: usize, appended: Appended<T>) -> u64 {
         let offset = appended.offset;
         if self.limits.age.is_some() && !self.ages.load(Ordering::SeqCst) {
             self.start_ageing();
@@ -134,7 +171,34 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         if appended.ring || appended.compact || !appended.trash.is_empty() {
             self.follow_up(partition, appended);
         }
-        Ok(Offset { partition, offset })
+        offset
+    }
+
+    /// Appends stamped messages, each to its partition, or gives all of them back.
+    pub(crate) fn append_batch(&self, batch: Vec<Placed<T>>) -> Result<Vec<Offset>, Vec<Message<T>>> {
+        if !self.pledge() {
+            return Err(batch.into_iter().map(|placed| placed.message).collect());
+        }
+        let mut places: Vec<_> = batch.iter().map(|placed| Offset { partition: placed.partition, offset: 0 }).collect();
+        let mut order: Vec<_> = places.iter().map(|place| place.partition).zip(0..).collect();
+        order.sort_unstable();
+        let mut batch: Vec<_> = batch.into_iter().map(Some).collect();
+        for chosen in order.chunk_by(|(one, _), (other, _)| one == other) {
+            let partition = chosen[0].0;
+            let messages = chosen.iter().filter_map(|&(_, at): &(_, usize)| batch[at].take());
+            let messages = messages.map(|placed| (placed.message, placed.bytes));
+            let first = self.finish(partition, self.partitions[partition].append_all(&self.limits, messages));
+            chosen.iter().zip(first..).for_each(|(&(_, at), offset)| places[at].offset = offset);
+        }
+        self.forgo();
+        Ok(places)
+    }
+
+    /// Says where a message will go.
+    #[inline]
+    pub(crate) fn place(&self, partition: usize, mut message: Message<T>) -> Placed<T> {
+        let bytes = self.prepare(&mut message);
+        Placed { partition, bytes, message }
     }
 
     #[cold]
@@ -142,7 +206,8 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         if appended.ring {
             self.followers().iter().for_each(|follower| follower.rung(partition));
         }
-        if appended.compact && self.compact {
+        // One compaction at a time is enough, and what it calls may append.
+        if appended.compact && self.compact && !self.partitions[partition].is_compacting() {
             self.compact(partition, false);
         }
         drop_contained(appended.trash);
@@ -192,15 +257,23 @@ impl<T: Send + Sync + 'static> Shelf<T> {
     }
 
     pub(crate) fn compact(&self, partition: usize, seal_first: bool) -> u64 {
-        let followers = self.followers();
-        let read_by_all = followers.iter().map(|follower| follower.read_up_to(partition)).min();
         let compaction = Compaction {
             limits: &self.limits,
             retention: &self.retention,
             tombstone: self.tombstone.as_deref(),
-            read_by_all: read_by_all.unwrap_or(u64::MAX),
+            read_by_all: &|| self.read_by_all(partition),
         };
         compaction.run(self.partition(partition), seal_first)
+    }
+
+    /// What is at an offset of a partition.
+    pub(crate) fn locate(&self, partition: usize, offset: u64) -> Located<T> {
+        self.partition(partition).locate(&self.limits, offset)
+    }
+
+    /// Who may append.
+    pub(crate) fn gate(&self) -> Gate {
+        self.partition(0).gate()
     }
 }
 
