@@ -108,7 +108,10 @@ impl<T: Send + Sync + 'static> Log<T> {
         let shelf = &self.core.shelf;
         let mut message = message.into();
         shelf.stamp(&mut message);
-        shelf.append(shelf.partition_for(&message), message).map_err(|message| self.closed(message))
+        match shelf.append(shelf.partition_for(&message), message) {
+            Ok(offset) => Ok(offset),
+            Err(message) => Err(self.closed(message)),
+        }
     }
 
     /// Appends many messages; where each was. Those without a key all go to one partition.

@@ -39,7 +39,7 @@ pub(super) struct Store<T> {
     tail: Run<T>,
     tail_bytes: u64,
     pub(super) oldest: u64,
-    end: u64,
+    pub(super) end: u64,
     pub(super) retained: u64,
     pub(super) bytes: u64,
     pub(super) compacted: u64,
@@ -113,24 +113,12 @@ impl<T> Partition<T> {
         Self { store: Mutex::new(store), end: AtomicU64::new(0), compactions: AtomicUsize::new(0) }
     }
 
-    /// Appends a message, unless the gate is shut to the caller.
+    /// The way in, unless the gate is shut to the caller. What is appended has to be announced by
+    /// [`Partition::finish`].
     #[inline(always)]
-    pub(crate) fn append(
-        &self,
-        limits: &Limits,
-        message: Message<T>,
-        bytes: u64,
-        may_pass: impl Fn(Gate) -> bool,
-    ) -> Result<Appended<T>, Message<T>> {
-        let mut store = self.store.lock();
-        if store.gate != Gate::Open && !may_pass(store.gate) {
-            return Err(message);
-        }
-        let offset = store.end;
-        let sealed = store.make_room(limits, bytes);
-        store.push(message, bytes);
-        let trash = if store.is_over(limits) { store.trim(limits) } else { Vec::new() };
-        Ok(self.finish(store, offset, sealed, trash))
+    pub(super) fn enter(&self, may_pass: impl Fn(Gate) -> bool) -> Option<MutexGuard<'_, Store<T>>> {
+        let store = self.store.lock();
+        (store.gate == Gate::Open || may_pass(store.gate)).then_some(store)
     }
 
     /// Appends messages with their sizes one behind the other, whatever the gate says.
@@ -142,9 +130,9 @@ impl<T> Partition<T> {
         let mut store = self.store.lock();
         let offset = store.end;
         let (mut sealed, mut trash) = (false, Vec::new());
-        for (message, bytes) in messages {
-            sealed |= store.make_room(limits, bytes);
-            store.push(message, bytes);
+        for (mut message, bytes) in messages {
+            sealed |= store.admit(limits, &mut message, bytes);
+            store.push(message);
             if store.is_over(limits) {
                 trash.append(&mut store.trim(limits));
             }
@@ -152,8 +140,9 @@ impl<T> Partition<T> {
         self.finish(store, offset, sealed, trash)
     }
 
+    /// Says what has been appended.
     #[inline(always)]
-    fn finish(
+    pub(super) fn finish(
         &self,
         mut store: MutexGuard<'_, Store<T>>,
         offset: u64,
@@ -245,23 +234,25 @@ impl<T> Partition<T> {
 }
 
 impl<T> Store<T> {
-    /// Whether the tail had to be sealed for it.
-    #[inline]
-    fn make_room(&mut self, limits: &Limits, bytes: u64) -> bool {
-        let full = self.tail.is_full() || self.tail_bytes + bytes > limits.segment_bytes();
-        full && self.seal_full(limits)
-    }
-
+    /// Prepares for a message that is pushed next; whether the tail had to be sealed for it.
     #[inline(always)]
-    fn push(&mut self, mut message: Message<T>, bytes: u64) {
+    pub(super) fn admit(&mut self, limits: &Limits, message: &mut Message<T>, bytes: u64) -> bool {
+        let full = self.tail.is_full() || self.tail_bytes + bytes > limits.segment_bytes();
+        let sealed = full && self.seal_full(limits);
         // So that times never go back within a partition and can be searched.
         message.published_at = message.published_at.max(self.latest);
         self.latest = message.published_at;
-        self.tail.push(message);
         self.end += 1;
         self.retained += 1;
         self.bytes += bytes;
         self.tail_bytes += bytes;
+        sealed
+    }
+
+    /// On its own, so that the message moves only once on its way.
+    #[inline(always)]
+    pub(super) fn push(&mut self, message: Message<T>) {
+        self.tail.push(message);
     }
 
     #[cold]
@@ -313,13 +304,13 @@ impl<T> Store<T> {
     }
 
     #[inline]
-    fn is_over(&self, limits: &Limits) -> bool {
+    pub(super) fn is_over(&self, limits: &Limits) -> bool {
         self.retained > limits.count || self.bytes > limits.bytes
     }
 
     /// Lets go of segments without which the limits are still kept.
     #[cold]
-    fn trim(&mut self, limits: &Limits) -> Vec<Arc<Segment<T>>> {
+    pub(super) fn trim(&mut self, limits: &Limits) -> Vec<Arc<Segment<T>>> {
         let mut trash = Vec::new();
         while let Some(front) = self.segments.front() {
             let spare =

@@ -133,20 +133,20 @@ impl<T: Send + Sync + 'static> Shelf<T> {
     }
 
     /// Appends a stamped message, unless the log is closed to the caller.
-    #[inline]
-    pub(crate) fn append(&self, partition: usize, message: Message<T>) -> Result<Offset, Message<T>> {
-        self.append_if(partition, message, |gate| gate == Gate::Draining && self.runtime.is_worker())
-    }
-
-    #[inline(always)]
-    fn append_if(
-        &self,
-        partition: usize,
-        mut message: Message<T>,
-        may_pass: impl Fn(Gate) -> bool,
-    ) -> Result<Offset, Message<T>> {
+    ///
+    /// Never inlined, and written around a message that stays where the caller has put it: wherever else it
+    /// is handed on by value, it is copied.
+    #[inline(never)]
+    pub(crate) fn append(&self, partition: usize, mut message: Message<T>) -> Result<Offset, Message<T>> {
         let bytes = self.prepare(&mut message);
-        let appended = self.partitions[partition].append(&self.limits, message, bytes, may_pass)?;
+        let place = &self.partitions[partition].0;
+        let may_pass = |gate| gate == Gate::Draining && self.runtime.is_worker();
+        let Some(mut store) = place.enter(may_pass) else { return Err(message) };
+        let offset = store.end;
+        let sealed = store.admit(&self.limits, &mut message, bytes);
+        store.push(message);
+        let trash = if store.is_over(&self.limits) { store.trim(&self.limits) } else { Vec::new() };
+        let appended = place.finish(store, offset, sealed, trash);
         Ok(Offset { partition, offset: self.finish(partition, appended) })
     }
 
@@ -243,8 +243,9 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         // A log delivers at once: there is no delay that could be cancelled.
         message.take_timer();
         let partition = self.partition_for(&message);
-        let appended = self.append_if(partition, message, |_| true);
-        debug_assert!(appended.is_ok(), "a log always has room");
+        let bytes = self.prepare(&mut message);
+        let appended = self.partitions[partition].append_all(&self.limits, std::iter::once((message, bytes)));
+        self.finish(partition, appended);
         self.forgo();
     }
 
