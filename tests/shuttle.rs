@@ -8,35 +8,16 @@
 #![cfg(shuttle)]
 #![allow(missing_docs)]
 
+mod common;
+
+use common::interleavings::{SECOND, broker, explore};
 use postroom::{
     Binding, BroadcastError, Broker, Consumer, Lag, ManualClock, Message, Outcome, Overflow, PublishError, Queue,
     RecvTimeoutError, Retry, SendError, Topic,
 };
-use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::sync::atomic::{AtomicUsize, Ordering};
 use shuttle::thread::{self, JoinHandle};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
-
-const ITERATIONS: usize = 3_000;
-/// More than ten times what any scenario takes; one that gets there is going round in circles.
-const MOST_STEPS: usize = 50_000;
-const SECOND: Duration = Duration::from_secs(1);
-
-/// Explores at random, then with few but adversarial preemptions.
-fn explore(scenario: impl Fn() + Send + Sync + Clone + 'static) {
-    let mut config = shuttle::Config::new();
-    config.max_steps = shuttle::MaxSteps::FailAfter(MOST_STEPS);
-    let random = RandomScheduler::new(ITERATIONS);
-    shuttle::Runner::new(random, config.clone()).run(scenario.clone());
-    shuttle::Runner::new(PctScheduler::new(3, ITERATIONS), config).run(scenario);
-}
-
-fn broker() -> (Broker, ManualClock) {
-    let clock = ManualClock::new();
-    let broker = Broker::builder().clock(clock.clone()).seed(1).build().unwrap();
-    (broker, clock)
-}
 
 /// What handlers and receivers have seen. No scheduling happens while it is locked, so a plain lock will do.
 #[derive(Clone, Default)]

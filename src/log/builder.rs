@@ -8,7 +8,6 @@ use crate::error::Error;
 use crate::queue::builder::name_problems;
 use crate::runtime::Runtime;
 use crate::sync::Mutex;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -120,7 +119,7 @@ impl<T: Send + Sync + 'static> LogBuilder<T> {
     pub(crate) fn build(self, runtime: Arc<Runtime>, broker: WeakBroker) -> Log<T> {
         let Self { name, partitions, retention, compact, tombstone, .. } = self;
         let shelf = Shelf::new(name.into(), runtime, partitions, retention, (compact, tombstone));
-        Log { core: Arc::new(LogCore { shelf, groups: Mutex::new(BTreeMap::new()), broker }) }
+        Log { core: Arc::new(LogCore { shelf, groups: Mutex::default(), broker }) }
     }
 }
 

@@ -11,8 +11,9 @@ use super::retention::{Limits, Retention};
 use super::segment::Segment;
 use crate::message::Message;
 use crate::outcome::{contained, drop_contained};
-use crate::sync::Ordering;
+use crate::sync::{Ordering, thread_local};
 use ahash::AHashMap;
+use std::cell::Cell;
 use std::sync::Arc;
 
 /// What decides which records go.
@@ -23,6 +24,11 @@ pub(super) struct Compaction<'a, T> {
     pub(super) tombstone: Option<&'a (dyn Fn(&T) -> bool + Send + Sync)>,
     /// What every group has read lies before this offset.
     pub(super) read_by_all: &'a dyn Fn() -> u64,
+}
+
+thread_local! {
+    /// This thread is in the middle of a compaction, and what that calls had better not begin another.
+    static AT_IT: Cell<bool> = const { Cell::new(false) };
 }
 
 /// How often it starts again because others were faster.
@@ -40,11 +46,15 @@ struct Seen<T> {
 impl<T> Compaction<'_, T> {
     /// Compacts everything that is sealed; how many records went.
     pub(super) fn run(&self, partition: &Partition<T>, seal_first: bool) -> u64 {
+        if AT_IT.with(|at_it| at_it.replace(true)) {
+            return 0;
+        }
         partition.compactions.fetch_add(1, Ordering::SeqCst);
         let mut trash = Vec::new();
         let removed = (0..ROUNDS).find_map(|_| self.round(partition, seal_first, &mut trash));
         partition.compactions.fetch_sub(1, Ordering::SeqCst);
         drop_contained(trash);
+        AT_IT.with(|at_it| at_it.set(false));
         removed.unwrap_or(0)
     }
 

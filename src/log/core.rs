@@ -17,7 +17,7 @@ use crate::error::LogError;
 use crate::retry::Retry;
 use crate::runtime::Registration;
 use crate::scheduler::Timed;
-use crate::sync::{AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, Padded};
+use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, Padded};
 use std::sync::{Arc, Weak};
 
 pub(crate) struct GroupCore<T> {
@@ -29,6 +29,8 @@ pub(crate) struct GroupCore<T> {
     pub(crate) dead: Arc<dyn DeadLetterSink<T>>,
     /// Consumers that are neither stopped nor paused.
     pub(crate) consumers: AtomicUsize,
+    /// As on the board, for workers in the middle of a run.
+    paused: AtomicBool,
     lanes: Box<[Padded<Mutex<Lane<T>>>]>,
     /// What is committed in each lane, written under its lock.
     floors: Floors,
@@ -59,6 +61,7 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
             settings,
             dead,
             consumers: AtomicUsize::new(0),
+            paused: AtomicBool::new(false),
             board: Mutex::new(Board::new(positions.len())),
             floors: positions.iter().map(|&position| Padded(AtomicU64::new(position))).collect(),
             lanes: positions.into_iter().map(|position| Padded(Mutex::new(Lane::new(position)))).collect(),
@@ -173,6 +176,10 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
         self.board.lock().members -= 1;
     }
 
+    pub(super) fn is_removed(&self) -> bool {
+        self.board.lock().removed
+    }
+
     pub(super) fn is_closed(&self) -> bool {
         self.board.lock().closed
     }
@@ -221,9 +228,17 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
     // ---- coming to rest --------------------------------------------------------------------------
 
     pub(super) fn pause(&self, paused: bool) {
-        self.board.lock().paused = paused;
+        let mut board = self.board.lock();
+        board.paused = paused;
+        self.paused.store(paused, Ordering::Release);
         self.awake.notify_all();
+        drop(board);
         self.shelf.runtime.note_progress();
+    }
+
+    #[inline]
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Acquire)
     }
 
     pub(super) fn wake_everyone(&self) {

@@ -62,7 +62,7 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
 
     fn take(&self, board: &mut Board, reader: u64) -> Result<Taken<T>, LogError> {
         let nothing = |board: &Board| Err(if board.closed { LogError::Closed } else { LogError::Empty });
-        if board.removed {
+        if board.removed || reader == 0 {
             return Err(LogError::Removed);
         }
         if board.paused {

@@ -15,6 +15,7 @@ mod core;
 mod claim;
 mod settle;
 mod consumer;
+mod squad;
 mod hand;
 mod reader;
 mod group;
@@ -29,8 +30,9 @@ pub use retention::Retention;
 
 use crate::broker::WeakBroker;
 use crate::clock::Timestamp;
+use crate::dead_letter::DeadLetterSink;
 use crate::describe::{GroupDescription, LogDescription};
-use crate::error::{AppendError, BatchError, LogError, Refused};
+use crate::error::{AppendError, BatchError, Error, LogError, Refused};
 use crate::message::Message;
 use crate::shutdown::Leftover;
 use crate::stats::LogStats;
@@ -76,8 +78,20 @@ pub struct Log<T> {
 
 pub(crate) struct LogCore<T> {
     pub(crate) shelf: Arc<Shelf<T>>,
-    groups: Mutex<BTreeMap<Arc<str>, Arc<GroupCore<T>>>>,
+    groups: Mutex<Groups<T>>,
     broker: WeakBroker,
+}
+
+struct Groups<T> {
+    by_name: BTreeMap<Arc<str>, Arc<GroupCore<T>>>,
+    /// Of groups that have been removed.
+    dead_letters: BTreeMap<Arc<str>, Arc<dyn DeadLetterSink<T>>>,
+}
+
+impl<T> Default for Groups<T> {
+    fn default() -> Self {
+        Self { by_name: BTreeMap::new(), dead_letters: BTreeMap::new() }
+    }
 }
 
 impl<T: Send + Sync + 'static> Log<T> {
@@ -168,6 +182,18 @@ impl<T: Send + Sync + 'static> Log<T> {
         GroupBuilder::new(Arc::clone(&self.core), name.into())
     }
 
+    /// Forgets a group: where it stood, what it has not handled, its counters. Nothing is taken from the log,
+    /// and the dead letters that the group has made stay in their queue; a group of the same name that is
+    /// started later begins as it says and goes on with that queue. What held a [`Group`] or a [`Reader`] of
+    /// it finds [`LogError::Removed`].
+    ///
+    /// # Errors
+    /// If there is no group of that name, if it has consumers that were not stopped or readers by hand, or if
+    /// there is no room among the dead letters for what it has given up on.
+    pub fn remove_group(&self, name: &str) -> Result<(), Error> {
+        self.core.remove_group(name)
+    }
+
     /// One record; in a compacted log the first one that is still there from this offset on.
     ///
     /// # Errors
@@ -234,7 +260,21 @@ impl<T: Send + Sync + 'static> Log<T> {
 
 impl<T: Send + Sync + 'static> LogCore<T> {
     fn all_groups(&self) -> Vec<Arc<GroupCore<T>>> {
-        self.groups.lock().values().cloned().collect()
+        self.groups.lock().by_name.values().cloned().collect()
+    }
+
+    fn remove_group(&self, name: &str) -> Result<(), Error> {
+        let subject = || format!("group {name:?} of log {:?}", self.shelf.name);
+        let group = self.groups.lock().by_name.get(name).cloned();
+        let group = group.ok_or_else(|| Error::new(subject(), "there is none of that name"))?;
+        group.remove().map_err(|problem| Error::new(subject(), problem))?;
+        let mut groups = self.groups.lock();
+        // Whatever happened meanwhile: no other of that name could be made.
+        groups.by_name.remove(name);
+        if group.settings.dead_letters.is_none() && !self.broker.forget_dead_letters(group.dead.name()) {
+            groups.dead_letters.insert(Arc::clone(&group.name), Arc::clone(&group.dead));
+        }
+        Ok(())
     }
 
     fn log_stats(&self) -> LogStats {

@@ -122,11 +122,7 @@ impl<T> Partition<T> {
     }
 
     /// Appends messages with their sizes one behind the other, whatever the gate says.
-    pub(crate) fn append_all(
-        &self,
-        limits: &Limits,
-        messages: impl Iterator<Item = (Message<T>, u64)>,
-    ) -> Appended<T> {
+    pub(crate) fn append_all(&self, limits: &Limits, messages: impl Iterator<Item = (Message<T>, u64)>) -> Appended<T> {
         let mut store = self.store.lock();
         let offset = store.end;
         let (mut sealed, mut trash) = (false, Vec::new());

@@ -77,11 +77,7 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
 
     /// What is known of these records' failures, one attempt further, and of those that failed with them
     /// before; `None` after a seek.
-    fn take_failing(
-        &self,
-        claim: &Claim<T>,
-        records: &[Record<T>],
-    ) -> Option<(VecDeque<Failing>, VecDeque<Failing>)> {
+    fn take_failing(&self, claim: &Claim<T>, records: &[Record<T>]) -> Option<(VecDeque<Failing>, VecDeque<Failing>)> {
         let mut lane = self.lane(claim.partition);
         lane.counts.delivered += records.len() as u64;
         if lane.epoch != claim.epoch {
@@ -99,13 +95,7 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
         Some((records.iter().map(once_more).collect(), known))
     }
 
-    fn judge(
-        &self,
-        failing: &mut VecDeque<Failing>,
-        outcome: Outcome,
-        error: Option<String>,
-        now: Timestamp,
-    ) -> Fate {
+    fn judge(&self, failing: &mut VecDeque<Failing>, outcome: Outcome, error: Option<String>, now: Timestamp) -> Fate {
         let (asked, rejected) = match outcome {
             Outcome::DeadLetter(words) => (None, Some(words)),
             Outcome::RetryAfter(delay) => (Some(delay), None),

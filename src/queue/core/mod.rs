@@ -340,7 +340,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Workers of all its consumers.
     pub(crate) fn workers(&self) -> usize {
         let crews = self.runtime.crews();
-        crews.iter().filter(|crew| *crew.queue() == *self.name).map(|crew| crew.workers()).sum()
+        crews.iter().filter(|crew| crew.queue_id() == self.number()).map(|crew| crew.workers()).sum()
     }
 
     pub(crate) fn is_closed(&self) -> bool {
