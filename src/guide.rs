@@ -477,6 +477,68 @@
 //! If it is full, the message that should go there is kept, takes up room in its own queue, and is tried
 //! again every second; [`Event::DeadLettersFull`] tells the owner.
 //!
+//! # Replay
+//!
+//! A queue forgets a message once it is settled. A [`Log`] keeps what is appended for as long as its
+//! [`Retention`] says (so many records, so many bytes, so long, or everything), and any number of
+//! [groups](Group) read it, each all of it and at its own pace. A topic can be [bound](crate::Topic::bind) to
+//! a log as to a queue. Readers share the log's memory, nothing is copied.
+//!
+//! A log has partitions. Messages with the same key go to the same one, where each record has an offset that
+//! never changes. The members of a group, which are workers or [`Reader`](crate::Reader)s by hand, share the
+//! partitions: one member reads a partition at a time, so its order is kept, and they may come and go.
+//!
+//! How far a group has come is committed after the handler has succeeded, or by hand; it goes back only when
+//! told to.
+//!
+//! ```
+//! use postroom::{Broker, Log, LogError, Message, Record, Retention, Start};
+//!
+//! let (broker, simulation) = Broker::simulated(1);
+//! let lines: Log<&str> = broker.log("lines").partitions(2).retain(Retention::count(1_000)).declare()?;
+//! for line in ["started", "ready", "stopped"] {
+//!     lines.append(Message::new(line).with_key("web-1")).unwrap();
+//! }
+//!
+//! let indexer = lines.group("indexer").start(Start::Earliest)?;
+//! indexer.consumer().workers(2).start(|line: &Record<&str>| assert_eq!(line.key(), Some("web-1")))?;
+//! simulation.run_until_idle();
+//! assert_eq!((indexer.lag(), indexer.stats().delivered), (0, 3));
+//!
+//! indexer.rewind(Start::Earliest)?; // everything once more
+//! simulation.run_until_idle();
+//! assert_eq!(indexer.stats().delivered, 6);
+//!
+//! // A group that comes late reads it all, here by hand.
+//! let archive = lines.group("archive").start(Start::Earliest)?;
+//! let mut reader = archive.reader();
+//! let first = reader.recv()?;
+//! archive.commit(first.partition(), first.offset())?;
+//! assert_eq!((*first.payload(), archive.lag()), ("started", 2));
+//!
+//! // Old offsets are trimmed, and whoever asks for one is told which is the oldest.
+//! lines.append_batch((0..5_000).map(|_| Message::new("busy").with_key("web-1"))).unwrap();
+//! assert!(matches!(reader.recv(), Err(LogError::Trimmed { asked: 1, oldest: 3_000.., .. })));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! A group begins at the earliest record, the latest, an offset or a time ([`Start`]), and is given records as
+//! fast as it takes them or [at the pace](crate::Replay::original_pace) at which they were published. A record that
+//! fails is tried again by the group's retry policy while its partition waits and the others flow; after the last
+//! attempt it is a dead letter, and the partition goes on. If the dead-letter queue is full, the partition waits
+//! for room there, and whoever reads it next, worker or reader, tries again.
+//!
+//! With [`compact`](crate::LogBuilder::compact), a log keeps the latest record of each key, so that a late
+//! group gets the state of things instead of their history; a [tombstone](crate::LogBuilder::tombstone) says
+//! that a key is no more, and goes once every group has read it. A group that nobody needs any more holds
+//! tombstones back until it is [removed](crate::Log::remove_group).
+//!
+//! Where it ends: retention waits for no group. Workers that are too slow go on at the oldest record, which
+//! [`skipped`](crate::GroupStats::skipped) counts and [`Event::LogTrimmed`] tells. By hand, nothing happens to a
+//! record that is not committed until its reader is dropped: then it comes again. A [`Record`](crate::Record)
+//! that is kept, and a dead letter, keep their segment of the log in memory (up to 1,024 records, or a quarter
+//! of what is retained). A log lives in memory, as queues do.
+//!
 //! # Shutdown loses nothing unreported
 //!
 //! [`Broker::shutdown`] refuses new publishes, lets consumers empty their queues (handlers may still
