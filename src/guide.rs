@@ -481,7 +481,7 @@
 //!
 //! A queue forgets a message once it is settled. A [`Log`] keeps what is appended for as long as its
 //! [`Retention`] says (so many records, so many bytes, so long, or everything), and any number of
-//! [groups](Group) read it, each all of it and at its own pace. A topic can be [bound](crate::Topic::bind) to
+//! [groups](crate::Group) read it, each all of it and at its own pace. A topic can be [bound](crate::Topic::bind) to
 //! a log as to a queue. Readers share the log's memory, nothing is copied.
 //!
 //! A log has partitions. Messages with the same key go to the same one, where each record has an offset that
@@ -887,3 +887,7 @@
 //! [`Reason`]: crate::Reason
 //! [`ManualClock`]: crate::ManualClock
 //! [`Event::DeadLettersFull`]: crate::Event::DeadLettersFull
+//! [`Event::LogTrimmed`]: crate::Event::LogTrimmed
+//! [`Log`]: crate::Log
+//! [`Retention`]: crate::Retention
+//! [`Start`]: crate::Start
