@@ -135,7 +135,7 @@ pub enum PublishError<T> {
     /// An admission limit lets nothing pass now; [`Refused::retry_in`] says when it will.
     #[error("{:?} is over its admission limit; again in {:?}", .0.by(), .0.retry_in().unwrap_or_default())]
     Limited(Refused<T>),
-    /// A filter, a user's router, or a queue's function for the ordering key panicked while the message was
+    /// A filter, a user's router, or a queue's or log's function for the ordering key panicked while the message was
     /// routed.
     #[error("routing at {:?} {}", .0.by(), .0.detail())]
     Panicked(Refused<T>),
@@ -211,6 +211,9 @@ pub enum AppendError<T> {
     /// The broker is shutting down.
     #[error("log {:?} is closed", .0.by())]
     Closed(Refused<T>),
+    /// The log's function for the ordering key panicked.
+    #[error("finding the ordering key for log {:?} {}", .0.by(), .0.detail())]
+    Panicked(Refused<T>),
 }
 
 /// Why a log could not be read, or a group's position not be changed.
@@ -398,5 +401,5 @@ gives_message_back! {
     SendError { Full, Closed, Deadlock, Limited, Panicked }
     TrySendError { Full, Closed, Limited, Panicked }
     SendTimeoutError { Timeout, Full, Closed, Deadlock, Limited, Panicked }
-    AppendError { Closed }
+    AppendError { Closed, Panicked }
 }

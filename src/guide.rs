@@ -484,7 +484,8 @@
 //! [groups](crate::Group) read it, each all of it and at its own pace. A topic can be [bound](crate::Topic::bind) to
 //! a log as to a queue. Readers share the log's memory, nothing is copied.
 //!
-//! A log has partitions. Messages with the same key go to the same one, where each record has an offset that
+//! A log has partitions. Messages with the same key (their own, or one that a
+//! [function](crate::LogBuilder::keyed_by) names) go to the same one, where each record has an offset that
 //! never changes. The members of a group, which are workers or [`Reader`](crate::Reader)s by hand, share the
 //! partitions: one member reads a partition at a time, so its order is kept, and they may come and go.
 //!

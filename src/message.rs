@@ -300,6 +300,14 @@ impl<T> Message<T> {
         self.extras.as_ref()?.key.as_ref().map(Text::as_str)
     }
 
+    /// Takes the ordering key that was found for it.
+    #[inline]
+    pub(crate) fn take_key(&mut self, key: Option<Text>) {
+        if key.is_some() {
+            self.extras_mut().key = key;
+        }
+    }
+
     pub(crate) fn key_text(&self) -> Option<&Text> {
         self.extras.as_ref()?.key.as_ref()
     }

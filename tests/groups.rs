@@ -5,8 +5,8 @@ mod common;
 
 use common::{ON_PURPOSE, eventually, quiet, within};
 use postroom::{
-    Broker, DeadLetter, Log, LogError, ManualClock, Message, Outcome, Queue, Record, Replay, Retention, Retry,
-    Simulation, Start,
+    AppendError, Broker, DeadLetter, Log, LogError, ManualClock, Message, Outcome, PublishError, Queue, Record, Replay,
+    Retention, Retry, Simulation, Start, Topic,
 };
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -403,4 +403,51 @@ fn a_size_beyond_all_bounds_counts_as_everything_that_is_kept() {
     mark.store(false, Ordering::SeqCst);
     fill(&log, 200..300);
     assert_eq!(log.stats().appended, 310);
+}
+
+// ---- keys by a function --------------------------------------------------------------------------
+
+#[test]
+fn a_function_names_the_key_of_messages_without_one() {
+    let (broker, _) = Broker::simulated(1);
+    let log: Log<u64> = broker.log("log").partitions(4).keyed_by(|n: &u64| n % 3).compact().declare().unwrap();
+    let topic: Topic<u64> = broker.topic("t").declare().unwrap();
+    topic.bind(&log, "#").unwrap();
+    for n in 0..30 {
+        let at = log.append(n).unwrap();
+        assert_eq!(at.partition, log.partition_of(&format!("{}", n % 3)));
+    }
+    assert!(log.append_batch(30..60).unwrap().iter().all(|at| at.partition < 4));
+    topic.publish("x", 60).unwrap();
+    let own = log.append(Message::new(61).with_key("own")).unwrap();
+    assert_eq!(log.read(own.partition, own.offset).unwrap().key(), Some("own"));
+    log.compact_now();
+    assert_eq!(log.len(), 4);
+    let again = broker.log::<u64>("log").partitions(4).compact().declare().unwrap_err();
+    assert!(again.to_string().contains("function for the key"), "{again}");
+}
+
+#[test]
+fn a_key_function_that_panics_gives_the_message_back_and_nothing_is_published() {
+    quiet();
+    let broker = Broker::new();
+    let key = |n: &u64| if *n == 13 { panic!("{ON_PURPOSE}") } else { *n };
+    let log: Log<u64> = broker.log("log").keyed_by(key).declare().unwrap();
+    let topic: Topic<u64> = broker.topic("t").declare().unwrap();
+    let queue: Queue<u64> = broker.queue("q").declare().unwrap();
+    topic.bind(&log, "#").unwrap();
+    topic.bind(&queue, "#").unwrap();
+
+    let refused = log.append(13).unwrap_err();
+    assert!(matches!(&refused, AppendError::Panicked(_)) && refused.to_string().contains(ON_PURPOSE), "{refused}");
+    assert_eq!(*refused.into_message().payload(), 13);
+
+    let refused = topic.publish("x", 13).unwrap_err();
+    assert!(matches!(&refused, PublishError::Panicked(_)), "{refused}");
+    assert_eq!((refused.by(), log.len(), queue.len()), ("log", 0, 0));
+
+    let refused = log.append_batch([12, 13, 14]).unwrap_err();
+    assert_eq!((refused.accepted, *refused.cause.into_message().payload()), (0, 13));
+    assert_eq!(refused.rest.iter().map(|message| **message).collect::<Vec<_>>(), [12, 14]);
+    assert_eq!((log.append(14).unwrap().offset, broker.wait_idle(LONG)), (0, true));
 }

@@ -39,7 +39,7 @@ use crate::stats::LogStats;
 use crate::sync::Mutex;
 use core::GroupCore;
 use partition::{Gate, Located};
-use shelf::Shelf;
+use shelf::{Placed, Shelf};
 use std::any::{Any, type_name};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -116,16 +116,21 @@ impl<T: Send + Sync + 'static> Log<T> {
     /// Appends a message; where that was.
     ///
     /// # Errors
-    /// Gives the message back if the broker is shutting down.
+    /// Gives the message back if the broker is shutting down, or if the log's function for the key panics.
     #[inline]
     pub fn append(&self, message: impl Into<Message<T>>) -> Result<Offset, AppendError<T>> {
         let shelf = &self.core.shelf;
         let mut message = message.into();
-        shelf.stamp(&mut message);
-        match shelf.append(shelf.partition_for(&message), message) {
-            Ok(offset) => Ok(offset),
-            Err(message) => Err(self.closed(message)),
+        match shelf.key_for(&message) {
+            Ok(key) => message.take_key(key),
+            Err(words) => return Err(self.panicked(message, words)),
         }
+        shelf.stamp(&mut message);
+        let partition = shelf.partition_for(&message);
+        // It stays where it is until it goes to its place.
+        let Some(mut place) = shelf.place_for(partition, &mut message) else { return Err(self.closed(message)) };
+        place.tail().push(message);
+        Ok(shelf.placed(partition, place))
     }
 
     /// Appends many messages; where each was. Those without a key all go to one partition.
@@ -137,38 +142,41 @@ impl<T: Send + Sync + 'static> Log<T> {
     /// Nothing has been appended if the iterator, or a conversion into a message, panics.
     ///
     /// # Errors
-    /// All messages, in order, if the broker is shutting down: the first one in the cause, the others in
-    /// `rest`.
+    /// As [`Log::append`]. All messages come back, in order: the one that was refused in the cause (the first
+    /// one if the broker is shutting down), all others in `rest`.
     pub fn append_batch<M: Into<Message<T>>>(
         &self,
         messages: impl IntoIterator<Item = M>,
     ) -> Result<Vec<Offset>, BatchError<T, AppendError<T>>> {
         let shelf = &self.core.shelf;
-        let mut keyless = None;
-        let batch: Vec<_> = messages
-            .into_iter()
-            .map(|message| {
-                let mut message = message.into();
-                shelf.stamp(&mut message);
-                let partition = match message.key() {
-                    Some(key) => shelf.partition_of(key),
-                    None => *keyless.get_or_insert_with(|| shelf.partition_for(&message)),
-                };
-                shelf.place(partition, message)
-            })
-            .collect();
+        let (mut keyless, mut panicked) = (None, None);
+        let place = |(at, message): (usize, M)| {
+            let mut message = message.into();
+            match shelf.key_for(&message) {
+                Ok(key) => message.take_key(key),
+                Err(words) => _ = panicked.get_or_insert((at, words)),
+            }
+            shelf.stamp(&mut message);
+            let partition = match message.key() {
+                Some(key) => shelf.partition_of(key),
+                None => *keyless.get_or_insert_with(|| shelf.partition_for(&message)),
+            };
+            shelf.place(partition, message)
+        };
+        let batch: Vec<_> = messages.into_iter().enumerate().map(place).collect();
+        if let Some((at, words)) = panicked {
+            return Err(refused(batch, at, |message| self.panicked(message, words)));
+        }
         if batch.is_empty() {
             return Ok(Vec::new());
         }
-        shelf.append_batch(batch).map_err(|refused| {
-            let mut refused = refused.into_iter();
-            let cause = self.closed(refused.next().expect("there is at least one"));
-            let untouched = |mut message: Message<T>| {
-                message.attempt = 0;
-                message
-            };
-            BatchError { accepted: 0, cause, rest: refused.map(untouched).collect() }
-        })
+        shelf.append_batch(batch).map_err(|batch| refused(batch, 0, |message| self.closed(message)))
+    }
+
+    #[cold]
+    fn panicked(&self, mut message: Message<T>, words: String) -> AppendError<T> {
+        message.attempt = 0;
+        AppendError::Panicked(Refused::new(message, &self.core.shelf.name).because(words))
     }
 
     #[cold]
@@ -256,6 +264,23 @@ impl<T: Send + Sync + 'static> Log<T> {
     pub fn stats(&self) -> LogStats {
         self.core.log_stats()
     }
+}
+
+/// Gives back a batch of which the message at this place was refused.
+#[cold]
+fn refused<T>(
+    batch: Vec<Placed<T>>,
+    at: usize,
+    cause: impl FnOnce(Message<T>) -> AppendError<T>,
+) -> BatchError<T, AppendError<T>> {
+    let untouched = |placed: Placed<T>| {
+        let mut message = placed.into_message();
+        message.attempt = 0;
+        message
+    };
+    let mut rest: Vec<_> = batch.into_iter().map(untouched).collect();
+    let cause = cause(rest.remove(at));
+    BatchError { accepted: 0, cause, rest }
 }
 
 impl<T: Send + Sync + 'static> LogCore<T> {

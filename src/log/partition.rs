@@ -39,7 +39,7 @@ pub(super) struct Store<T> {
     tail: Run<T>,
     tail_bytes: u64,
     pub(super) oldest: u64,
-    pub(super) end: u64,
+    end: u64,
     pub(super) retained: u64,
     pub(super) bytes: u64,
     pub(super) compacted: u64,
@@ -52,6 +52,23 @@ pub(super) struct Store<T> {
     pub(super) clean_end: u64,
     pub(super) clean: u64,
     pub(super) generation: u64,
+}
+
+/// A place in a partition that has been counted, for one message. That may be large, and each function it
+/// passes through by value may copy it.
+#[must_use]
+pub(super) struct Place<'a, T> {
+    store: MutexGuard<'a, Store<T>>,
+    offset: u64,
+    sealed: bool,
+}
+
+impl<T> Place<'_, T> {
+    /// Where the message goes: to the back.
+    #[inline]
+    pub(super) fn tail(&mut self) -> &mut Run<T> {
+        &mut self.store.tail
+    }
 }
 
 /// What an append came to, and what is to be done now that the lock is released.
@@ -113,38 +130,45 @@ impl<T> Partition<T> {
         Self { store: Mutex::new(store), end: AtomicU64::new(0), compactions: AtomicUsize::new(0) }
     }
 
-    /// The way in, unless the gate is shut to the caller. What is appended has to be announced by
-    /// [`Partition::finish`].
-    #[inline(always)]
-    pub(super) fn enter(&self, may_pass: impl Fn(Gate) -> bool) -> Option<MutexGuard<'_, Store<T>>> {
-        let store = self.store.lock();
-        (store.gate == Gate::Open || may_pass(store.gate)).then_some(store)
+    /// A place for a message, unless the gate is shut to the caller. Whoever owns the message puts it there
+    /// himself; then comes [`Partition::finish`], and until then no user code may run.
+    #[inline]
+    pub(super) fn place_for(
+        &self,
+        limits: &Limits,
+        message: &mut Message<T>,
+        bytes: u64,
+        may_pass: impl Fn(Gate) -> bool,
+    ) -> Option<Place<'_, T>> {
+        let mut store = self.store.lock();
+        if store.gate != Gate::Open && !may_pass(store.gate) {
+            return None;
+        }
+        let offset = store.end;
+        let sealed = store.admit(limits, message, bytes);
+        Some(Place { store, offset, sealed })
     }
 
     /// Appends messages with their sizes one behind the other, whatever the gate says.
     pub(crate) fn append_all(&self, limits: &Limits, messages: impl Iterator<Item = (Message<T>, u64)>) -> Appended<T> {
-        let mut store = self.store.lock();
-        let offset = store.end;
-        let (mut sealed, mut trash) = (false, Vec::new());
+        let store = self.store.lock();
+        let mut place = Place { offset: store.end, store, sealed: false };
+        let mut trash = Vec::new();
         for (mut message, bytes) in messages {
-            sealed |= store.admit(limits, &mut message, bytes);
-            store.push(message);
-            if store.is_over(limits) {
-                trash.append(&mut store.trim(limits));
-            }
+            place.sealed |= place.store.admit(limits, &mut message, bytes);
+            place.tail().push(message);
+            trash.append(&mut place.store.trim(limits));
         }
-        self.finish(store, offset, sealed, trash)
+        let mut appended = self.finish(limits, place);
+        appended.trash.append(&mut trash);
+        appended
     }
 
     /// Says what has been appended.
-    #[inline(always)]
-    pub(super) fn finish(
-        &self,
-        mut store: MutexGuard<'_, Store<T>>,
-        offset: u64,
-        sealed: bool,
-        trash: Vec<Arc<Segment<T>>>,
-    ) -> Appended<T> {
+    #[inline]
+    pub(super) fn finish(&self, limits: &Limits, place: Place<'_, T>) -> Appended<T> {
+        let Place { mut store, offset, sealed } = place;
+        let trash = if store.is_over(limits) { store.trim(limits) } else { Vec::new() };
         let ring = std::mem::take(&mut store.awaited);
         self.end.store(store.end, Ordering::Release);
         Appended { offset, ring, compact: sealed && store.is_dirty(), trash }
@@ -231,8 +255,8 @@ impl<T> Partition<T> {
 
 impl<T> Store<T> {
     /// Prepares for a message that is pushed next; whether the tail had to be sealed for it.
-    #[inline(always)]
-    pub(super) fn admit(&mut self, limits: &Limits, message: &mut Message<T>, bytes: u64) -> bool {
+    #[inline]
+    fn admit(&mut self, limits: &Limits, message: &mut Message<T>, bytes: u64) -> bool {
         let full = self.tail.is_full() || self.tail_bytes + bytes > limits.segment_bytes();
         let sealed = full && self.seal_full(limits);
         // So that times never go back within a partition and can be searched.
@@ -243,12 +267,6 @@ impl<T> Store<T> {
         self.bytes += bytes;
         self.tail_bytes += bytes;
         sealed
-    }
-
-    /// On its own, so that the message moves only once on its way.
-    #[inline(always)]
-    pub(super) fn push(&mut self, message: Message<T>) {
-        self.tail.push(message);
     }
 
     #[cold]
@@ -300,15 +318,15 @@ impl<T> Store<T> {
     }
 
     #[inline]
-    pub(super) fn is_over(&self, limits: &Limits) -> bool {
+    fn is_over(&self, limits: &Limits) -> bool {
         self.retained > limits.count || self.bytes > limits.bytes
     }
 
     /// Lets go of segments without which the limits are still kept.
     #[cold]
-    pub(super) fn trim(&mut self, limits: &Limits) -> Vec<Arc<Segment<T>>> {
+    fn trim(&mut self, limits: &Limits) -> Vec<Arc<Segment<T>>> {
         let mut trash = Vec::new();
-        while let Some(front) = self.segments.front() {
+        while let Some(front) = self.segments.front().filter(|_| self.is_over(limits)) {
             let spare =
                 self.retained - front.len() as u64 >= limits.count || self.bytes - front.bytes() >= limits.bytes;
             if !spare {

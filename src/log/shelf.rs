@@ -1,17 +1,19 @@
 //! All partitions of a log: where appends go, and what keeps the retention.
 
 use super::compaction::Compaction;
-use super::partition::{Appended, Gate, Located, Partition};
+use super::partition::{Appended, Gate, Located, Partition, Place};
 use super::record::Offset;
 use super::retention::{Limits, Retention};
 use crate::clock::Timestamp;
-use crate::message::Message;
-use crate::outcome::drop_contained;
+use crate::message::{Message, Text};
+use crate::outcome::{contained, drop_contained};
 use crate::runtime::{Registration, Runtime};
 use crate::scheduler::Timed;
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, Padded};
 use std::sync::{Arc, Weak};
 
+/// Names the ordering key of a payload.
+pub(crate) type KeyOf<T> = Box<dyn Fn(&T) -> Text + Send + Sync>;
 pub(crate) type Tombstone<T> = Box<dyn Fn(&T) -> bool + Send + Sync>;
 
 pub(crate) struct Shelf<T> {
@@ -20,6 +22,7 @@ pub(crate) struct Shelf<T> {
     pub(super) retention: Retention<T>,
     pub(super) compact: bool,
     pub(super) tombstone: Option<Tombstone<T>>,
+    keys: Option<KeyOf<T>>,
     limits: Limits,
     partitions: Box<[Padded<Partition<T>>]>,
     /// The partition of the next message without a key.
@@ -37,6 +40,12 @@ pub(crate) struct Placed<T> {
     partition: usize,
     bytes: u64,
     message: Message<T>,
+}
+
+impl<T> Placed<T> {
+    pub(crate) fn into_message(self) -> Message<T> {
+        self.message
+    }
 }
 
 /// Somebody who reads a log.
@@ -61,6 +70,7 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         partitions: usize,
         retention: Retention<T>,
         (compact, tombstone): (bool, Option<Tombstone<T>>),
+        keys: Option<KeyOf<T>>,
     ) -> Arc<Self> {
         Arc::new_cyclic(|me: &Weak<Self>| Self {
             name,
@@ -68,6 +78,7 @@ impl<T: Send + Sync + 'static> Shelf<T> {
             retention,
             compact,
             tombstone,
+            keys,
             partitions: (0..partitions).map(|_| Padded(Partition::new())).collect(),
             turn: AtomicUsize::new(0),
             following: Mutex::default(),
@@ -126,28 +137,38 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         (fnv1a(key.as_bytes()) % self.width() as u64) as usize
     }
 
+    pub(super) fn is_keyed(&self) -> bool {
+        self.keys.is_some()
+    }
+
+    /// The key of a message that has none, if there is a function for it; or the words of that one's panic.
+    #[inline]
+    pub(crate) fn key_for(&self, message: &Message<T>) -> Result<Option<Text>, String> {
+        match &self.keys {
+            Some(key) if message.key().is_none() => contained(|| key(message.payload())).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// Gives a message from outside its id and time.
     #[inline]
     pub(crate) fn stamp(&self, message: &mut Message<T>) {
         self.runtime.prepare(message);
     }
 
-    /// Appends a stamped message, unless the log is closed to the caller.
-    ///
-    /// Never inlined, and written around a message that stays where the caller has put it: wherever else it
-    /// is handed on by value, it is copied.
-    #[inline(never)]
-    pub(crate) fn append(&self, partition: usize, mut message: Message<T>) -> Result<Offset, Message<T>> {
-        let bytes = self.prepare(&mut message);
-        let place = &self.partitions[partition].0;
+    /// A place for a stamped message, unless the log is closed to the caller; see [`Partition::place_for`].
+    #[inline]
+    pub(super) fn place_for(&self, partition: usize, message: &mut Message<T>) -> Option<Place<'_, T>> {
+        let bytes = self.prepare(message);
         let may_pass = |gate| gate == Gate::Draining && self.runtime.is_worker();
-        let Some(mut store) = place.enter(may_pass) else { return Err(message) };
-        let offset = store.end;
-        let sealed = store.admit(&self.limits, &mut message, bytes);
-        store.push(message);
-        let trash = if store.is_over(&self.limits) { store.trim(&self.limits) } else { Vec::new() };
-        let appended = place.finish(store, offset, sealed, trash);
-        Ok(Offset { partition, offset: self.finish(partition, appended) })
+        self.partitions[partition].place_for(&self.limits, message, bytes, may_pass)
+    }
+
+    /// The message is in its place.
+    #[inline]
+    pub(super) fn placed(&self, partition: usize, place: Place<'_, T>) -> Offset {
+        let appended = self.partitions[partition].finish(&self.limits, place);
+        Offset { partition, offset: self.finish(partition, appended) }
     }
 
     /// What it counts for.
@@ -175,13 +196,22 @@ impl<T: Send + Sync + 'static> Shelf<T> {
     }
 
     /// Appends stamped messages, each to its partition, or gives all of them back.
-    pub(crate) fn append_batch(&self, batch: Vec<Placed<T>>) -> Result<Vec<Offset>, Vec<Message<T>>> {
+    pub(crate) fn append_batch(&self, batch: Vec<Placed<T>>) -> Result<Vec<Offset>, Vec<Placed<T>>> {
         if !self.pledge() {
-            return Err(batch.into_iter().map(|placed| placed.message).collect());
+            return Err(batch);
         }
         let mut places: Vec<_> = batch.iter().map(|placed| Offset { partition: placed.partition, offset: 0 }).collect();
         let mut order: Vec<_> = places.iter().map(|place| place.partition).zip(0..).collect();
         order.sort_unstable();
+        let alone = order.first().map(|(first, _)| *first) == order.last().map(|(last, _)| *last);
+        if alone {
+            let partition = places[0].partition;
+            let messages = batch.into_iter().map(|placed| (placed.message, placed.bytes));
+            let first = self.finish(partition, self.partitions[partition].append_all(&self.limits, messages));
+            places.iter_mut().zip(first..).for_each(|(place, offset)| place.offset = offset);
+            self.forgo();
+            return Ok(places);
+        }
         let mut batch: Vec<_> = batch.into_iter().map(Some).collect();
         for chosen in order.chunk_by(|(one, _), (other, _)| one == other) {
             let partition = chosen[0].0;
@@ -239,7 +269,8 @@ impl<T: Send + Sync + 'static> Shelf<T> {
     }
 
     /// Takes the message that was promised a place, whatever the gate says now.
-    pub(crate) fn redeem(&self, mut message: Message<T>) {
+    pub(crate) fn redeem(&self, mut message: Message<T>, key: Option<Text>) {
+        message.take_key(key);
         // A log delivers at once: there is no delay that could be cancelled.
         message.take_timer();
         let partition = self.partition_for(&message);

@@ -61,6 +61,13 @@ pub(super) fn accept_logged<T: Send + Sync + 'static>(
     patience: Patience,
 ) -> Result<usize, PublishError<T>> {
     let Wide { queues, rings, logs, .. } = reached;
+    let mut keys: SmallVec<[Option<Text>; 4]> = SmallVec::new();
+    for log in logs {
+        match log.shelf.key_for(&message) {
+            Ok(key) => keys.push(key),
+            Err(words) => return Err(PublishError::Panicked(Refused::new(message, &log.shelf.name).because(words))),
+        }
+    }
     if let Some(refusing) = logs.iter().position(|log| !log.shelf.pledge()) {
         logs[..refusing].iter().for_each(|log| log.shelf.forgo());
         return Err(PublishError::Closed(Refused::new(message, &logs[refusing].shelf.name)));
@@ -81,7 +88,7 @@ pub(super) fn accept_logged<T: Send + Sync + 'static>(
             }
         }
     }
-    logs.iter().zip(copies).for_each(|(log, copy)| log.shelf.redeem(copy));
+    logs.iter().zip(copies).zip(keys).for_each(|((log, copy), key)| log.shelf.redeem(copy, key));
     Ok(routed)
 }
 
