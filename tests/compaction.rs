@@ -65,6 +65,25 @@ fn a_group_that_goes_back_meanwhile_still_gets_the_tombstone() {
 }
 
 #[test]
+fn a_group_that_has_read_and_not_committed_still_gets_the_tombstone() {
+    let held = Arc::new(Mutex::new(None));
+    let into = Arc::clone(&held);
+    let (_broker, _, log) = log_with(Retention::everything(), move |log| {
+        let group = log.group("g").find().unwrap();
+        group.rewind(Start::Earliest).unwrap();
+        let mut reader = group.reader();
+        assert_eq!(*reader.recv().unwrap().payload(), Some(1));
+        *into.lock().unwrap() = Some(reader);
+    });
+    let group = log.group("g").start(Start::Earliest).unwrap();
+    [Some(1), None].into_iter().for_each(|value| _ = log.append(keyed(1, value)).unwrap());
+    read_all(&group);
+    assert_eq!(log.compact_now(), 1);
+    let mut reader = held.lock().unwrap().take().unwrap();
+    assert_eq!(reader.recv().map(|record| *record.payload()), Ok(None));
+}
+
+#[test]
 fn a_group_that_starts_meanwhile_still_gets_the_tombstone() {
     let (_broker, _, log) = log_with(Retention::everything(), |log| {
         let group = log.group("new").start(Start::Earliest).unwrap();
@@ -117,6 +136,26 @@ fn what_is_trimmed_meanwhile_stays_trimmed_and_the_counters_add_up() {
     (0..10_000).for_each(|_| _ = log.append(Message::new(None)).unwrap());
     let stats = log.stats();
     assert_eq!(stats.appended, stats.retained + stats.trimmed + stats.compacted);
+}
+
+#[test]
+fn what_was_compacted_and_what_was_not_are_counted_apart() {
+    let (broker, _) = Broker::simulated(1);
+    let log: Log<Value> = broker.log("log").retain(Retention::count(16)).compact().declare().unwrap();
+    let group = log.group("g").start(Start::Earliest).unwrap();
+    let mut reader = group.reader();
+    for n in 0..100 {
+        log.append(keyed(n, Some(n))).unwrap();
+        // Who keeps up makes small segments, which are joined later.
+        let record = reader.recv().unwrap();
+        group.commit(0, record.offset()).unwrap();
+        if n % 5 == 0 {
+            assert_eq!(log.compact_now(), 0);
+        }
+    }
+    let stats = log.stats();
+    assert_eq!((stats.appended, stats.compacted), (100, 0));
+    assert!((16..=20).contains(&stats.retained), "{}", stats.retained);
 }
 
 #[test]
