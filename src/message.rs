@@ -247,8 +247,14 @@ impl<T> Message<T> {
     }
 
     /// The payload; the same as dereferencing.
+    #[inline]
     #[must_use]
     pub fn payload(&self) -> &T {
+        // Apart from the others: it is the common case, which then costs a comparison and no jump by table.
+        if let Body::Own(payload) = &self.body { payload } else { self.payload_elsewhere() }
+    }
+
+    fn payload_elsewhere(&self) -> &T {
         match &self.body {
             Body::Own(payload) => payload,
             Body::Shared(payload) => payload,

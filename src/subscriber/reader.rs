@@ -1,7 +1,7 @@
 //! Reading along the ring.
 
-use super::ring::{Chunk, Ring, Start, snooze};
-use super::seat::{Lag, Seat};
+use super::ring::{Chunk, Ring, Start};
+use super::seat::Seat;
 use crate::error::BroadcastError;
 use crate::message::Message;
 use crate::outcome::drop_contained;
@@ -10,15 +10,19 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// The most messages taken ahead under one lock.
-const AHEAD: usize = 64;
+const AHEAD: usize = 128;
 
 /// A subscriber's hands. Dropping it gives its seat up.
 pub(super) struct Reader<T: Send + Sync + 'static> {
     pub(super) ring: Arc<Ring<T>>,
     pub(super) seat: Arc<Seat>,
-    /// The place of the next message to hand out.
-    cursor: u64,
-    /// The messages up to here are in `chunks`.
+    /// The chunk being read, and what of it is still to be handed out.
+    current: Option<Arc<Chunk<T>>>,
+    at: usize,
+    until: usize,
+    /// The place in the ring where what was taken of the current chunk ends.
+    end: u64,
+    /// Up to here it has taken messages; the rest of them:
     fetched: u64,
     chunks: VecDeque<Arc<Chunk<T>>>,
     /// Comes before everything else.
@@ -29,13 +33,29 @@ pub(super) struct Reader<T: Send + Sync + 'static> {
 
 impl<T: Send + Sync + 'static> Reader<T> {
     pub(super) fn new(ring: Arc<Ring<T>>, seat: Arc<Seat>, start: Start<T>) -> Self {
-        let Start { cursor, replay } = start;
-        Self { ring, seat, cursor, fetched: cursor, chunks: VecDeque::new(), replay, replayed: None }
+        let Start { cursor: end, replay } = start;
+        let chunks = VecDeque::new();
+        Self { ring, seat, current: None, at: 0, until: 0, end, fetched: end, chunks, replay, replayed: None }
     }
 
     /// The next message, waiting as long as `patience` and `go_on` say.
     #[inline]
     pub(super) fn next(
+        &mut self,
+        patience: Patience,
+        go_on: &impl Fn() -> bool,
+    ) -> Result<&Arc<Message<T>>, BroadcastError> {
+        if self.at == self.until || self.seat.is_cut() {
+            return self.next_of_others(patience, go_on);
+        }
+        let chunk = self.current.as_ref().expect("some of it is left");
+        let message = &chunk.messages[self.at];
+        self.at += 1;
+        Ok(message)
+    }
+
+    /// As [`Reader::next`], when the current chunk has no more.
+    fn next_of_others(
         &mut self,
         patience: Patience,
         go_on: &impl Fn() -> bool,
@@ -47,20 +67,21 @@ impl<T: Send + Sync + 'static> Reader<T> {
         if !self.replay.is_empty() {
             return Ok(self.next_of_replay());
         }
-        if self.cursor == self.fetched {
+        if self.end == self.fetched {
             self.fetch(patience, go_on)?;
         }
-        while self.chunks[0].end() <= self.cursor {
-            self.chunks.pop_front();
-        }
-        let chunk = &self.chunks[0];
-        let message = &chunk.messages[(self.cursor - chunk.start) as usize];
-        self.cursor += 1;
-        self.seat.has_read(self.cursor);
-        if self.seat.lag == Lag::Block {
-            self.ring.has_read();
-        }
-        Ok(message)
+        let chunk = self.chunks.pop_front().expect("what was fetched stands in chunks");
+        self.at = (self.end - chunk.start) as usize;
+        self.end = chunk.end().min(self.fetched);
+        self.until = (self.end - chunk.start) as usize;
+        let chunk = self.current.insert(chunk);
+        self.at += 1;
+        Ok(&chunk.messages[self.at - 1])
+    }
+
+    /// The place of the next message to hand out.
+    fn cursor(&self) -> u64 {
+        self.end - (self.until - self.at) as u64
     }
 
     fn next_of_replay(&mut self) -> &Arc<Message<T>> {
@@ -71,33 +92,37 @@ impl<T: Send + Sync + 'static> Reader<T> {
 
     /// The handler is through with what was handed out last.
     pub(super) fn is_done(&self) {
-        self.seat.has_done(self.cursor, self.replay.len());
+        self.seat.has_done(self.cursor(), self.replay.len());
     }
 
     fn fetch(&mut self, patience: Patience, go_on: &impl Fn() -> bool) -> Result<(), BroadcastError> {
         self.let_go();
         // So little that what it holds counts as its capacity says, or nearly so.
         let ahead = (self.seat.capacity / 8).clamp(1, AHEAD) as u64;
-        let mut snoozes = 0;
+        let mut has_spun = matches!(patience, Patience::None);
+        if !has_spun && !self.ring.has_more(self.end) {
+            self.ring.spin(self.end);
+            has_spun = true;
+        }
         loop {
-            match self.ring.fetch(&self.seat, self.cursor, ahead, &mut self.chunks) {
+            match self.ring.fetch(&self.seat, self.end, ahead, &mut self.chunks) {
                 Ok(fetched) => {
                     self.fetched = fetched;
                     return Ok(());
                 }
                 Err(BroadcastError::Lagged(missed)) => {
-                    self.cursor += missed;
-                    self.fetched = self.cursor;
+                    self.end += missed;
+                    self.fetched = self.end;
                     return Err(BroadcastError::Lagged(missed));
                 }
                 Err(BroadcastError::Empty) if !matches!(patience, Patience::None) => {}
                 Err(end) => return Err(end),
             }
-            if snoozes < self.ring.spins() {
-                snooze(snoozes);
-                snoozes += 1;
+            if !has_spun {
+                self.ring.spin(self.end);
+                has_spun = true;
             } else {
-                self.ring.wait(&self.seat, self.cursor, patience, go_on)?;
+                self.ring.wait(&self.seat, self.end, patience, go_on)?;
             }
         }
     }
@@ -105,26 +130,28 @@ impl<T: Send + Sync + 'static> Reader<T> {
     /// Whether the next one can be had without waiting.
     pub(super) fn is_ready(&self) -> bool {
         !self.replay.is_empty()
-            || self.cursor < self.fetched
-            || self.ring.backlog(self.cursor) > 0
+            || self.cursor() < self.fetched
+            || self.ring.backlog(self.fetched) > 0
             || self.seat.is_cut()
     }
 
     /// Whether the next one can be had without waiting and without an error.
     pub(super) fn is_plain(&self) -> bool {
         let cut = self.seat.is_cut();
-        let lags = || self.cursor == self.fetched && self.ring.missing(&self.seat) > 0;
+        let lags = || self.cursor() == self.fetched && self.ring.missing(&self.seat) > 0;
         !cut && (!self.replay.is_empty() || !lags())
     }
 
     pub(super) fn backlog(&self) -> u64 {
-        self.replay.len() as u64 + self.ring.backlog(self.cursor)
+        self.replay.len() as u64 + self.ring.backlog(self.cursor())
     }
 
     /// Lets go of what was taken, outside of any lock: destructors are the user's.
     fn let_go(&mut self) {
         self.chunks.clear();
-        self.fetched = self.cursor;
+        self.end = self.cursor();
+        (self.at, self.until, self.fetched) = (0, 0, self.end);
+        self.current = None;
         drop_contained(self.replayed.take());
         if self.seat.is_cut() {
             self.replay.drain(..).for_each(drop_contained);

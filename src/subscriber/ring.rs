@@ -20,7 +20,7 @@ use crate::scheduler::Timed;
 use crate::shutdown::Leftover;
 use crate::simulation::Until;
 use crate::stats::Counter;
-use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, cores, spin_loop, yield_now};
+use crate::sync::{AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, Padded, cores, spin_loop, yield_now};
 use ahash::AHashMap;
 use smallvec::SmallVec;
 use std::collections::VecDeque;
@@ -38,8 +38,10 @@ pub(crate) struct Ring<T> {
     /// Waited on with the state.
     readable: Condvar,
     writable: Condvar,
-    /// Publishers asleep on `writable`, for subscribers that do not hold the state.
-    writers: AtomicUsize,
+    /// As the state's, for subscribers that wait a moment before they sleep.
+    tail: Padded<AtomicU64>,
+    /// How many subscribers there are.
+    crowd: AtomicUsize,
     pub(super) lagged: Counter,
     pub(super) disconnected: Counter,
     registration: Registration,
@@ -78,6 +80,8 @@ struct State<T> {
     latest: Option<AHashMap<Option<Text>, (u64, Arc<Message<T>>)>>,
     /// Some subscriber may be asleep on `readable`.
     sleepers: bool,
+    /// Publishers asleep on `writable`.
+    writers: usize,
     gate: Gate,
     /// What handlers had not got to when shutdown stopped them.
     unheard: Vec<Leftover>,
@@ -153,7 +157,8 @@ impl<T> State<T> {
     fn seal(&mut self) {
         if !self.open.is_empty() {
             let start = self.open_start();
-            let messages = std::mem::take(&mut self.open);
+            let next = Vec::with_capacity(self.longest());
+            let messages = std::mem::replace(&mut self.open, next);
             self.chunks.push_back(Arc::new(Chunk { start, messages }));
         }
     }
@@ -215,18 +220,18 @@ impl<T> State<T> {
     /// Lets go of whole chunks that are neither kept nor still to be read by somebody who is waited for.
     fn evict(&mut self, waste: &mut Waste<T>) {
         let kept_from = self.tail.saturating_sub(self.keep as u64);
-        while self.chunks.front().is_some_and(|chunk| chunk.end() <= kept_from && chunk.end() <= self.least_read()) {
+        while self.chunks.front().is_some_and(|chunk| chunk.end() <= kept_from && chunk.end() <= self.least_fetched()) {
             waste.chunks.extend(self.chunks.pop_front());
         }
     }
 
     /// Promises made before a subscriber joined may fill it beyond its capacity.
-    fn least_read(&self) -> u64 {
+    fn least_fetched(&self) -> u64 {
         if self.blocks_at == u64::MAX {
             return u64::MAX;
         }
         let blocking = self.seats.iter().filter(|seat| seat.lag == Lag::Block);
-        blocking.map(|seat| seat.read()).min().unwrap_or(u64::MAX)
+        blocking.map(|seat| seat.fetched()).min().unwrap_or(u64::MAX)
     }
 }
 
@@ -243,6 +248,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
             seats: Vec::new(),
             latest: retention.by_key.then(AHashMap::new),
             sleepers: false,
+            writers: 0,
             gate: Gate::Open,
             unheard: Vec::new(),
         };
@@ -252,7 +258,8 @@ impl<T: Send + Sync + 'static> Ring<T> {
             state: Mutex::new(state),
             readable: Condvar::new(),
             writable: Condvar::new(),
-            writers: AtomicUsize::new(0),
+            tail: Padded::default(),
+            crowd: AtomicUsize::new(0),
             lagged: Counter::default(),
             disconnected: Counter::default(),
             registration: Registration::new(&runtime, me.clone()),
@@ -348,6 +355,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
     #[inline]
     fn write(&self, mut state: MutexGuard<'_, State<T>>, message: Arc<Message<T>>, waste: &mut Waste<T>) {
         let cut = state.append(message, waste);
+        self.tail.store(state.tail, Ordering::Release);
         let wake = std::mem::take(&mut state.sleepers);
         drop(state);
         if wake {
@@ -386,6 +394,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
         let first = state.seats.is_empty();
         state.seats.push(Arc::clone(seat));
         state.look_at_seats_again(self.retention);
+        self.crowd.store(state.seats.len(), Ordering::Relaxed);
         drop(state);
         if first {
             self.runtime.routes_version.fetch_add(1, Ordering::Release);
@@ -406,6 +415,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
             }
         }
         state.look_at_seats_again(self.retention);
+        self.crowd.store(state.seats.len(), Ordering::Relaxed);
         let last = state.seats.is_empty() && before > 0;
         if state.keep == 0 {
             waste.chunks.extend(state.chunks.drain(..));
@@ -444,13 +454,18 @@ impl<T: Send + Sync + 'static> Ring<T> {
             self.lagged.add(missed);
             return Err(BroadcastError::Lagged(missed));
         }
-        if cursor + ahead > state.open_start() {
+        if cursor >= state.open_start() {
             state.seal();
         }
+        let until = (cursor + ahead).min(state.open_start());
         let first = state.chunks.partition_point(|chunk| chunk.end() <= cursor);
-        let until = (cursor + ahead).min(state.tail);
         into.extend(state.chunks.range(first..).take_while(|chunk| chunk.start < until).cloned());
-        seat.fetched(until);
+        seat.has_fetched(until);
+        let room = state.writers > 0 && seat.lag == Lag::Block && state.has_room();
+        drop(state);
+        if room {
+            self.writable.notify_all();
+        }
         Ok(until)
     }
 
@@ -501,32 +516,35 @@ impl<T: Send + Sync + 'static> Ring<T> {
         self.runtime.clock.instant_of(deadline)
     }
 
-    /// Rounds of spinning before a subscriber sleeps; pointless where nobody else can run meanwhile.
-    pub(super) fn spins(&self) -> u32 {
-        if cores() > 1 && !self.runtime.is_simulated() { 8 } else { 0 }
+    /// Whether there is something new after `cursor`. By the time you look there may be more.
+    pub(super) fn has_more(&self, cursor: u64) -> bool {
+        self.tail.load(Ordering::Acquire) > cursor
     }
 
-    /// A blocking subscriber has taken a message.
-    #[inline]
-    pub(super) fn has_read(&self) {
-        if self.writers.load(Ordering::SeqCst) > 0 {
-            self.wake_writers();
+    /// Waits a moment for something new after `cursor`, without the lock.
+    pub(super) fn spin(&self, cursor: u64) {
+        let mut round = self.first_snooze();
+        while round < SNOOZES && !self.has_more(cursor) {
+            snooze(round);
+            round += 1;
         }
     }
 
-    #[cold]
-    fn wake_writers(&self) {
-        // Taken so that a writer between its look and its sleep does not miss the call.
-        drop(self.state.lock());
-        self.writable.notify_all();
+    /// Where a thread begins that waits a moment before it sleeps: only yielding where the others need this core,
+    /// so that they have a batch ready when it is its turn again.
+    fn first_snooze(&self) -> u32 {
+        if self.runtime.is_simulated() || cfg!(shuttle) {
+            return SNOOZES;
+        }
+        if self.crowd.load(Ordering::Relaxed) < cores() { 0 } else { SPINS }
     }
 
     /// Blocks until no subscriber has to be waited for, holding nothing.
     pub(crate) fn wait_for_room(&self, patience: Patience) -> Result<(), Refusal> {
-        let mut snoozes = 0;
+        let mut snoozes = self.first_snooze();
         loop {
             let Some(seat) = self.full_seat()? else { return Ok(()) };
-            if snoozes < self.spins() {
+            if snoozes < SNOOZES {
                 snooze(snoozes);
                 snoozes += 1;
                 continue;
@@ -564,8 +582,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
         }
         let wake_at = self.arrange_wake(deadline);
         let mut state = self.state.lock();
-        // Raised before the look: whoever reads after it sees that somebody has to be woken.
-        self.writers.fetch_add(1, Ordering::SeqCst);
+        state.writers += 1;
         let over = deadline.is_some_and(|at| self.runtime.clock.now() >= at);
         if !over && self.runtime.waits.changes() == seen && state.gate != Gate::Closed && !state.has_room() {
             match wake_at {
@@ -573,8 +590,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
                 None => self.writable.wait(&mut state),
             }
         }
-        drop(state);
-        self.writers.fetch_sub(1, Ordering::SeqCst);
+        state.writers -= 1;
         Ok(())
     }
 
@@ -726,9 +742,13 @@ pub(super) fn deadline_of(patience: Patience) -> Option<Timestamp> {
     }
 }
 
+/// How often a thread waits a moment before it sleeps; the first of them it spins.
+const SNOOZES: u32 = 8;
+const SPINS: u32 = 4;
+
 /// Waits a moment for another thread to move, more patiently each time.
-pub(super) fn snooze(round: u32) {
-    if round < 4 {
+fn snooze(round: u32) {
+    if round < SPINS {
         (0..20).for_each(|_| spin_loop());
     } else {
         yield_now();
