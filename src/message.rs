@@ -396,6 +396,17 @@ impl<T> Message<T> {
         self.extras.as_mut()?.timer.take()
     }
 
+    /// Whether it has a time to live of its own.
+    #[inline]
+    pub(crate) fn expires(&self) -> bool {
+        self.extras.as_ref().is_some_and(|extras| extras.expires.is_some())
+    }
+
+    /// Whether its own time to live is over.
+    pub(crate) fn is_overdue(&self, now: Timestamp) -> bool {
+        self.extras.as_ref().and_then(|extras| extras.expires).is_some_and(|expires| expires <= now)
+    }
+
     #[inline]
     pub(crate) fn due(&self) -> Option<Timestamp> {
         self.extras.as_ref()?.due

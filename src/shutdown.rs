@@ -160,7 +160,7 @@ fn at_rest(runtime: &Runtime, places: &Places, horizon: Timestamp) -> bool {
     let look = || {
         let queues = places.queues.iter().map(|queue| queue.unrest(horizon));
         let logs = places.logs.iter().map(|log| log.unrest(horizon));
-        let mut all = queues.chain(logs).chain(rings.iter().map(|ring| ring.unrest()));
+        let mut all = queues.chain(logs).chain(rings.iter().map(|ring| ring.unrest(horizon)));
         all.try_fold(0_u64, |moves, (unrest, moved)| (unrest == 0).then(|| moves.wrapping_add(moved)))
     };
     let first = look();

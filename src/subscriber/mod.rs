@@ -1,9 +1,12 @@
 //! Broadcast: every subscriber sees every message.
 
+mod later;
 mod listener;
 mod reader;
 pub(crate) mod ring;
 mod seat;
+mod state;
+mod waiting;
 
 pub use listener::Subscription;
 pub use seat::Lag;

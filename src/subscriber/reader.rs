@@ -1,7 +1,8 @@
 //! Reading along the ring.
 
-use super::ring::{Chunk, Ring, Start};
+use super::ring::Ring;
 use super::seat::Seat;
+use super::state::{Chunk, Start};
 use crate::error::BroadcastError;
 use crate::message::Message;
 use crate::outcome::drop_contained;
@@ -45,49 +46,63 @@ impl<T: Send + Sync + 'static> Reader<T> {
         patience: Patience,
         go_on: &impl Fn() -> bool,
     ) -> Result<&Arc<Message<T>>, BroadcastError> {
-        if self.at == self.until || self.seat.is_cut() {
-            return self.next_of_others(patience, go_on);
+        loop {
+            if self.at < self.until && !self.seat.is_cut() {
+                self.at += 1;
+            } else {
+                self.advance(patience, go_on)?;
+            }
+            if !self.last().expires() || !self.skip_expired() {
+                return Ok(self.last());
+            }
         }
-        let chunk = self.current.as_ref().expect("some of it is left");
-        let message = &chunk.messages[self.at];
-        self.at += 1;
-        Ok(message)
     }
 
-    /// As [`Reader::next`], when the current chunk has no more.
-    fn next_of_others(
-        &mut self,
-        patience: Patience,
-        go_on: &impl Fn() -> bool,
-    ) -> Result<&Arc<Message<T>>, BroadcastError> {
+    /// Goes on to the next message when the current chunk has no more.
+    fn advance(&mut self, patience: Patience, go_on: &impl Fn() -> bool) -> Result<(), BroadcastError> {
         if self.seat.is_cut() {
             self.let_go();
             return Err(BroadcastError::Disconnected);
         }
         if !self.replay.is_empty() {
-            return Ok(self.next_of_replay());
+            let before = std::mem::replace(&mut self.replayed, self.replay.pop_front());
+            drop_contained(before);
+            return Ok(());
         }
         if self.end == self.fetched {
             self.fetch(patience, go_on)?;
         }
         let chunk = self.chunks.pop_front().expect("what was fetched stands in chunks");
-        self.at = (self.end - chunk.start) as usize;
+        self.at = (self.end - chunk.start) as usize + 1;
         self.end = chunk.end().min(self.fetched);
         self.until = (self.end - chunk.start) as usize;
-        let chunk = self.current.insert(chunk);
-        self.at += 1;
-        Ok(&chunk.messages[self.at - 1])
+        self.current = Some(chunk);
+        Ok(())
+    }
+
+    /// What was handed out last.
+    #[inline]
+    fn last(&self) -> &Arc<Message<T>> {
+        match &self.current {
+            Some(chunk) => &chunk.messages[self.at - 1],
+            None => self.replayed.as_ref().expect("a replay comes before all chunks"),
+        }
+    }
+
+    /// Whether what was to be handed out has outlived its time, and is left out.
+    #[cold]
+    fn skip_expired(&mut self) -> bool {
+        let overdue = self.last().is_overdue(self.ring.runtime.clock.now());
+        if overdue {
+            self.ring.expired.add(1);
+            self.is_done();
+        }
+        overdue
     }
 
     /// The place of the next message to hand out.
     fn cursor(&self) -> u64 {
         self.end - (self.until - self.at) as u64
-    }
-
-    fn next_of_replay(&mut self) -> &Arc<Message<T>> {
-        let before = std::mem::replace(&mut self.replayed, self.replay.pop_front());
-        drop_contained(before);
-        self.replayed.as_ref().expect("the replay was not empty")
     }
 
     /// The handler is through with what was handed out last.

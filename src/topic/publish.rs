@@ -6,11 +6,12 @@ use super::{Receipt, TopicCore};
 use crate::deadlock::QueueRef;
 use crate::error::{PublishError, Refused};
 use crate::message::{Message, Text};
-use crate::queue::core::Patience;
+use crate::queue::core::{Patience, Refusal};
 use crate::queue::throttle::Throttle;
 use crate::runtime::thread_slot;
-use crate::subscriber::ring::Waste;
+use crate::subscriber::ring::{Ring, Waste, for_subscribers};
 use crate::sync::Ordering;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 impl<T: Send + Sync + 'static> TopicCore<T> {
@@ -50,16 +51,18 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
                         Route::One(Arc::clone(queue))
                     }
                 },
-                Route::Ring(ring) if !message.is_request() => match ring.offer(message, &mut waste) {
-                    Ok(()) => {
-                        lane.published += 1;
-                        return Ok(Receipt { id, routed: 0 });
+                Route::Ring(ring) if !message.is_timed() && !message.is_request() => {
+                    match ring.offer(message, &mut waste) {
+                        Ok(()) => {
+                            lane.published += 1;
+                            return Ok(Receipt { id, routed: 0 });
+                        }
+                        Err((refused, _)) => {
+                            message = refused;
+                            Route::Ring(Arc::clone(ring))
+                        }
                     }
-                    Err((refused, _)) => {
-                        message = refused;
-                        Route::Ring(Arc::clone(ring))
-                    }
-                },
+                }
                 route => route.clone(),
             }
         };
@@ -107,11 +110,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         Ok(Receipt { id, routed })
     }
 
-    pub(super) fn publish_chunk(
-        &self,
-        key: &Text,
-        chunk: &mut std::collections::VecDeque<Message<T>>,
-    ) -> Result<(), PublishError<T>> {
+    pub(super) fn publish_chunk(&self, key: &Text, chunk: &mut VecDeque<Message<T>>) -> Result<(), PublishError<T>> {
         let n = chunk.len();
         let mut outdated = Vec::new();
         let route = self.lanes[thread_slot() % LANES].lock().look_up(self, key, &mut outdated).clone();
@@ -120,6 +119,11 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             let result = queue.accept_chunk(chunk);
             self.count((n - chunk.len()) as u64 - u64::from(result.is_err()));
             return result.map_err(|refused| refusal_error(queue, refused));
+        }
+        if let (Route::Ring(ring), false) = (&route, limited || chunk.iter().any(is_special)) {
+            let result = accept_chunk(ring, chunk);
+            self.count((n - chunk.len()) as u64 - u64::from(result.is_err()));
+            return result;
         }
         while let Some(message) = chunk.pop_front() {
             let message = if limited { self.admit(message)? } else { message };
@@ -181,11 +185,14 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             return accept_all(&wide.queues, &wide.rings, message, patience);
         }
         // Nobody sees it now, but it is remembered unless it is refused. Only a closed ring does not take it.
-        let mut copies: Vec<_> = wide.rings.iter().map(|_| message.share()).collect();
+        let copies: Vec<_> = wide.rings.iter().map(|_| message.share()).collect();
         let routed = self.unroutable(message, patience)?;
-        for ring in &wide.rings {
-            let mut waste = Waste::new();
-            let _ = copies.pop().map(|copy| ring.offer(copy, &mut waste));
+        let is_delayed = copies.first().is_some_and(|copy| copy.due().is_some());
+        for (ring, mut copy) in wide.rings.iter().zip(copies) {
+            if ring.pledge(is_delayed).is_ok() {
+                let timer = copy.take_timer();
+                ring.redeem(for_subscribers(copy), timer);
+            }
         }
         Ok(routed)
     }
@@ -202,5 +209,28 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         self.unroutable.add(1);
         crate::outcome::drop_contained(message);
         Ok(0)
+    }
+}
+
+/// What a ring does not take by the short way.
+fn is_special<T>(message: &Message<T>) -> bool {
+    message.is_timed() || message.is_request()
+}
+
+/// As many messages at once as there is room for, waiting for more room in between.
+fn accept_chunk<T: Send + Sync + 'static>(
+    ring: &Ring<T>,
+    chunk: &mut VecDeque<Message<T>>,
+) -> Result<(), PublishError<T>> {
+    loop {
+        let refusal = match ring.offer_chunk(chunk) {
+            Ok(()) => return Ok(()),
+            Err(Refusal::Full) => ring.wait_for_room(Patience::Forever).err(),
+            Err(refusal) => Some(refusal),
+        };
+        if let Some(refusal) = refusal {
+            let message = chunk.pop_front().expect("one of them was refused");
+            return Err(ring.error((message, refusal)));
+        }
     }
 }
