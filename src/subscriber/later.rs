@@ -100,9 +100,9 @@ impl<T> State<T> {
         waste.messages.extend(delayed.into_iter().map(|later| later.message));
     }
 
-    /// Notes what has not been delivered, if anybody would have got it.
+    /// Notes what has not been delivered. Handlers have left by then, so who would have got it cannot be said.
     fn leave_behind(&mut self, topic: &Arc<str>, delayed: u64) {
-        if delayed > 0 && (!self.seats.is_empty() || self.keep > 0) {
+        if delayed > 0 {
             self.unheard.push(Leftover { queue: topic.to_string(), ready: 0, delayed, in_flight: 0 });
         }
     }
