@@ -9,9 +9,8 @@ use crate::error::BroadcastError;
 use crate::queue::core::{Patience, Refusal};
 use crate::runtime::Event;
 use crate::simulation::Until;
-use crate::sync::{Ordering, cores, current_thread, spin_loop, yield_now};
+use crate::sync::{Condvar, MutexGuard, Ordering, cores, current_thread, spin_loop, yield_now};
 use std::sync::{Arc, Weak};
-use std::time::Instant;
 
 /// How often a thread waits a moment before it sleeps; the first of them it spins.
 const SNOOZES: u32 = 8;
@@ -35,10 +34,8 @@ impl<T: Send + Sync + 'static> Ring<T> {
                 Until::Standstill => Err(BroadcastError::Deadlock),
             };
         }
+        let mut state = self.state.lock();
         loop {
-            // Each time: others' deadlines come by the same way, and only the earliest is kept there.
-            let wake_at = self.arrange_wake(deadline);
-            let mut state = self.state.lock();
             if news(&state) {
                 return Ok(());
             }
@@ -49,20 +46,23 @@ impl<T: Send + Sync + 'static> Ring<T> {
                 return Err(BroadcastError::Timeout);
             }
             state.sleepers = true;
-            match wake_at {
-                Some(instant) => drop(self.readable.wait_until(&mut state, instant)),
-                None => self.readable.wait(&mut state),
-            }
+            self.sleep(&self.readable, &mut state, deadline);
         }
     }
 
-    /// With a manual clock nobody's condvar times out: the scheduler wakes us when the clock is moved.
-    fn arrange_wake(&self, deadline: Option<Timestamp>) -> Option<Instant> {
-        let deadline = deadline?;
+    /// Sleeps on the state, at most until `until`.
+    fn sleep(&self, condvar: &Condvar, state: &mut MutexGuard<'_, State<T>>, until: Option<Timestamp>) {
+        let Some(until) = until else { return condvar.wait(state) };
         if self.runtime.clock.is_manual() {
-            self.registration.arm(deadline);
+            // Nobody's condvar times out: the scheduler calls when the clock is moved. It keeps the earliest of
+            // all deadlines here, so it has to be told again after each call, and not before the state is held,
+            // or the call for another's deadline could come in between.
+            self.registration.arm(until);
         }
-        self.runtime.clock.instant_of(deadline)
+        match self.runtime.clock.instant_of(until) {
+            Some(instant) => drop(condvar.wait_until(state, instant)),
+            None => condvar.wait(state),
+        }
     }
 
     /// Whether there is something new after `cursor`. By the time you look there may be more.
@@ -160,17 +160,13 @@ impl<T: Send + Sync + 'static> Ring<T> {
 
     /// Sleeps until there may be room, or `until`; not if workers have left since `seen`.
     fn sleep_until_room(&self, until: Option<Timestamp>, seen: u64) {
-        let wake_at = self.arrange_wake(until);
         let mut state = self.state.lock();
         let over = until.is_some_and(|at| self.runtime.clock.now() >= at);
         if over || self.runtime.waits.changes() != seen || state.gate == Gate::Closed || state.has_room() {
             return;
         }
         state.writers += 1;
-        match wake_at {
-            Some(instant) => drop(self.writable.wait_until(&mut state, instant)),
-            None => self.writable.wait(&mut state),
-        }
+        self.sleep(&self.writable, &mut state, until);
         state.writers -= 1;
     }
 
