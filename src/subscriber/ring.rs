@@ -55,6 +55,9 @@ impl Retention {
     }
 }
 
+/// Nobody else writes while it is held.
+pub(crate) struct Room<'a, T>(MutexGuard<'a, State<T>>);
+
 impl<T: Send + Sync + 'static> Ring<T> {
     pub(crate) fn new(topic: Arc<str>, runtime: Arc<Runtime>, retention: Retention) -> Arc<Self> {
         let ring = Arc::new_cyclic(|me: &Weak<Self>| Self {
@@ -112,23 +115,18 @@ impl<T: Send + Sync + 'static> Ring<T> {
         self.state.lock().gate == Gate::Open
     }
 
-    /// Takes one message if no subscriber is to be waited for. It must have its id and times.
+    /// Room for one message, if no subscriber is to be waited for; [`Ring::put`] follows.
     #[inline]
-    pub(crate) fn offer(&self, message: Message<T>, waste: &mut Waste<T>) -> Result<(), (Message<T>, Refusal)> {
-        let message = for_subscribers(message);
+    pub(crate) fn room(&self) -> Option<Room<'_, T>> {
         let mut state = self.state.lock();
-        match self.let_in(&mut state) {
-            Ok(()) => {
-                self.append(&mut state, message, waste);
-                self.finish(state);
-                Ok(())
-            }
-            Err(refusal) => {
-                drop(state);
-                let message = Arc::into_inner(message).expect("nobody has seen it");
-                Err((message, refusal))
-            }
-        }
+        self.let_in(&mut state).is_ok().then_some(Room(state))
+    }
+
+    /// Takes a message that has its id and times.
+    #[inline]
+    pub(crate) fn put(&self, Room(mut state): Room<'_, T>, message: Message<T>, waste: &mut Waste<T>) {
+        self.append(&mut state, for_subscribers(message), waste);
+        self.finish(state);
     }
 
     /// Takes as many of these as it can, from the front, with one visit; says why not all.

@@ -1,7 +1,7 @@
 //! The way of a message from a producer into what takes it.
 
 use super::accept::{accept_all, accept_logged, accept_one, refusal_error};
-use super::route::{Found, LANES, Route, Unresolved, Wide};
+use super::route::{Found, LANES, Lane, Route, Unresolved, Wide};
 use super::{Receipt, TopicCore};
 use crate::deadlock::QueueRef;
 use crate::error::{PublishError, Refused};
@@ -10,9 +10,8 @@ use crate::queue::core::{Patience, Refusal};
 use crate::queue::throttle::Throttle;
 use crate::runtime::thread_slot;
 use crate::subscriber::ring::{Ring, Waste, for_subscribers};
-use crate::sync::Ordering;
+use crate::sync::{MutexGuard, Ordering};
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 impl<T: Send + Sync + 'static> TopicCore<T> {
     #[inline]
@@ -30,42 +29,58 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
     ) -> Result<Receipt, PublishError<T>> {
         self.stamp(&mut message, Text::new(key));
         let id = message.id;
+        if self.limited.load(Ordering::Relaxed) {
+            return self.publish_otherwise(message, patience);
+        }
+        // The common case: a key that is known to lead to one plain queue, which has room. No user code runs
+        // under these locks, and nothing waits.
+        let mut lane = self.lanes[thread_slot() % LANES].lock();
+        let known = lane.known(self, &message.routing_key);
+        if let Some((Route::One(queue), published)) = known {
+            if let Some(mut place) = queue.place_for(&mut message) {
+                place.chunk().push_back(message);
+                queue.placed(place);
+                *published += 1;
+                return Ok(Receipt { id, routed: 1 });
+            }
+        } else if matches!(known, Some((Route::Ring(_), _))) && !is_special(&message) {
+            return self.broadcast(lane, message, patience);
+        }
+        drop(lane);
+        self.publish_otherwise(message, patience)
+    }
+
+    /// As [`TopicCore::publish`], for a key that is known to lead to the subscribers of one topic.
+    fn broadcast(
+        &self,
+        lane: MutexGuard<'_, Lane<T>>,
+        message: Message<T>,
+        patience: Patience,
+    ) -> Result<Receipt, PublishError<T>> {
+        let id = message.id;
+        // What it replaces in the ring is dropped when no lock is held any more: after the lane.
+        let mut waste = Waste::new();
+        let mut lane = lane;
+        if let Some((Route::Ring(ring), published)) = lane.known(self, &message.routing_key)
+            && let Some(room) = ring.room()
+        {
+            ring.put(room, message, &mut waste);
+            *published += 1;
+            return Ok(Receipt { id, routed: 0 });
+        }
+        drop(lane);
+        self.publish_otherwise(message, patience)
+    }
+
+    #[cold]
+    fn publish_otherwise(&self, mut message: Message<T>, patience: Patience) -> Result<Receipt, PublishError<T>> {
         let limited = self.limited.load(Ordering::Relaxed);
         if limited {
             message = self.admit(message)?;
         }
         // A route may hold the last handle to a queue, whose messages must not be dropped under the lock.
         let mut outdated = Vec::new();
-        let mut waste = Waste::new();
-        let route = {
-            let mut lane = self.lanes[thread_slot() % LANES].lock();
-            match lane.look_up(self, &message.routing_key, &mut outdated) {
-                // The common case ends here: nothing in `offer` runs user code or waits.
-                Route::One(queue) if !message.is_timed() && !queue.is_ordered() => match queue.offer(message) {
-                    Ok(()) => {
-                        lane.published += 1;
-                        return Ok(Receipt { id, routed: 1 });
-                    }
-                    Err((refused, _)) => {
-                        message = refused;
-                        Route::One(Arc::clone(queue))
-                    }
-                },
-                Route::Ring(ring) if !message.is_timed() && !message.is_request() => {
-                    match ring.offer(message, &mut waste) {
-                        Ok(()) => {
-                            lane.published += 1;
-                            return Ok(Receipt { id, routed: 0 });
-                        }
-                        Err((refused, _)) => {
-                            message = refused;
-                            Route::Ring(Arc::clone(ring))
-                        }
-                    }
-                }
-                route => route.clone(),
-            }
-        };
+        let route = self.lanes[thread_slot() % LANES].lock().look_up(self, &message.routing_key, &mut outdated).clone();
         let published = self.publish_slowly(&route, message, patience);
         if limited && published.is_err() {
             self.unadmit();
