@@ -52,7 +52,7 @@ impl<T: Send + Sync + 'static> Reader<T> {
             } else {
                 self.advance(patience, go_on)?;
             }
-            if !self.last().expires() || !self.skip_expired() {
+            if !self.may_expire() || !self.skip_expired() {
                 return Ok(self.last());
             }
         }
@@ -87,6 +87,12 @@ impl<T: Send + Sync + 'static> Reader<T> {
             Some(chunk) => &chunk.messages[self.at - 1],
             None => self.replayed.as_ref().expect("a replay comes before all chunks"),
         }
+    }
+
+    /// Whether what is to be handed out may have a time to live.
+    #[inline]
+    fn may_expire(&self) -> bool {
+        self.current.as_ref().is_none_or(|chunk| chunk.expires)
     }
 
     /// Whether what was to be handed out has outlived its time, and is left out.

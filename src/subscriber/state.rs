@@ -25,6 +25,8 @@ pub(super) struct State<T> {
     pub(super) chunks: VecDeque<Arc<Chunk<T>>>,
     /// The newest messages, not in a chunk yet.
     pub(super) open: Vec<Arc<Message<T>>>,
+    /// Some of those have a time to live.
+    pub(super) open_expires: bool,
     /// Messages written, ever.
     pub(super) tail: u64,
     /// Publishes that were promised a place and have not arrived yet.
@@ -63,6 +65,8 @@ pub(super) enum Gate {
 pub(super) struct Chunk<T> {
     pub(super) start: u64,
     pub(super) messages: Vec<Arc<Message<T>>>,
+    /// Some of them have a time to live, so that their readers need not look at each.
+    pub(super) expires: bool,
 }
 
 impl<T> Chunk<T> {
@@ -122,6 +126,7 @@ impl<T> State<T> {
         Self {
             chunks: VecDeque::new(),
             open: Vec::new(),
+            open_expires: false,
             tail: 0,
             pledged: 0,
             keep: retention.last,
@@ -162,7 +167,8 @@ impl<T> State<T> {
             let start = self.open_start();
             let next = Vec::with_capacity(self.longest());
             let messages = std::mem::replace(&mut self.open, next);
-            self.chunks.push_back(Arc::new(Chunk { start, messages }));
+            let expires = std::mem::take(&mut self.open_expires);
+            self.chunks.push_back(Arc::new(Chunk { start, messages, expires }));
         }
     }
 
@@ -199,6 +205,7 @@ impl<T> State<T> {
         if self.keep == 0 {
             return waste.messages.push(message);
         }
+        self.open_expires |= message.expires();
         self.open.push(message);
         if self.open.len() >= self.longest() {
             self.seal();
