@@ -197,7 +197,7 @@ impl<T> Message<T> {
     /// the classic levels. A later call of this or [`Message::with_delivery_at`] replaces an earlier one.
     ///
     /// Never early; a delay beyond the year 2554 ends then. It is accepted and routed at once, and occupies
-    /// capacity while it waits.
+    /// a queue's capacity while it waits. Those who have subscribed to the topic when it is due get it then.
     #[must_use]
     pub fn with_delay(mut self, delay: impl Into<Duration>) -> Self {
         self.extras_mut().delay = Some(Delay::For(delay.into()));
