@@ -184,7 +184,8 @@
 //! * threads of your own: only workers are looked at, and a thread that a handler starts is not one;
 //! * waits for anything but room: a mutex, a reply, a message of another queue.
 //!
-//! For these there is [`Event::WorkerBlocked`], told when a worker has waited for room for a second
+//! For these there is [`Event::WorkerBlocked`], told when a worker has waited for room, or for a
+//! [subscriber](#broadcast), for a second
 //! ([`Builder::blocked_warning`](crate::Builder::blocked_warning)). In a simulation a blocking call reports
 //! any standstill of the whole.
 //!
@@ -247,6 +248,7 @@
 //! * **Cancelling and firing exclude each other.** `true` means that no queue delivers the message, `false`
 //!   that each one does which took it, or that there was none. Publishing again with the same timer replaces
 //!   what is pending. A name is forgotten once its timer has fired or was cancelled.
+//! * **Subscribers** get it when it is due, too; see [Broadcast](#broadcast).
 //! * **Capacity.** A delayed message is accepted and routed at once and takes room while it waits: a queue has
 //!   to hold all that is pending. When it is due it becomes ready behind what is ready then.
 //! * **The wall clock.** A time is turned into a delay when the message is published, by the system's clock as
@@ -430,6 +432,105 @@
 //! accepted, each producer's in its own order. What changes that: more workers, a failure (the message comes
 //! back after its delay, ahead of fresh ones), [`Delivery::requeue`] (the message goes to the end), a
 //! [delay](#delay), [priorities](#priorities), and a rate limit per key. Order by key, kept through failures and across workers, is not there yet.
+//!
+//! # Broadcast
+//!
+//! A [subscriber](crate::Topic::subscribe) sees every message that is published to its topic after it
+//! subscribed, whatever the routing key, and none twice. It [receives](crate::Subscriber) by hand or has a
+//! [handler](crate::SubscriberBuilder::start) called. All subscribers share one message; nothing is cloned. One
+//! that falls behind by more than its capacity, 1,024 messages unless told otherwise, lags, and its [`Lag`]
+//! says what happens; it is never silent:
+//!
+//! | policy | the publisher | the subscriber |
+//! |---|---|---|
+//! | [`DropOldest`](crate::Lag::DropOldest), the default | does not notice | its next receive says [`Lagged(n)`](crate::BroadcastError::Lagged), then it goes on with the oldest message left |
+//! | [`Block`](crate::Lag::Block) | waits for it, as for a full queue; `try_publish` gives the message back | misses nothing |
+//! | [`Disconnect`](crate::Lag::Disconnect) | does not notice | is cut off, and told so |
+//!
+//! ```
+//! use postroom::{Broker, BroadcastError, Lag, Message, PublishError, Topic};
+//!
+//! let broker = Broker::new();
+//! let settings: Topic<u32> = broker.topic("settings").keep_latest_by_key().declare()?;
+//! let cache = settings.subscribe().name("cache").capacity(2).open()?;
+//! let audit = settings.subscribe().name("audit").capacity(3).lag(Lag::Block).open()?;
+//! for limit in [10, 20, 30] {
+//!     settings.publish("", Message::new(limit).with_key("limit")).unwrap();
+//! }
+//! assert_eq!(cache.recv().unwrap_err(), BroadcastError::Lagged(1));
+//! assert_eq!(**cache.recv().unwrap(), 20);
+//!
+//! let Err(PublishError::Full(refused)) = settings.try_publish("", 40) else { panic!("audit is waited for") };
+//! assert_eq!(refused.by(), "audit");
+//!
+//! let late = settings.subscribe().replay_latest_by_key().open()?; // starts with what holds now
+//! assert_eq!(**late.recv().unwrap(), 30);
+//! # drop(audit);
+//! # Ok::<(), postroom::Error>(())
+//! ```
+//!
+//! * **What it costs.** A publish writes once, into a ring that all subscribers of the topic read, each at its
+//!   own place. Neither the writing nor the memory grows with their number. The ring has a lock, which a
+//!   subscriber takes once for up to an eighth of its capacity, at most 128 messages. What it has taken ahead it
+//!   cannot miss any more, and nobody waits for; so it may be behind by that much more than its capacity.
+//! * **The past.** A topic remembers [the last n](crate::TopicBuilder::keep_last) messages, or [the latest of each
+//!   key](crate::TopicBuilder::keep_latest_by_key), if it is declared so. A late subscriber starts with them
+//!   ([`replay_last`](crate::SubscriberBuilder::replay_last),
+//!   [`replay_latest_by_key`](crate::SubscriberBuilder::replay_latest_by_key)) and goes on with what is published
+//!   from then on, without a gap and without a message twice.
+//! * **All or none** counts subscribers that are waited for as well: a publish that one of them has no room for
+//!   reaches no queue either. Such a wait closes circles as one for a queue does: a handler whose publish could
+//!   only be taken by itself gets [`PublishError::Deadlock`].
+//! * **Nothing is settled.** A handler that panics is [told of](crate::Event::HandlerPanicked), and the next
+//!   message follows. What must be retried belongs in a queue; bind one beside the subscribers.
+//! * **A delayed message** reaches, when it is due, whoever has subscribed by then; its [`Timer`] cancels it for
+//!   queues and subscribers alike. It takes no subscriber's room before, and if there is none when it is due, it
+//!   waits for some. **One that has outlived its time to live** is left out, and counted in
+//!   [`TopicStats::expired`](crate::TopicStats::expired). Priorities mean nothing here.
+//! * **Shutdown** lets handlers finish. Who receives by hand gets what is left, and then
+//!   [`Closed`](crate::BroadcastError::Closed).
+//!
+//! # Request and reply
+//!
+//! A module that needs an answer publishes a [request](crate::Topic::request) and waits; the other side returns
+//! the reply from a handler started with [`respond`](crate::ConsumerBuilder::respond), or gives it with
+//! [`Message::reply`](crate::Message::reply), now or later, on any thread. A request is an ordinary message: it
+//! is routed, retried and limited like any other, and the replier need not know who asks.
+//!
+//! ```
+//! use postroom::{Broker, Failure, Message, Queue, RequestError, Retry, Topic};
+//! use std::time::Duration;
+//!
+//! let (broker, _simulation) = Broker::simulated(1);
+//! let tickets: Topic<u32> = broker.topic("tickets").declare()?;
+//! let desk: Queue<u32> = broker.queue("desk").retry(Retry::immediate(2)).declare()?;
+//! tickets.bind(&desk, "ticket.*")?;
+//! desk.consumer().respond(|seat: &Message<u32>| match **seat {
+//!     0 => Err(Failure::permanent("no such seat")),
+//!     seat => Ok(format!("ticket for seat {seat}")),
+//! })?;
+//!
+//! let minute = Duration::from_secs(60);
+//! assert_eq!(tickets.request::<String>("ticket.buy", 7, minute).unwrap(), "ticket for seat 7");
+//! let failed = tickets.request::<String>("ticket.buy", 0, minute).unwrap_err();
+//! assert_eq!(failed.to_string(), "queue \"desk\" gave up on the request (permanent failure): no such seat");
+//! let lost = tickets.request::<String>("prize.pay", 7, minute).unwrap_err();
+//! assert!(matches!(lost, RequestError::Publish(_))); // nobody got it; it is inside
+//! # Ok::<(), postroom::Error>(())
+//! ```
+//!
+//! * **The requester hears as soon as it is certain** that nobody will reply, without waiting for its timeout:
+//!   the message became a dead letter or was parked, expired, was purged or left at shutdown, was acked without a
+//!   reply. [`RequestError`](crate::RequestError) says which. While attempts are left, it waits for the next.
+//! * **A timeout is no cancellation.** The message may be handled afterwards; its reply then counts in
+//!   [`Stats::late_replies`](crate::Stats::late_replies). A request that is safe to repeat is worth some effort.
+//! * **Several queues** may get a request; the first reply counts, and a failure is told only when all of them
+//!   have given up. Subscribers and logs see it and cannot reply.
+//! * **A key that is held back** ([`Exhausted::Park`](crate::Exhausted::Park)): the request that failed is
+//!   answered at once, though its message may be handled later; those behind it wait until the key is released, or
+//!   for their timeout.
+//! * **A worker may ask.** It is busy meanwhile, and its queue has one worker less. If only its own circle could
+//!   reply, it is told so ([`RequestError::Deadlock`](crate::RequestError::Deadlock)) instead of hanging.
 //!
 //! # Dead letters keep everything
 //!
@@ -860,6 +961,7 @@
 //! [`Expired::Drop`]: crate::Expired::Drop
 //! [`Reason::Expired`]: crate::Reason::Expired
 //! [`SettleError::Late`]: crate::SettleError::Late
+//! [`Lag`]: crate::Lag
 //! [`Timer`]: crate::Timer
 //! [`Broker::new`]: crate::Broker::new
 //! [`Broker::simulated`]: crate::Broker::simulated

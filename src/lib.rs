@@ -84,10 +84,18 @@
 //! | given up on | the dead-letter queue | as in any queue |
 //! | in a log | the log, shared with whoever reads it | its partition's lock until it is read, then nothing |
 //!
+//! **Subscribers** share. A topic that has any keeps one ring: a publish writes into it once, under its lock, and
+//! each subscriber has a cursor of its own. It takes a chunk of messages at a time, shared with all others, so
+//! that the lock is not taken, and no count of references changes, for each message and subscriber. A chunk
+//! is let go of when neither a capacity, nor what the topic is to remember, nor a subscriber that is waited for
+//! needs it; who still reads in it keeps it alive. With queues beside subscribers, the ring promises a place
+//! like a queue.
+//!
 //! **Locks.** The hand-off is not lock-free. A queue has two short mutexes, one for producers and one for
 //! consumers; a consumer takes both only when the head is empty, a producer both only when the queue is
 //! full, and a whole chunk of messages changes sides at once. A topic has eight route caches, each under a
-//! mutex, and spreads threads over them. Settling an ack takes no lock (with
+//! mutex, and spreads threads over them. A ring has one mutex; a subscriber that finds nothing new watches an
+//! atomic for a moment before it sleeps. Settling an ack takes no lock (with
 //! [`max_in_flight`](QueueBuilder::max_in_flight) it takes the producers'). None of your code (handlers,
 //! hooks, filters, routers, destructors of payloads) runs under any of these locks.
 //!

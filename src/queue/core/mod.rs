@@ -231,7 +231,7 @@ pub(crate) enum Patience {
 }
 
 impl Patience {
-    fn deadline(self) -> Option<Timestamp> {
+    pub(crate) fn deadline(self) -> Option<Timestamp> {
         match self {
             Self::Until(deadline) => Some(deadline),
             Self::None | Self::Forever => None,
