@@ -36,6 +36,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         // A route may hold the last handle to a queue, whose messages must not be dropped under the lock.
         let mut outdated = Vec::new();
         let mut waste = Waste::new();
+        let mut in_order = false;
         let route = {
             let mut lane = self.lanes[thread_slot() % LANES].lock();
             match lane.look_up(self, &message.routing_key, &mut outdated) {
@@ -50,6 +51,13 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
                         Route::One(Arc::clone(queue))
                     }
                 },
+                Route::One(queue) if !message.is_timed() => {
+                    // Its key may be the answer of a user's function, so that is asked for without the lock.
+                    let queue = Arc::clone(queue);
+                    lane.published += 1;
+                    in_order = true;
+                    Route::One(queue)
+                }
                 Route::Ring(ring) if !message.is_request() => match ring.offer(message, &mut waste) {
                     Ok(()) => {
                         lane.published += 1;
@@ -63,6 +71,13 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
                 route => route.clone(),
             }
         };
+        if let (true, Route::One(queue)) = (in_order, &route) {
+            match queue.offer(message) {
+                Ok(()) => return Ok(Receipt { id, routed: 1 }),
+                Err((refused, _)) => message = refused,
+            }
+            self.count_one_less();
+        }
         let published = self.publish_slowly(&route, message, patience);
         if limited && published.is_err() {
             self.unadmit();
@@ -146,6 +161,11 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
 
     pub(super) fn count(&self, published: u64) {
         self.lanes[thread_slot() % LANES].lock().published += published;
+    }
+
+    #[cold]
+    fn count_one_less(&self) {
+        self.lanes[thread_slot() % LANES].lock().published -= 1;
     }
 
     /// Routes a message whose way depends on what it holds.

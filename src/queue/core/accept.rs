@@ -370,7 +370,9 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     fn pop_oldest_fresh(&self, outlet: &mut Outlet<T>, intake: &mut Intake<T>) -> Option<Message<T>> {
-        let lowest = intake.aside.evict();
+        outlet.sort(intake);
+        let in_order = outlet.keyed_mut().and_then(|keyed| keyed.evict(|message| message.holds_slot));
+        let lowest = in_order.or_else(|| intake.aside.evict());
         self.note_aside(intake);
         let oldest = lowest.or_else(|| pop_holding_slot(outlet, intake))?;
         outlet.left += 1;
@@ -432,6 +434,17 @@ impl<T: Send + Sync + 'static> Core<T> {
         let mut intake = self.intake.lock();
         intake.admit(&mut message, admission);
         self.place(delayed, intake, message);
+    }
+
+    /// Wakes a reader for a message that has been put where it belongs.
+    #[inline]
+    pub(super) fn wake_for_one(&self, intake: MutexGuard<'_, Intake<T>>) {
+        if !self.is_ordered() {
+            self.wake_readers(intake, 1);
+        } else if intake.sleeping > 0 {
+            drop(intake);
+            self.wake_in_turn(1);
+        }
     }
 
     #[inline]
