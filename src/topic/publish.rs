@@ -72,7 +72,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             }
         };
         if let (true, Route::One(queue)) = (in_order, &route) {
-            match queue.offer(message) {
+            match queue.offer_by_key(message) {
                 Ok(()) => return Ok(Receipt { id, routed: 1 }),
                 Err((refused, _)) => message = refused,
             }

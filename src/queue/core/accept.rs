@@ -344,15 +344,15 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// Throws the oldest fresh message away for this one (the lowest level's, where there are levels), in
     /// one step, so that nobody takes the room between. Redeliveries hold no slot: throwing them away
-    /// would make no room.
+    /// would make no room. One that is lower than all that wait is thrown away itself.
     fn replace_oldest(&self, mut message: Message<T>) -> Accepted {
         let delayed = self.delayed.lock();
         let mut outlet = self.outlet.lock();
         let mut intake = self.intake.lock();
         let full = intake.slots - outlet.released >= self.settings.capacity;
-        let oldest = if full { self.pop_oldest_fresh(&mut outlet, &mut intake) } else { None };
+        let oldest = if full { self.pop_oldest_fresh(&mut outlet, &mut intake, &message) } else { None };
         if full && oldest.is_none() {
-            // All that fills the queue is out of reach: promised, delayed, or waiting for burial.
+            // All that fills the queue is above it, or out of reach: promised, delayed, or waiting for burial.
             intake.accepted += 1;
             drop((intake, outlet, delayed));
             self.count_overflowed(1);
@@ -369,10 +369,15 @@ impl<T: Send + Sync + 'static> Core<T> {
         Accepted::Queued
     }
 
-    fn pop_oldest_fresh(&self, outlet: &mut Outlet<T>, intake: &mut Intake<T>) -> Option<Message<T>> {
+    fn pop_oldest_fresh(
+        &self,
+        outlet: &mut Outlet<T>,
+        intake: &mut Intake<T>,
+        newcomer: &Message<T>,
+    ) -> Option<Message<T>> {
         outlet.sort(intake);
         let in_order = outlet.keyed_mut().and_then(|keyed| keyed.evict(|message| message.holds_slot));
-        let lowest = in_order.or_else(|| intake.aside.evict());
+        let lowest = in_order.or_else(|| intake.aside.evict_for(newcomer));
         self.note_aside(intake);
         let oldest = lowest.or_else(|| pop_holding_slot(outlet, intake))?;
         outlet.left += 1;

@@ -78,7 +78,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.conclude(outlet, result, expired, Vec::new())
     }
 
-    #[inline(never)]
+    #[cold]
     fn take_otherwise(&self, outlet: MutexGuard<'_, Outlet<T>>) -> Result<Message<T>, Nothing> {
         if self.only_in_turn() { self.take_in_turn(outlet) } else { self.take_looking_aside(outlet) }
     }

@@ -7,41 +7,55 @@
 //!   it sleeps. While somebody sleeps, nothing lies unsorted but what its producer is about to sort.
 //! * Sorting wakes nobody. Whoever brings a message, frees a lane, or lets a key go on does.
 //! * A consumer that has something to take looks for more only now and then: after as many turns as lanes
-//!   stood in line at its last look, so that a new key waits for about one round.
+//!   stood in line at its last look, so that a new key waits for about one round. It looks as far as it takes
+//!   to have [`ENOUGH`] lanes in line: a key of which thousands wait does not hide the others, and a long
+//!   queue of many keys is not spread out in memory long before its turn.
 
 use super::{Core, Gate, Intake, Nothing, Outlet, hand_out};
 use crate::message::Message;
-use crate::queue::fifo::{Chunk, Head, Tail};
-use crate::queue::keyed::{Keyed, Keyful};
+use crate::queue::builder::Order;
+use crate::queue::fifo::{Chunk, Head};
+use crate::queue::keyed::{Key, Keyed};
 use crate::sync::{MutexGuard, Ordering};
+
+/// Lanes in line that are enough to choose from.
+const ENOUGH: usize = 1024;
+/// Turns between two looks even if few lanes stand in line.
+const AT_LEAST: usize = 16;
 
 /// What stands in lanes, and what is about to.
 pub(super) struct Turns<T> {
     pub(super) keyed: Keyed<Message<T>>,
-    unsorted: Head<Keyful<Message<T>>>,
+    /// Of what is in the head.
+    keys: Head<Key>,
     /// Turns until the next look at what has come in.
     left: usize,
+    /// Lanes in line beyond which nobody looks for more.
+    enough: usize,
 }
 
 impl<T> Turns<T> {
-    /// Turns between two looks even if few lanes stand in line.
-    const AT_LEAST: usize = 16;
-
-    pub(super) fn new() -> Self {
-        Self { keyed: Keyed::new(), unsorted: Head::new(), left: 0 }
+    pub(super) fn new(order: Order) -> Self {
+        // Where there is only one key, there is nobody to look for.
+        let enough = if order == Order::OneAtATime { 1 } else { ENOUGH };
+        Self { keyed: Keyed::new(), keys: Head::new(), left: 0, enough }
     }
 
     #[inline]
-    fn sort(&mut self) {
-        while let Some(Keyful { key, message }) = self.unsorted.pop() {
+    fn sort(&mut self, head: &mut Head<Message<T>>) {
+        while let (Some(key), Some(message)) = (self.keys.pop(), head.pop()) {
             self.keyed.push(key, message);
         }
+        debug_assert!(self.keys.is_empty() && head.is_empty());
     }
 
-    pub(super) fn sort_all(&mut self, tail: &mut Tail<Keyful<Message<T>>>) {
-        while tail.refill(&mut self.unsorted) {
-            self.sort();
-        }
+    /// Moves the next chunk over; whether there was one.
+    #[inline]
+    fn refill(&mut self, head: &mut Head<Message<T>>, intake: &mut Intake<T>) -> bool {
+        let keys = intake.keys.refill(&mut self.keys);
+        let messages = intake.tail.refill(head);
+        debug_assert_eq!(keys, messages);
+        messages
     }
 }
 
@@ -49,8 +63,9 @@ impl<T> Outlet<T> {
     /// Brings what has come into an ordered queue to where it will be handed out.
     #[inline]
     pub(super) fn sort(&mut self, intake: &mut Intake<T>) {
-        if let Some(turns) = &mut self.turns {
-            turns.sort_all(&mut intake.keyful);
+        let Some(turns) = &mut self.turns else { return };
+        while turns.refill(&mut self.head, intake) {
+            turns.sort(&mut self.head);
         }
     }
 
@@ -82,9 +97,7 @@ impl<T> Outlet<T> {
     }
 
     pub(super) fn pop_in_turn(&mut self) -> Option<Message<T>> {
-        let (lane, mut message) = self.keyed_mut()?.pop()?;
-        message.set_lane(lane);
-        Some(message)
+        self.keyed_mut()?.pop(Message::set_lane)
     }
 }
 
@@ -104,19 +117,17 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     /// Hands out the next message where nothing but the order counts.
+    #[inline(never)]
     pub(super) fn take_in_turn(&self, mut outlet: MutexGuard<'_, Outlet<T>>) -> Result<Message<T>, Nothing> {
         if !self.has_turn(&mut outlet) {
             return Err(self.nothing_in_turn(&outlet));
         }
-        let Some(mut message) = self.next_in_turn(&mut outlet) else { return self.take_looking_aside(outlet) };
-        let released = hand_out(&mut message);
+        let mut released = 0;
+        let next = self.next_in_turn(&mut outlet, &mut released);
+        let Some(mut message) = next else { return self.take_looking_aside(outlet) };
         outlet.left += 1;
         outlet.delivered += 1;
-        if released {
-            self.release(outlet, 1);
-        } else {
-            drop(outlet);
-        }
+        self.release(outlet, released);
         self.lend(&mut message);
         Ok(message)
     }
@@ -126,8 +137,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let mut outlet = self.outlet.lock();
         let (before, mut released) = (batch.len(), 0);
         while batch.len() < before + max && self.has_turn(&mut outlet) {
-            let Some(mut message) = self.next_in_turn(&mut outlet) else { break };
-            released += u64::from(hand_out(&mut message));
+            let Some(message) = self.next_in_turn(&mut outlet, &mut released) else { break };
             batch.push_back(message);
         }
         let taken = batch.len() - before;
@@ -140,49 +150,51 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Whether a message may be handed out; looks for new ones if it is time to.
     #[inline]
     fn has_turn(&self, outlet: &mut Outlet<T>) -> bool {
-        let Some(turns) = &mut outlet.turns else { return false };
+        let Some(turns) = &outlet.turns else { return false };
         if turns.left == 0 || turns.keyed.available() == 0 {
-            self.look_for_more(turns);
+            self.look_for_more(outlet);
         }
-        turns.keyed.available() > 0
+        outlet.in_turn() > 0
     }
 
     /// Sorts what has come in, without keeping producers waiting for it.
-    fn look_for_more(&self, turns: &mut Turns<T>) {
-        loop {
-            let more = {
-                let mut intake = self.intake.lock();
-                intake.keyful.refill(&mut turns.unsorted);
-                !intake.keyful.is_empty()
-            };
-            turns.sort();
-            if !more {
-                break;
-            }
+    #[inline(never)]
+    fn look_for_more(&self, outlet: &mut Outlet<T>) {
+        let Outlet { head, turns: Some(turns), .. } = outlet else { return };
+        let mut more = true;
+        while more && turns.keyed.available() < turns.enough {
+            let mut intake = self.intake.lock();
+            turns.refill(head, &mut intake);
+            more = !intake.tail.is_empty();
+            drop(intake);
+            turns.sort(head);
         }
-        turns.left = turns.keyed.available().max(Turns::<T>::AT_LEAST);
+        turns.left = turns.keyed.available().max(AT_LEAST);
     }
 
-    /// The message whose turn it is, unless its time is over.
+    /// The message whose turn it is, unless its time is over; adds its slot to those released.
     #[inline]
-    fn next_in_turn(&self, outlet: &mut Outlet<T>) -> Option<Message<T>> {
+    fn next_in_turn(&self, outlet: &mut Outlet<T>, released: &mut u64) -> Option<Message<T>> {
         let turns = outlet.turns.as_mut()?;
         if self.is_overdue(turns.keyed.next()?) {
             return None;
         }
         turns.left = turns.left.saturating_sub(1);
-        let (lane, mut message) = turns.keyed.pop()?;
-        message.set_lane(lane);
+        // It is marked where it lies: moving it costs more.
+        let message = turns.keyed.pop(|message, lane| {
+            message.set_lane(lane);
+            *released += u64::from(hand_out(message));
+        });
         if self.is_draining() && !turns.keyed.moves_on() {
             self.note_last_turn(&self.intake.lock());
         }
-        Some(message)
+        message
     }
 
     #[cold]
     fn nothing_in_turn(&self, outlet: &Outlet<T>) -> Nothing {
         let intake = self.intake.lock();
-        let over = intake.gate == Gate::Closed && intake.keyful.is_empty() && !outlet.moves_on();
+        let over = intake.gate == Gate::Closed && intake.tail.is_empty() && !outlet.moves_on();
         if over { Nothing::Closed } else { Nothing::Empty }
     }
 

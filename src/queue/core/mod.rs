@@ -30,9 +30,9 @@ mod order;
 mod place;
 mod refusal;
 
-use super::builder::Settings;
+use super::builder::{Order, Settings};
 use super::fifo::{Head, Tail};
-use super::keyed::{KeyRule, Keyed, Keyful};
+use super::keyed::{Key, KeyRule, Keyed};
 use super::levels::Levels;
 use super::throttle::{KeyThrottles, Throttle};
 use crate::alarm::Alarms;
@@ -98,8 +98,8 @@ pub(crate) struct Core<T> {
 /// The producers' side.
 struct Intake<T> {
     tail: Tail<Message<T>>,
-    /// All that come in, where they are ordered by key.
-    keyful: Tail<Keyful<Message<T>>>,
+    /// Of what is in the tail, where it is ordered by key.
+    keys: Tail<Key, Message<T>>,
     aside: Aside<Message<T>>,
     gate: Gate,
     /// Messages accepted from outside, ever.
@@ -132,7 +132,7 @@ struct Aside<M> {
 /// The consumers' side.
 struct Outlet<T> {
     head: Head<Message<T>>,
-    /// In the place of the head, where messages are ordered by key.
+    /// Where messages are ordered by key; the head is only a place to pass through then.
     turns: Option<Turns<T>>,
     left: u64,
     delivered: u64,
@@ -276,7 +276,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         runtime: Arc<Runtime>,
         dead: Option<Arc<dyn DeadLetterSink<T>>>,
     ) -> Arc<Self> {
-        let (intake, outlet) = (Intake::new(&settings), Outlet::new(settings.order.is_some()));
+        let (intake, outlet) = (Intake::new(&settings), Outlet::new(settings.order));
         let core = Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             name,
@@ -390,7 +390,7 @@ impl<T> Intake<T> {
     fn new(settings: &Settings) -> Self {
         Self {
             tail: Tail::new(),
-            keyful: Tail::new(),
+            keys: Tail::new(),
             aside: Aside::new(settings),
             gate: Gate::Open,
             accepted: 0,
@@ -452,9 +452,9 @@ impl<T> Aside<Message<T>> {
         self.urgent.pop_front().or_else(|| self.levels.as_mut()?.pop())
     }
 
-    /// The oldest fresh message of the lowest level.
-    fn evict(&mut self) -> Option<Message<T>> {
-        self.levels.as_mut()?.evict(|message| message.holds_slot)
+    /// The oldest fresh message of the lowest level, if that is not above the newcomer's.
+    fn evict_for(&mut self, newcomer: &Message<T>) -> Option<Message<T>> {
+        self.levels.as_mut()?.evict(newcomer.priority(), |message| message.holds_slot)
     }
 }
 
@@ -464,8 +464,8 @@ impl<T> Outlet<T> {
         !self.head.is_empty() || self.in_turn() > 0 || intake.has_message()
     }
 
-    fn new(ordered: bool) -> Self {
-        let turns = ordered.then(Turns::new);
+    fn new(order: Option<Order>) -> Self {
+        let turns = order.map(Turns::new);
         Self { head: Head::new(), turns, left: 0, delivered: 0, released: 0, moving: 0, writers: 0 }
     }
 }

@@ -4,7 +4,7 @@ use super::{Core, Intake, Outlet, Refusal};
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::message::{Message, Text};
 use crate::outcome::contained;
-use crate::queue::keyed::{Exhausted, Hold, Key, KeyRule, Keyed, Keyful, Parked, Turn};
+use crate::queue::keyed::{Exhausted, Hold, Key, KeyRule, Keyed, Parked, Turn};
 use crate::runtime::Event;
 use crate::sync::Ordering;
 
@@ -43,7 +43,8 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     /// As [`Core::offer`], into the lane of the message's key.
-    pub(super) fn offer_by_key(&self, mut message: Message<T>) -> Result<(), (Message<T>, Refusal)> {
+    #[inline(never)]
+    pub(crate) fn offer_by_key(&self, mut message: Message<T>) -> Result<(), (Message<T>, Refusal)> {
         let known = message.extras.as_mut().and_then(|extras| extras.order_key.take());
         let key = match known.map_or_else(|| self.key_of(&message), Ok) {
             Ok(text) => Key::new(text, &self.seed),
@@ -65,7 +66,8 @@ impl<T: Send + Sync + 'static> Core<T> {
         if message.extras.is_some() || self.settings.ttl.is_some() {
             self.note_expiry(&message);
         }
-        intake.keyful.push(Keyful { key, message });
+        intake.keys.push(key);
+        intake.tail.push(message);
         self.wake_for_one(intake);
         Ok(())
     }
@@ -74,7 +76,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     #[inline]
     pub(crate) fn free_lane(&self, lane: Option<u32>) {
         if let Some(lane) = lane {
-            self.free_lanes(&[lane]);
+            self.free_one_lane(lane);
         }
     }
 
@@ -82,9 +84,18 @@ impl<T: Send + Sync + 'static> Core<T> {
         if lanes.is_empty() {
             return;
         }
-        let mut outlet = self.outlet.lock();
-        let arrived = outlet.free_lanes(lanes.iter().copied());
-        drop(outlet);
+        let arrived = self.outlet.lock().free_lanes(lanes.iter().copied());
+        self.wake_for_freed(arrived);
+    }
+
+    #[inline(never)]
+    fn free_one_lane(&self, lane: u32) {
+        let arrived = self.outlet.lock().keyed_mut().is_some_and(|keyed| keyed.free(lane));
+        self.wake_for_freed(usize::from(arrived));
+    }
+
+    #[inline]
+    fn wake_for_freed(&self, arrived: usize) {
         // Whoever sleeps has said so before it let go of the outlet.
         if arrived > 0 && self.asleep.load(Ordering::Relaxed) > 0 {
             self.wake_readers(self.intake.lock(), arrived);
@@ -120,7 +131,8 @@ impl<T: Send + Sync + 'static> Core<T> {
         let text = message.extras.as_mut().and_then(|extras| extras.order_key.take());
         debug_assert!(text.is_some(), "found before it came here");
         let key = Key::new(text.unwrap_or(Text::EMPTY), &self.seed);
-        intake.keyful.push(Keyful { key, message });
+        intake.keys.push(key);
+        intake.tail.push(message);
     }
 
     /// Whether a failure for this reason holds its key back.

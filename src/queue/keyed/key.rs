@@ -42,9 +42,3 @@ impl Key {
         self.text
     }
 }
-
-/// A message on its way to its lane.
-pub(crate) struct Keyful<M> {
-    pub(crate) key: Key,
-    pub(crate) message: M,
-}

@@ -28,9 +28,21 @@ impl List {
         self.first == NONE
     }
 
+    /// The links of a thing about to be appended.
+    #[inline]
+    pub(super) fn at_end(self) -> Links {
+        Links { previous: self.last, next: NONE }
+    }
+
     #[inline]
     pub(super) fn push_back<N>(&mut self, slab: &mut Slab<N>, id: u32, links: impl Fn(&mut N) -> &mut Links) {
-        *links(&mut slab[id]) = Links { previous: self.last, next: NONE };
+        *links(&mut slab[id]) = self.at_end();
+        self.append(slab, id, links);
+    }
+
+    /// Adds a thing whose links say already that it is at the end.
+    #[inline]
+    pub(super) fn append<N>(&mut self, slab: &mut Slab<N>, id: u32, links: impl Fn(&mut N) -> &mut Links) {
         match self.last {
             NONE => self.first = id,
             last => links(&mut slab[last]).next = id,

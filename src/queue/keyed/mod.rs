@@ -13,7 +13,7 @@ mod slab;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use key::{Key, KeyRule, Keyful};
+pub(crate) use key::{Key, KeyRule};
 pub(crate) use policy::Hold;
 pub use policy::{Exhausted, Parked};
 
@@ -113,21 +113,21 @@ impl<M> Keyed<M> {
         self.stopped
     }
 
-    /// Behind all of its key. Whether one more lane has something to hand out by it.
+    /// Behind all of its key.
     #[inline]
-    pub(crate) fn push(&mut self, key: Key, message: M) -> bool {
-        let lane = self.lane_of(key);
-        let node = self.nodes.insert(Node::new(lane, message));
-        self.arrival.push_back(&mut self.nodes, node, Node::arrived);
-        let Lane { messages, waiting, state, .. } = &mut self.lanes[lane];
-        messages.push_back(&mut self.nodes, node, Node::in_lane);
-        *waiting += 1;
-        self.held += usize::from(*state == State::Parked);
-        let first = *state == State::Open && *waiting == 1;
-        if first {
-            self.queue_up(lane, Turn::Last);
+    pub(crate) fn push(&mut self, key: Key, message: M) {
+        let id = self.lane_of(key);
+        let lane = &mut self.lanes[id];
+        let (in_lane, arrived) = (lane.messages.at_end(), self.arrival.at_end());
+        let node = self.nodes.insert(Node { message: Some(message), lane: id, in_lane, arrived });
+        self.arrival.append(&mut self.nodes, node, Node::arrived);
+        lane.messages.append(&mut self.nodes, node, Node::in_lane);
+        lane.waiting += 1;
+        match lane.state {
+            State::Open if lane.waiting == 1 => self.queue_up(id, Turn::Last),
+            State::Parked => self.held += 1,
+            State::Open | State::Busy => {}
         }
-        first
     }
 
     /// What [`Keyed::pop`] would take.
@@ -139,9 +139,10 @@ impl<M> Keyed<M> {
         Some(self.first_of(self.line.first))
     }
 
-    /// The next message of the lane whose turn it is; that lane hands out no other until it is freed.
+    /// The next message of the lane whose turn it is, once it is marked with that; the lane hands out no
+    /// other until it is freed.
     #[inline]
-    pub(crate) fn pop(&mut self) -> Option<(u32, M)> {
+    pub(crate) fn pop(&mut self, mark: impl FnOnce(&mut M, u32)) -> Option<M> {
         if self.stopped || self.line.is_empty() {
             return None;
         }
@@ -150,7 +151,8 @@ impl<M> Keyed<M> {
         let lane = &mut self.lanes[id];
         lane.state = State::Busy;
         let first = lane.messages.first;
-        Some((id, self.take_out(first)))
+        mark(self.nodes[first].message.as_mut().expect("linked"), id);
+        self.take_out(first)
     }
 
     /// What the lane handed out is gone. Whether it has another message to hand out.
@@ -206,7 +208,7 @@ impl<M> Keyed<M> {
         let mut messages = Vec::with_capacity(self.lanes[lane].waiting as usize);
         while !self.lanes[lane].messages.is_empty() {
             let first = self.lanes[lane].messages.first;
-            messages.push(self.take_out(first));
+            messages.extend(self.take_out(first));
         }
         self.free(lane);
         Some((hold, messages))
@@ -317,13 +319,12 @@ impl<M> Keyed<M> {
 
     /// Unlinks a message, whatever that means for its lane.
     #[inline]
-    fn take_out(&mut self, node: u32) -> M {
-        let lane = self.nodes[node].lane;
+    fn take_out(&mut self, node: u32) -> Option<M> {
         self.arrival.remove(&mut self.nodes, node, Node::arrived);
-        let Lane { messages, waiting, .. } = &mut self.lanes[lane];
-        messages.remove(&mut self.nodes, node, Node::in_lane);
-        *waiting -= 1;
-        let message = self.nodes[node].message.take().expect("linked");
+        let lane = &mut self.lanes[self.nodes[node].lane];
+        lane.messages.remove(&mut self.nodes, node, Node::in_lane);
+        lane.waiting -= 1;
+        let message = self.nodes[node].message.take();
         self.nodes.vacate(node);
         message
     }
@@ -332,7 +333,7 @@ impl<M> Keyed<M> {
     fn withdraw(&mut self, node: u32) -> M {
         let lane = self.nodes[node].lane;
         let culprit = self.lanes[lane].messages.first == node;
-        let message = self.take_out(node);
+        let message = self.take_out(node).expect("linked");
         match self.lanes[lane].state {
             State::Busy => {}
             State::Parked => {

@@ -6,7 +6,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 fn key(n: u64) -> Key {
     // Some hashes alike, since only the keys tell them apart.
-    Key { hash: (n / 3) as u32, text: Text::new(&n.to_string()) }
+    Key { hash: ((n / 3) as u32).wrapping_mul(0x9E37_79B9), text: Text::new(&n.to_string()) }
+}
+
+fn pop<M>(keyed: &mut Keyed<M>) -> Option<(u32, M)> {
+    let mut from = NONE;
+    let message = keyed.pop(|_, lane| from = lane)?;
+    Some((from, message))
 }
 
 fn hold() -> Hold {
@@ -16,10 +22,10 @@ fn hold() -> Hold {
 #[test]
 fn keys_take_turns_however_much_waits_under_one() {
     let mut keyed = Keyed::new();
-    (0..1000).for_each(|n| _ = keyed.push(key(0), (0, n)));
-    (1..=100).for_each(|k| _ = keyed.push(key(k), (k, 0)));
+    (0..1000).for_each(|n| keyed.push(key(0), (0, n)));
+    (1..=100).for_each(|k| keyed.push(key(k), (k, 0)));
     for round in 0..100 {
-        let (lane, hot) = keyed.pop().unwrap();
+        let (lane, hot) = pop(&mut keyed).unwrap();
         let cold = if round == 0 { None } else { Some(hot) };
         assert!(cold.is_none_or(|(k, _)| k == round));
         keyed.free(lane);
@@ -29,8 +35,8 @@ fn keys_take_turns_however_much_waits_under_one() {
 #[test]
 fn many_keys_leave_no_trace() {
     let mut keyed = Keyed::new();
-    (0..300_000).for_each(|n| _ = keyed.push(key(n), n));
-    let busy: Vec<u32> = std::iter::from_fn(|| keyed.pop()).map(|(lane, _)| lane).collect();
+    (0..300_000).for_each(|n| keyed.push(key(n), n));
+    let busy: Vec<u32> = std::iter::from_fn(|| pop(&mut keyed)).map(|(lane, _)| lane).collect();
     assert_eq!((busy.len(), keyed.keys()), (300_000, 300_000));
     busy.into_iter().for_each(|lane| assert!(!keyed.free(lane)));
     assert_eq!((keyed.keys(), keyed.nodes.live()), (0, 0));
@@ -40,15 +46,15 @@ fn many_keys_leave_no_trace() {
 #[test]
 fn a_parked_key_goes_on_when_the_message_that_failed_is_gone() {
     let mut keyed = Keyed::new();
-    (0..3).for_each(|n| _ = keyed.push(key(1), n));
-    let (lane, first) = keyed.pop().unwrap();
+    (0..3).for_each(|n| keyed.push(key(1), n));
+    let (lane, first) = pop(&mut keyed).unwrap();
     keyed.park(lane, first, hold());
     assert_eq!((keyed.available(), keyed.held(), keyed.moves_on()), (0, 3, false));
     assert_eq!(keyed.retain(|&n| n != 1), [1]);
     assert_eq!((keyed.available(), keyed.held()), (0, 2));
     assert_eq!(keyed.retain(|&n| n != 0), [0]);
     assert_eq!((keyed.available(), keyed.held()), (1, 0));
-    assert_eq!(keyed.pop().unwrap().1, 2);
+    assert_eq!(pop(&mut keyed).unwrap().1, 2);
 }
 
 /// What each key should hold, by a plain model.
@@ -86,7 +92,7 @@ fn any_mix_of_operations_agrees_with_a_plain_model() {
             }
             4..=6 => {
                 let servable = model.servable();
-                let popped = keyed.pop();
+                let popped = pop(&mut keyed);
                 assert_eq!(popped.is_some(), servable > 0);
                 if let Some((lane, (k, n))) = popped {
                     assert_eq!(model.waiting.get_mut(&k).unwrap().pop_front(), Some(n), "in order");
