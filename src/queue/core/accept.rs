@@ -27,9 +27,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         if let Err(refusal) = self.let_in(&mut intake) {
             return Err((message, refusal));
         }
-        message.holds_slot = true;
-        intake.slots += 1;
-        intake.accepted += 1;
+        intake.admit(&mut message, Admission::Published);
         self.put(&mut intake, message);
         self.wake_readers(intake, 1);
         Ok(())
@@ -166,11 +164,10 @@ impl<T: Send + Sync + 'static> Core<T> {
             self.runtime.note_progress();
             return accepted;
         }
-        message.holds_slot = true;
         let delayed = self.delayed.lock();
         let mut intake = self.intake.lock();
         intake.pledged -= 1;
-        intake.accepted += 1;
+        intake.admit(&mut message, Admission::Pledged);
         self.place(delayed, intake, message);
         Accepted::Queued
     }

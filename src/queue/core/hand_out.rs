@@ -200,7 +200,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         debug_assert!(batch.is_empty() && max > 0);
         let plain = !self.settings.is_special() && self.settings.ack_timeout.is_none();
         while plain && !self.looks_aside() && batch.len() < max && self.take_run(max - batch.len(), batch) {}
-        if self.only_in_turn() && self.settings.ack_timeout.is_none() {
+        if self.only_in_turn() {
             self.take_turns(max, batch);
         }
         while batch.len() < max {

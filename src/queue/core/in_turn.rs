@@ -43,7 +43,8 @@ impl<T> Turns<T> {
 
     #[inline]
     fn sort(&mut self, head: &mut Head<Message<T>>) {
-        while let (Some(key), Some(message)) = (self.keys.pop(), head.pop()) {
+        while let Some(message) = head.pop() {
+            let key = self.keys.pop().expect("as many as messages");
             self.keyed.push(key, message);
         }
         debug_assert!(self.keys.is_empty() && head.is_empty());
@@ -110,10 +111,10 @@ impl<T: Send + Sync + 'static> Core<T> {
         (outlet, intake)
     }
 
-    /// Whether nothing but the order decides what may be handed out.
+    /// Whether nothing but the order decides what may be handed out, and nobody has to know that it was.
     #[inline]
     pub(super) fn only_in_turn(&self) -> bool {
-        self.is_ordered() && self.aside.load(Ordering::Relaxed) == 1
+        self.is_ordered() && self.aside.load(Ordering::Relaxed) == 1 && self.settings.ack_timeout.is_none()
     }
 
     /// Hands out the next message where nothing but the order counts.
@@ -123,13 +124,15 @@ impl<T: Send + Sync + 'static> Core<T> {
             return Err(self.nothing_in_turn(&outlet));
         }
         let mut released = 0;
-        let next = self.next_in_turn(&mut outlet, &mut released);
-        let Some(mut message) = next else { return self.take_looking_aside(outlet) };
-        outlet.left += 1;
-        outlet.delivered += 1;
-        self.release(outlet, released);
-        self.lend(&mut message);
-        Ok(message)
+        match self.next_in_turn(&mut outlet, &mut released) {
+            None => self.take_looking_aside(outlet),
+            Some(message) => {
+                outlet.left += 1;
+                outlet.delivered += 1;
+                self.release(outlet, released);
+                Ok(message)
+            }
+        }
     }
 
     /// As [`Core::take_in_turn`], at most `max` under one lock; whether there was any.

@@ -381,6 +381,8 @@ pub(crate) struct Pledge {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Admission {
     Published,
+    /// The promise has taken its slot.
+    Pledged,
     Redriven,
     /// It was here before.
     Returned,
@@ -407,9 +409,11 @@ impl<T> Intake<T> {
         }
     }
 
+    /// Counts a message that enters.
+    #[inline]
     fn admit(&mut self, message: &mut Message<T>, admission: Admission) {
-        message.holds_slot = admission == Admission::Published;
-        self.slots += u64::from(message.holds_slot);
+        message.holds_slot = matches!(admission, Admission::Published | Admission::Pledged);
+        self.slots += u64::from(admission == Admission::Published);
         self.accepted += u64::from(admission != Admission::Returned);
         self.redriven += u64::from(admission == Admission::Redriven);
     }

@@ -1,6 +1,6 @@
 //! Order by key: where a message's lane comes from, and what becomes of it.
 
-use super::{Core, Intake, Outlet, Refusal};
+use super::{Admission, Core, Intake, Outlet, Refusal};
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::message::{Message, Text};
 use crate::outcome::contained;
@@ -59,9 +59,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             }
             return Err((message, refusal));
         }
-        message.holds_slot = true;
-        intake.slots += 1;
-        intake.accepted += 1;
+        intake.admit(&mut message, Admission::Published);
         intake.entered += 1;
         if message.extras.is_some() || self.settings.ttl.is_some() {
             self.note_expiry(&message);

@@ -119,7 +119,11 @@ impl<M> Keyed<M> {
         let id = self.lane_of(key);
         let lane = &mut self.lanes[id];
         let (in_lane, arrived) = (lane.messages.at_end(), self.arrival.at_end());
-        let node = self.nodes.insert(Node { message: Some(message), lane: id, in_lane, arrived });
+        let node = self.nodes.claim(Node::empty);
+        // In its place piece by piece: a message is large, and made elsewhere it would be moved once more.
+        let place = &mut self.nodes[node];
+        (place.lane, place.in_lane, place.arrived) = (id, in_lane, arrived);
+        place.message = Some(message);
         self.arrival.append(&mut self.nodes, node, Node::arrived);
         lane.messages.append(&mut self.nodes, node, Node::in_lane);
         lane.waiting += 1;
@@ -284,7 +288,8 @@ impl<M> Keyed<M> {
             return lane;
         }
         let hash = key.hash;
-        let lane = self.lanes.insert(Lane::new(key));
+        let lane = self.lanes.claim(Lane::empty);
+        self.lanes[lane].key = key;
         self.by_key.insert(hash, lane);
         lane
     }
@@ -310,7 +315,9 @@ impl<M> Keyed<M> {
     }
 
     fn put_first(&mut self, lane: u32, message: M) {
-        let node = self.nodes.insert(Node::new(lane, message));
+        let node = self.nodes.claim(Node::empty);
+        self.nodes[node].lane = lane;
+        self.nodes[node].message = Some(message);
         self.arrival.push_front(&mut self.nodes, node, Node::arrived);
         let Lane { messages, waiting, .. } = &mut self.lanes[lane];
         messages.push_front(&mut self.nodes, node, Node::in_lane);
@@ -404,7 +411,9 @@ impl<M> fmt::Debug for Keyed<M> {
 }
 
 impl Lane {
-    fn new(key: Key) -> Self {
+    /// As [`Keyed::forget`] leaves one behind.
+    fn empty() -> Self {
+        let key = Key { hash: 0, text: Text::EMPTY };
         Self { key, messages: List::EMPTY, waiting: 0, state: State::Open, turn: Links::NOWHERE }
     }
 
@@ -414,8 +423,8 @@ impl Lane {
 }
 
 impl<M> Node<M> {
-    fn new(lane: u32, message: M) -> Self {
-        Self { message: Some(message), lane, in_lane: Links::NOWHERE, arrived: Links::NOWHERE }
+    fn empty() -> Self {
+        Self { message: None, lane: NONE, in_lane: Links::NOWHERE, arrived: Links::NOWHERE }
     }
 
     fn in_lane(&mut self) -> &mut Links {

@@ -32,13 +32,13 @@ impl<N> Slab<N> {
         self.chunks.capacity() == 0 && self.vacant.capacity() == 0
     }
 
+    /// A number that nobody has. What is under it is `new`, or what was left there.
     #[inline]
-    pub(super) fn insert(&mut self, thing: N) -> u32 {
-        if let Some(id) = self.vacant.pop() {
-            self[id] = thing;
-            return id;
+    pub(super) fn claim(&mut self, new: impl FnOnce() -> N) -> u32 {
+        match self.vacant.pop() {
+            Some(id) => id,
+            None => self.append(new()),
         }
-        self.append(thing)
     }
 
     fn append(&mut self, thing: N) -> u32 {
