@@ -6,7 +6,7 @@ use super::{Receipt, TopicCore};
 use crate::deadlock::QueueRef;
 use crate::error::{PublishError, Refused};
 use crate::message::{Message, Text};
-use crate::queue::core::Patience;
+use crate::queue::core::{Core, Patience, Refusal};
 use crate::queue::throttle::Throttle;
 use crate::runtime::thread_slot;
 use crate::subscriber::ring::Waste;
@@ -36,7 +36,6 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         // A route may hold the last handle to a queue, whose messages must not be dropped under the lock.
         let mut outdated = Vec::new();
         let mut waste = Waste::new();
-        let mut in_order = false;
         let route = {
             let mut lane = self.lanes[thread_slot() % LANES].lock();
             match lane.look_up(self, &message.routing_key, &mut outdated) {
@@ -52,11 +51,10 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
                     }
                 },
                 Route::One(queue) if !message.is_timed() => {
-                    // Its key may be the answer of a user's function, so that is asked for without the lock.
                     let queue = Arc::clone(queue);
                     lane.published += 1;
-                    in_order = true;
-                    Route::One(queue)
+                    drop(lane);
+                    return self.publish_in_order(&queue, message, patience, limited);
                 }
                 Route::Ring(ring) if !message.is_request() => match ring.offer(message, &mut waste) {
                     Ok(()) => {
@@ -71,18 +69,39 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
                 route => route.clone(),
             }
         };
-        if let (true, Route::One(queue)) = (in_order, &route) {
-            match queue.offer_by_key(message) {
-                Ok(()) => return Ok(Receipt { id, routed: 1 }),
-                Err((refused, _)) => message = refused,
-            }
-            self.count_one_less();
-        }
         let published = self.publish_slowly(&route, message, patience);
         if limited && published.is_err() {
             self.unadmit();
         }
         published
+    }
+
+    /// Into a queue ordered by key. A user's function may say which, so no lock is held; the message has been
+    /// counted as published.
+    #[inline(never)]
+    fn publish_in_order(
+        &self,
+        queue: &Core<T>,
+        message: Message<T>,
+        patience: Patience,
+        limited: bool,
+    ) -> Result<Receipt, PublishError<T>> {
+        let id = message.id;
+        let (message, refusal) = match queue.offer_by_key(message) {
+            Ok(()) => return Ok(Receipt { id, routed: 1 }),
+            Err(refused) => refused,
+        };
+        let published = match refusal {
+            Refusal::Full => accept_one(queue, message, patience),
+            refusal => Err(refusal_error(queue, (message, refusal))),
+        };
+        if published.is_err() {
+            self.lanes[thread_slot() % LANES].lock().published -= 1;
+            if limited {
+                self.unadmit();
+            }
+        }
+        published.map(|routed| Receipt { id, routed })
     }
 
     /// What was admitted did not get in after all, so it does not count.
@@ -161,11 +180,6 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
 
     pub(super) fn count(&self, published: u64) {
         self.lanes[thread_slot() % LANES].lock().published += published;
-    }
-
-    #[cold]
-    fn count_one_less(&self) {
-        self.lanes[thread_slot() % LANES].lock().published -= 1;
     }
 
     /// Routes a message whose way depends on what it holds.
