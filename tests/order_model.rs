@@ -268,8 +268,8 @@ impl Run {
                 self.simulation.advance(time);
                 self.model.advances(time);
             }
-            Op::Release(key) => assert_eq!(self.queue.release_key(&key.to_string()), self.model.releases(key)),
-            Op::DropKey(key) => assert_eq!(self.queue.drop_key(&key.to_string()), self.model.drops(key)),
+            Op::Release(key) => assert_eq!(self.queue.release_key(key.to_string()), self.model.releases(key)),
+            Op::DropKey(key) => assert_eq!(self.queue.drop_key(key.to_string()), self.model.drops(key)),
             Op::Resume => assert_eq!(self.queue.resume(), self.model.resumes()),
             Op::Purge => assert_eq!(self.queue.purge(), self.model.purges()),
             Op::Close => {

@@ -29,6 +29,33 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
     ) -> Result<Receipt, PublishError<T>> {
         self.stamp(&mut message, Text::new(key));
         let id = message.id;
+        if self.limited.load(Ordering::Relaxed) {
+            return self.publish_otherwise(message, patience);
+        }
+        // The common case: a key that is known to lead to one plain queue, which has room. No user code runs
+        // under these locks, and nothing waits.
+        let mut lane = self.lanes[thread_slot() % LANES].lock();
+        if let Some((Route::One(queue), published)) = lane.known(self, &message.routing_key) {
+            if let Some(mut place) = queue.place_for(&mut message) {
+                place.chunk().push_back(message);
+                queue.placed(place);
+                *published += 1;
+                return Ok(Receipt { id, routed: 1 });
+            }
+            if queue.is_ordered() && !message.is_timed() {
+                let queue = Arc::clone(queue);
+                *published += 1;
+                drop(lane);
+                return self.publish_in_order(&queue, message, patience);
+            }
+        }
+        drop(lane);
+        self.publish_otherwise(message, patience)
+    }
+
+    #[cold]
+    fn publish_otherwise(&self, mut message: Message<T>, patience: Patience) -> Result<Receipt, PublishError<T>> {
+        let id = message.id;
         let limited = self.limited.load(Ordering::Relaxed);
         if limited {
             message = self.admit(message)?;
@@ -39,23 +66,6 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         let route = {
             let mut lane = self.lanes[thread_slot() % LANES].lock();
             match lane.look_up(self, &message.routing_key, &mut outdated) {
-                // The common case ends here: nothing in `offer` runs user code or waits.
-                Route::One(queue) if !message.is_timed() && !queue.is_ordered() => match queue.offer(message) {
-                    Ok(()) => {
-                        lane.published += 1;
-                        return Ok(Receipt { id, routed: 1 });
-                    }
-                    Err((refused, _)) => {
-                        message = refused;
-                        Route::One(Arc::clone(queue))
-                    }
-                },
-                Route::One(queue) if !message.is_timed() => {
-                    let queue = Arc::clone(queue);
-                    lane.published += 1;
-                    drop(lane);
-                    return self.publish_in_order(&queue, message, patience, limited);
-                }
                 Route::Ring(ring) if !message.is_request() => match ring.offer(message, &mut waste) {
                     Ok(()) => {
                         lane.published += 1;
@@ -76,30 +86,27 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         published
     }
 
-    /// Into a queue ordered by key. A user's function may say which, so no lock is held; the message has been
-    /// counted as published.
+    /// Into a queue ordered by key, which a user's function may have to find: no lock is held. The message has
+    /// been counted as published.
     #[inline(never)]
     fn publish_in_order(
         &self,
         queue: &Core<T>,
-        message: Message<T>,
+        mut message: Message<T>,
         patience: Patience,
-        limited: bool,
     ) -> Result<Receipt, PublishError<T>> {
         let id = message.id;
-        let (message, refusal) = match queue.offer_by_key(message) {
-            Ok(()) => return Ok(Receipt { id, routed: 1 }),
-            Err(refused) => refused,
-        };
-        let published = match refusal {
-            Refusal::Full => accept_one(queue, message, patience),
-            refusal => Err(refusal_error(queue, (message, refusal))),
+        let published = match queue.place_in_order(&mut message) {
+            Ok(mut place) => {
+                place.chunk().push_back(message);
+                queue.placed_in_order(place);
+                return Ok(Receipt { id, routed: 1 });
+            }
+            Err(Refusal::Full) => accept_one(queue, message, patience),
+            Err(refusal) => Err(refusal_error(queue, (message, refusal))),
         };
         if published.is_err() {
             self.lanes[thread_slot() % LANES].lock().published -= 1;
-            if limited {
-                self.unadmit();
-            }
         }
         published.map(|routed| Receipt { id, routed })
     }

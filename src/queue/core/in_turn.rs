@@ -11,7 +11,7 @@
 //!   to have [`ENOUGH`] lanes in line: a key of which thousands wait does not hide the others, and a long
 //!   queue of many keys is not spread out in memory long before its turn.
 
-use super::{Core, Gate, Intake, Nothing, Outlet, hand_out};
+use super::{Core, Gate, Intake, Outlet, hand_out};
 use crate::message::Message;
 use crate::queue::builder::Order;
 use crate::queue::fifo::{Chunk, Head};
@@ -117,22 +117,20 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.is_ordered() && self.aside.load(Ordering::Relaxed) == 1 && self.settings.ack_timeout.is_none()
     }
 
-    /// Hands out the next message where nothing but the order counts.
+    /// Hands out the next message where nothing but the order counts. `None` says nothing about why not.
     #[inline(never)]
-    pub(super) fn take_in_turn(&self, mut outlet: MutexGuard<'_, Outlet<T>>) -> Result<Message<T>, Nothing> {
-        if !self.has_turn(&mut outlet) {
-            return Err(self.nothing_in_turn(&outlet));
+    pub(super) fn take_in_turn(&self, mut outlet: MutexGuard<'_, Outlet<T>>) -> Option<Message<T>> {
+        if !self.only_in_turn() || !self.has_turn(&mut outlet) {
+            return None;
         }
         let mut released = 0;
-        match self.next_in_turn(&mut outlet, &mut released) {
-            None => self.take_looking_aside(outlet),
-            Some(message) => {
-                outlet.left += 1;
-                outlet.delivered += 1;
-                self.release(outlet, released);
-                Ok(message)
-            }
+        let next = self.next_in_turn(&mut outlet, &mut released);
+        if next.is_some() {
+            outlet.left += 1;
+            outlet.delivered += 1;
+            self.release(outlet, released);
         }
+        next
     }
 
     /// As [`Core::take_in_turn`], at most `max` under one lock; whether there was any.
@@ -192,13 +190,6 @@ impl<T: Send + Sync + 'static> Core<T> {
             self.note_last_turn(&self.intake.lock());
         }
         message
-    }
-
-    #[cold]
-    fn nothing_in_turn(&self, outlet: &Outlet<T>) -> Nothing {
-        let intake = self.intake.lock();
-        let over = intake.gate == Gate::Closed && intake.tail.is_empty() && !outlet.moves_on();
-        if over { Nothing::Closed } else { Nothing::Empty }
     }
 
     /// The last that sleepers on a closed queue have waited for may be handed out: they look again.

@@ -1,5 +1,6 @@
 //! Order by key: where a message's lane comes from, and what becomes of it.
 
+use super::accept::Place;
 use super::{Admission, Core, Intake, Outlet, Refusal};
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::message::{Message, Text};
@@ -42,14 +43,28 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
     }
 
-    /// As [`Core::offer`], into the lane of the message's key.
-    #[inline(never)]
-    pub(crate) fn offer_by_key(&self, mut message: Message<T>) -> Result<(), (Message<T>, Refusal)> {
+    /// As [`Core::offer`], by the message's key.
+    pub(super) fn offer_by_key(&self, mut message: Message<T>) -> Result<(), (Message<T>, Refusal)> {
+        match self.place_in_order(&mut message) {
+            Ok(mut place) => {
+                place.chunk().push_back(message);
+                self.placed_in_order(place);
+                Ok(())
+            }
+            Err(refusal) => Err((message, refusal)),
+        }
+    }
+
+    /// As [`Core::place_for`], in an ordered queue, for a message without a delay or a timer; says why there
+    /// is none. Its key is found here, so no lock may be held. [`Core::placed_in_order`] follows.
+    pub(crate) fn place_in_order(&self, message: &mut Message<T>) -> Result<Place<'_, T>, Refusal> {
+        debug_assert!(!message.is_timed());
         let known = message.extras.as_mut().and_then(|extras| extras.order_key.take());
-        let key = match known.map_or_else(|| self.key_of(&message), Ok) {
-            Ok(text) => Key::new(text, &self.seed),
-            Err(words) => return Err((message, Refusal::Panicked(words.into()))),
+        let text = match known {
+            Some(text) => text,
+            None => self.key_of(message).map_err(|words| Refusal::Panicked(words.into()))?,
         };
+        let key = Key::new(text, &self.seed);
         let mut intake = self.intake.lock();
         if let Err(refusal) = self.let_in(&mut intake) {
             drop(intake);
@@ -57,17 +72,21 @@ impl<T: Send + Sync + 'static> Core<T> {
                 // For the next try, since the user's function may be slow, or count its calls.
                 message.extras_mut().order_key = Some(key.into_text());
             }
-            return Err((message, refusal));
+            return Err(refusal);
         }
-        intake.admit(&mut message, Admission::Published);
+        intake.admit(message, Admission::Published);
         intake.entered += 1;
         if message.extras.is_some() || self.settings.ttl.is_some() {
-            self.note_expiry(&message);
+            self.note_expiry(message);
         }
         intake.keys.push(key);
-        intake.tail.push(message);
+        Ok(Place(intake))
+    }
+
+    /// The message is in its place.
+    #[inline]
+    pub(crate) fn placed_in_order(&self, Place(intake): Place<'_, T>) {
         self.wake_for_one(intake);
-        Ok(())
     }
 
     /// The message that kept this lane busy is gone: the next one has its turn.
