@@ -6,12 +6,13 @@ use super::{Receipt, TopicCore};
 use crate::deadlock::QueueRef;
 use crate::error::{PublishError, Refused};
 use crate::message::{Message, Text};
-use crate::queue::core::{Patience, Refusal};
+use crate::queue::core::{Core, Patience, Refusal};
 use crate::queue::throttle::Throttle;
 use crate::runtime::thread_slot;
 use crate::subscriber::ring::{Ring, Waste, for_subscribers};
 use crate::sync::{MutexGuard, Ordering};
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 impl<T: Send + Sync + 'static> TopicCore<T> {
     #[inline]
@@ -42,6 +43,12 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
                 queue.placed(place);
                 *published += 1;
                 return Ok(Receipt { id, routed: 1 });
+            }
+            if queue.is_ordered() && !message.is_timed() {
+                let queue = Arc::clone(queue);
+                *published += 1;
+                drop(lane);
+                return self.publish_in_order(&queue, message, patience);
             }
         } else if matches!(known, Some((Route::Ring(_), _))) && !is_special(&message) {
             return self.broadcast(lane, message, patience);
@@ -86,6 +93,31 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             self.unadmit();
         }
         published
+    }
+
+    /// Into a queue ordered by key, which a user's function may have to find: no lock is held. The message has
+    /// been counted as published.
+    #[inline(never)]
+    fn publish_in_order(
+        &self,
+        queue: &Core<T>,
+        mut message: Message<T>,
+        patience: Patience,
+    ) -> Result<Receipt, PublishError<T>> {
+        let id = message.id;
+        let published = match queue.place_in_order(&mut message) {
+            Ok(mut place) => {
+                place.chunk().push_back(message);
+                queue.placed_in_order(place);
+                return Ok(Receipt { id, routed: 1 });
+            }
+            Err(Refusal::Full) => accept_one(queue, message, patience),
+            Err(refusal) => Err(refusal_error(queue, (message, refusal))),
+        };
+        if published.is_err() {
+            self.lanes[thread_slot() % LANES].lock().published -= 1;
+        }
+        published.map(|routed| Receipt { id, routed })
     }
 
     /// What was admitted did not get in after all, so it does not count.
