@@ -110,6 +110,7 @@
 // In reading order.
 mod sync;
 mod error;
+mod codec;
 mod message;
 mod outcome;
 mod clock;
@@ -133,18 +134,27 @@ mod delivery;
 mod dead_letter;
 mod consumer;
 mod request;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod track;
 mod log;
 mod alarm;
 mod describe;
 mod shutdown;
 mod schedule;
 mod broker;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod outbox;
 pub mod guide;
 
 pub use alarm::{Alarm, AlarmHandle, Alert, Level};
 pub use breaker::{Circuit, CircuitBreaker};
 pub use broker::{Broker, Builder};
 pub use clock::ManualClock;
+#[cfg(feature = "json")]
+pub use codec::Json;
+#[cfg(feature = "protobuf")]
+pub use codec::Protobuf;
+pub use codec::{Codec, CodecError};
 pub use consumer::{Consumer, ConsumerBuilder};
 pub use dead_letter::{DeadLetter, Reason, Redrive, Redriven};
 pub use delivery::{Batch, Delivery};
@@ -158,6 +168,12 @@ pub use log::{
 };
 pub use message::{Attempt, Message, MessageId};
 pub use name::{LogName, Name, QueueName, TopicName};
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub use outbox::{DeadRow, InboxError, Once, OutboxError, OutboxStats, Relay, RelayBuilder, RelayStats};
+#[cfg(feature = "postgres")]
+pub use outbox::{PostgresInbox, PostgresOutbox};
+#[cfg(feature = "sqlite")]
+pub use outbox::{SqliteInbox, SqliteOutbox};
 pub use outcome::{Classify, Failure, IntoOutcome, Outcome};
 pub use queue::{Exhausted, Expired, Overflow, Parked, Queue, QueueBuilder};
 pub use rate::Rate;
@@ -172,6 +188,13 @@ pub use stats::{GroupStats, HandlingTime, LogStats, QueueStats, Stats, TopicStat
 pub use subscriber::{Lag, Subscriber, SubscriberBuilder, Subscription};
 pub use timer::{Timer, TimerRef};
 pub use topic::{BindTarget, Receipt, Router, Routing, Topic, TopicBuilder};
+
+/// The version of the `postgres` crate that the outbox and inbox take connections of.
+#[cfg(feature = "postgres")]
+pub use ::postgres;
+/// The version of the `rusqlite` crate that the outbox and inbox take connections of.
+#[cfg(feature = "sqlite")]
+pub use ::rusqlite;
 
 /// Keeps the README's code compiling.
 #[cfg(doctest)]
