@@ -32,7 +32,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Messages live in memory: what is not settled when the process dies is lost. The [`guide`] says what is
+//! Messages live in memory: what is not settled when the process dies is lost, unless it came through an
+//! [outbox](guide#outbox-and-inbox). The [`guide`] says what is
 //! promised, shows it, and says [when a queue is the wrong tool](guide#when-a-queue-is-the-wrong-tool).
 //!
 //! # Where to find what
@@ -49,6 +50,7 @@
 //! | deliver later, or regularly | [`Message::with_delay`], [`Timer`], [`Broker::schedule`] |
 //! | limit and protect | [`QueueBuilder::rate_limit`], [`QueueBuilder::admission`], [`CircuitBreaker`], [`Alarm`] |
 //! | say how often to try again | [`Retry`], [`DelayLevel`] |
+//! | commit messages with your own rows, and do work once | `SqliteOutbox`, `PostgresOutbox`, and [their section of the guide](guide#outbox-and-inbox) |
 //! | look after what failed | [`DeadLetter`], [`Queue::redrive`] |
 //! | watch | [`Broker::stats`], [`Broker::describe`], [`Event`] |
 //! | end | [`Broker::shutdown`], [`ShutdownReport`], [`Queue::drain`] |
@@ -91,7 +93,8 @@
 //!
 //! **Threads.** Each worker of a [`Consumer`] is one. A broker has one more, the scheduler, from the first
 //! moment something has to wait for time; it moves due messages back into their queues and, under load,
-//! refreshes the clock reading that stamps messages. There is no other.
+//! refreshes the clock reading that stamps messages. A relay of an outbox is one, on PostgreSQL two. There is no
+//! other.
 //!
 //! **When something goes wrong.**
 //!

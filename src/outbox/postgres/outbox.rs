@@ -293,6 +293,10 @@ INSERT INTO {t}_version VALUES (1, {VERSION}, 1 + floor(random() * 4194303)::big
 
     /// Describes a relay, which publishes this outbox's rows. `connect` opens its connections, one to work on
     /// and one that listens for commits, and opens them again when they are lost.
+    ///
+    /// A server that has vanished without a word is noticed only if the connection asks for that: set
+    /// `connect_timeout`, `tcp_user_timeout` and `keepalives_idle` in its URL where the network is not your own
+    /// machine's.
     pub fn relay(
         &self,
         broker: &Broker,

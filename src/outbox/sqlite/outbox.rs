@@ -60,7 +60,9 @@ use std::time::Duration;
 /// that [`SqliteOutbox::watch`] and [`SqliteOutbox::notify`] wake only the relays started from their own.
 ///
 /// Use write-ahead logging (`PRAGMA journal_mode = WAL`) and a busy timeout: relay and program write to one
-/// file, and SQLite lets one write at a time.
+/// file, and SQLite lets one write at a time. Begin transactions that read before they write with
+/// [`TransactionBehavior::Immediate`](rusqlite::TransactionBehavior::Immediate); a deferred one fails at its first
+/// write if anybody has written since its first read.
 #[derive(Debug)]
 pub struct SqliteOutbox<C = Json> {
     table: Arc<str>,
