@@ -24,6 +24,8 @@ on_every_database!(
     two_relays_take_turns_and_never_publish_together,
     a_relay_that_vanished_is_replaced_when_its_lease_ends,
     shutdown_marks_what_was_handled_and_leaves_the_rest,
+    what_is_left_when_the_broker_ends_comes_again,
+    a_relay_handle_that_is_dropped_stops_nothing,
     a_full_queue_slows_its_own_topic_and_no_other,
     rows_wait_until_something_is_bound,
     what_no_binding_wants_is_a_dead_row,
@@ -280,6 +282,40 @@ fn shutdown_marks_what_was_handled_and_leaves_the_rest(lab: &impl Lab) {
     let mut all: Vec<u64> = seen.lock().unwrap().iter().chain(rest.lock().unwrap().iter()).copied().collect();
     all.sort_unstable();
     assert_eq!(all, (0..500).collect::<Vec<_>>(), "none lost, none twice");
+}
+
+fn what_is_left_when_the_broker_ends_comes_again(lab: &impl Lab) {
+    lab.put("orders", numbers(0..5), true);
+    for shut_down in [true, false] {
+        let (broker, topic, queue) = post(Retry::none());
+        let relay = quick(lab.relay(&broker)).topic(&topic).start().unwrap();
+        eventually("all are in the queue", || queue.len() == 5);
+        let in_hand = queue.recv_timeout(LONG).unwrap();
+        if shut_down {
+            assert!(!broker.shutdown(Duration::from_millis(50)).is_clean());
+            assert!(in_hand.ack().is_err(), "the row has been left, so this comes too late");
+        } else {
+            drop((broker, topic, queue, in_hand));
+        }
+        assert_eq!((relay.stats().done, lab.stats().waiting), (0, 5));
+    }
+    let (broker, topic, queue) = post(Retry::none());
+    let seen = consume(&queue, 1);
+    let _relay = lab.relay(&broker).topic(&topic).start().unwrap();
+    eventually("all are done", || lab.stats().done == 5);
+    assert_eq!(*seen.lock().unwrap(), [0, 1, 2, 3, 4]);
+}
+
+fn a_relay_handle_that_is_dropped_stops_nothing(lab: &impl Lab) {
+    let (broker, topic, queue) = post(Retry::none());
+    drop(lab.relay(&broker).topic(&topic).start().unwrap());
+    consume(&queue, 1);
+    lab.put("orders", numbers(0..5), true);
+    eventually("all are done", || lab.stats().done == 5);
+    assert!(broker.shutdown(LONG).is_clean());
+    lab.put("orders", numbers(5..6), true);
+    thread::sleep(Duration::from_millis(100));
+    assert_eq!(lab.stats().waiting, 1, "and ends with its broker");
 }
 
 fn a_full_queue_slows_its_own_topic_and_no_other(lab: &impl Lab) {
