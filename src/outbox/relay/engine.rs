@@ -76,7 +76,7 @@ impl Engine {
                     Err(error) => self.failed(&error),
                 }
             }
-            self.board.note(&self.lines, self.table.is_some());
+            self.board.note(&self.lines, self.table.is_some(), orders);
             let in_time = leave_by.is_none_or(|at| Instant::now() < at);
             if orders == Orders::Leave && !(self.has_unmarked() && in_time) {
                 break;
@@ -275,14 +275,12 @@ impl Engine {
     fn publish_one(&mut self, i: usize) -> Option<bool> {
         let line = &mut self.lines[i];
         let now = Instant::now();
-        if !line.holds_lease(now) || line.is_paused(now) {
-            return None;
-        }
+        let (lease, _) = line.held.filter(|_| line.holds_lease(now) && !line.is_paused(now))?;
         let row = line.pending.front()?;
         let (id, created) = (row.id, row.created());
         // Before it is published: it may be settled at once.
         line.in_flight.insert(id, created);
-        let published = line.target.publish(row, &self.desk, PATIENCE);
+        let published = line.target.publish(row, &self.desk, lease, PATIENCE);
         if published == Published::Taken {
             line.pending.pop_front();
             (line.paused_until, line.refusals) = (None, 0);
@@ -308,7 +306,7 @@ impl Engine {
                 self.board.trouble(words);
                 Some(false)
             }
-            Published::Full | Published::Taken => Some(false),
+            Published::Full | Published::TooLate | Published::Taken => Some(false),
         }
     }
 

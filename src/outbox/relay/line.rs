@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 pub(super) trait Target: Send {
     fn topic(&self) -> &str;
     fn belongs_to(&self, broker: &Broker) -> bool;
-    /// Publishes a row, waiting for room at most `patience`.
-    fn publish(&mut self, row: &Row, desk: &Arc<Desk>, patience: Duration) -> Published;
+    /// Publishes a row, if the lease still holds when it has been decoded, waiting for room at most `patience`.
+    fn publish(&mut self, row: &Row, desk: &Arc<Desk>, lease: Instant, patience: Duration) -> Published;
 }
 
 /// What came of publishing a row.
@@ -28,6 +28,8 @@ pub(super) enum Published {
     Taken,
     /// There was no room in time.
     Full,
+    /// Another relay may have taken over.
+    TooLate,
     /// Refused at once; again after this long, or when the relay thinks fit.
     Refused(Option<Duration>, String),
     /// It can never be published as it is.
@@ -81,14 +83,18 @@ impl<T: Send + Sync + 'static, C: Codec<T>> Target for TopicTarget<T, C> {
         Arc::ptr_eq(broker.runtime(), &self.topic.core.runtime)
     }
 
-    fn publish(&mut self, row: &Row, desk: &Arc<Desk>, patience: Duration) -> Published {
+    fn publish(&mut self, row: &Row, desk: &Arc<Desk>, lease: Instant, patience: Duration) -> Published {
         let mut message = match self.message_of(row) {
             Ok(message) => message,
             Err(problem) => return Published::Impossible(problem),
         };
+        let left = lease.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Published::TooLate;
+        }
         let owner: Arc<dyn Tracks> = desk.clone();
         let tracking = message.track(row.id, owner);
-        let offered = contained(|| self.offer(row.routing_key(), message, patience));
+        let offered = contained(|| self.offer(row.routing_key(), message, patience.min(left)));
         let error = match offered {
             Ok(Ok(())) => {
                 tracking.published();

@@ -266,10 +266,10 @@ impl Relay {
     pub fn stop(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout.min(LONGEST_STOP);
         self.core.desk.order(Orders::Wind);
-        let settled = self.core.board.wait_settled(deadline);
-        self.core.end(Some(deadline));
+        self.core.board.wait_settled(deadline);
+        let late = self.core.end(Some(deadline));
         self.core.runtime.dismiss(&(self.core.clone() as Arc<dyn Companion>));
-        settled && self.stats().unmarked == 0
+        late == 0 && self.core.board.is_settled()
     }
 }
 

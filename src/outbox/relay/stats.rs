@@ -1,5 +1,6 @@
 //! What a relay counts.
 
+use super::desk::Orders;
 use super::line::Line;
 use crate::outbox::envelope::Micros;
 use crate::stats::Counter;
@@ -55,7 +56,15 @@ struct Standing {
     connected: bool,
     oldest: Option<Micros>,
     trouble: Option<String>,
+    /// Nothing has been published since the pass before the one that noted this.
+    winding: bool,
     ended: bool,
+}
+
+impl Standing {
+    fn is_settled(&self) -> bool {
+        self.in_flight + self.unmarked == 0
+    }
 }
 
 impl Board {
@@ -79,7 +88,7 @@ impl Board {
         self.listening.store(listening, Ordering::SeqCst);
     }
 
-    pub(super) fn note(&self, lines: &[Line], connected: bool) {
+    pub(super) fn note(&self, lines: &[Line], connected: bool, orders: Orders) {
         let now = Instant::now();
         let mut standing = self.standing.lock();
         standing.in_flight = lines.iter().map(|line| line.in_flight.len()).sum();
@@ -87,7 +96,8 @@ impl Board {
         standing.leases = lines.iter().filter(|line| line.holds_lease(now)).count();
         standing.oldest = lines.iter().filter_map(Line::oldest).min();
         standing.connected = connected;
-        if standing.in_flight + standing.unmarked == 0 {
+        standing.winding = orders > Orders::Work;
+        if standing.is_settled() {
             self.changed.notify_all();
         }
     }
@@ -119,16 +129,17 @@ impl Board {
         true
     }
 
-    /// Waits until everything published has been handled and marked; whether that came in time.
-    pub(super) fn wait_settled(&self, deadline: Instant) -> bool {
+    /// Waits until everything published has been handled and marked, at most until then.
+    pub(super) fn wait_settled(&self, deadline: Instant) {
         let mut standing = self.standing.lock();
-        while standing.in_flight + standing.unmarked > 0 && !standing.ended {
-            if Instant::now() >= deadline {
-                return false;
-            }
+        while !(standing.ended || standing.winding && standing.is_settled()) && Instant::now() < deadline {
             let _ = self.changed.wait_until(&mut standing, deadline);
         }
-        standing.in_flight + standing.unmarked == 0
+    }
+
+    /// Of a relay that has ended: whether everything it published had been handled and marked.
+    pub(super) fn is_settled(&self) -> bool {
+        self.standing.lock().is_settled()
     }
 
     pub(super) fn stats(&self) -> RelayStats {
