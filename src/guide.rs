@@ -895,10 +895,128 @@
 //!
 //! * Catch the signal that ends your process, call [`Broker::shutdown`], and write down what
 //!   [`Queue::drain`] returns, dead letters included.
-//! * Keep the truth where it survives. Commit the order to the database first, with a column that says
-//!   what remains to be done; publish after that; on start, publish again what the column says. With
-//!   idempotent consumers that loses nothing.
+//! * Keep the truth where it survives: commit the message to your database together with the order, and
+//!   have it published from there; see [outbox and inbox](#outbox-and-inbox). With idempotent consumers that
+//!   loses nothing.
 //! * Where neither will do, use a broker or a table that is durable today.
+//!
+//! # Outbox and inbox
+//!
+//! With the feature `sqlite` or `postgres`, a message can be part of a transaction of your own database, and
+//! the work it leads to can be part of another.
+//!
+//! An **outbox** (`SqliteOutbox`, `PostgresOutbox`) is a table. `put` writes a message into it on your own
+//! connection, in your own open transaction, so a change and its message are both committed or neither is. A
+//! **relay**, a thread of the broker, publishes committed rows to their topics and marks a row as done once
+//! every queue that got its message has handled it.
+//!
+//! An **inbox** (`SqliteInbox`, `PostgresInbox`) is a table in the consumer's database. `handle` runs your work
+//! and notes the message's id in one transaction; if the id is there already, the work is not done again.
+//!
+//! ```
+//! # #[cfg(feature = "sqlite")]
+//! # {
+//! use postroom::rusqlite::{self, Connection};
+//! use postroom::{Broker, Failure, Message, SqliteInbox, SqliteOutbox, TopicName};
+//! use std::sync::Mutex;
+//! use std::time::Duration;
+//!
+//! const PAID: TopicName<i64> = TopicName::new("paid");
+//!
+//! # let directory = std::env::temp_dir().join(format!("postroom-guide-outbox-{}", std::process::id()));
+//! # std::fs::create_dir_all(&directory).unwrap();
+//! # let path = directory.join("shop.db");
+//! let mut shop = Connection::open(&path)?;
+//! shop.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE orders (cents INTEGER)")?;
+//! let outbox = SqliteOutbox::new("outbox").unwrap();
+//! outbox.create_table(&shop).unwrap();
+//!
+//! let mut books = Connection::open_in_memory()?; // another module's database
+//! books.execute_batch("CREATE TABLE income (cents INTEGER)")?;
+//! let inbox = SqliteInbox::new("inbox", "books").unwrap();
+//! inbox.create_table(&books).unwrap();
+//!
+//! let broker = Broker::new();
+//! let paid = broker.topic(PAID).declare().unwrap();
+//! let queue = broker.queue("books").declare().unwrap();
+//! paid.bind(&queue, "#").unwrap();
+//! let books = Mutex::new(books);
+//! queue.consumer().start(move |cents: &Message<i64>| -> Result<_, Failure> {
+//!     let once = inbox.handle(&mut books.lock().unwrap(), cents, |tx| {
+//!         tx.execute("INSERT INTO income VALUES (?1)", [cents.payload()])
+//!     })?;
+//!     Ok(once)
+//! }).unwrap();
+//! let file = path.clone();
+//! let relay = outbox.relay(&broker, move || Connection::open(&file)).topic(&paid).start().unwrap();
+//! outbox.watch(&shop).unwrap(); // its commits wake the relay
+//!
+//! let tx = shop.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+//! tx.execute("INSERT INTO orders VALUES (4200)", [])?;
+//! outbox.put(&tx, PAID, "order.paid", 4200).unwrap();
+//! tx.commit()?;
+//! # let end = std::time::Instant::now() + Duration::from_secs(10);
+//! # while relay.stats().done == 0 && std::time::Instant::now() < end { std::thread::yield_now() }
+//! assert!(broker.shutdown(Duration::from_secs(10)).is_clean());
+//! assert_eq!(outbox.stats(&shop).unwrap().done, 1);
+//! # drop(shop);
+//! # std::fs::remove_dir_all(&directory).unwrap();
+//! # }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! **What survives what.** Queues are in memory, so what counts is when a row is marked.
+//!
+//! | the process dies | what happens to the message |
+//! |---|---|
+//! | before your commit, or you roll back | there is none |
+//! | after the commit, before or during the publish | the next relay publishes it |
+//! | when it is in a queue, delayed, waiting for a retry, or in a handler | its row is not done, so the next relay publishes it again, under the same id |
+//! | after the handler, before the row is marked | it comes again; through an inbox, its effect does not |
+//! | after the row is marked | it was handled |
+//!
+//! So delivery is at least once, and with an inbox the effect is there exactly once. As many messages may come
+//! again after a crash as were under way, at most the relay's `window`. With `done_when_published` a row is done
+//! as soon as the queues have it: fewer messages come again, and those in the queues are lost with the process.
+//!
+//! | a queue | the row is |
+//! |---|---|
+//! | acked it; its consumer discarded it; it was purged or drained, expired, or its delay was cancelled | done |
+//! | made a dead letter of it, or dropped it because it was full | dead, with the reason |
+//! | still had it at shutdown, or was dropped with its broker | as it was, so it comes again |
+//!
+//! Of several queues, each has to be done with it. Logs and subscribers have what they get at once: nothing is
+//! waited for, and they keep nothing beyond the process. A row that cannot be decoded, or that no binding
+//! matches, is dead as well, and the rows behind it go on. As long as nothing at all is bound to a topic its
+//! rows wait.
+//!
+//! **Dead rows** stay until you decide: `dead` lists them, `retry` has them published again under their ids,
+//! `delete_dead` deletes them. A message that a queue gave up on is in that queue's dead letters too, while the
+//! process lives. Redriving it there does not change its row; trying both leads to a repeated message.
+//!
+//! **Order.** Rows are published in the order of their ids, so messages of one key keep their order up to the
+//! queue; a queue ordered by key keeps it from there. A retry of a dead row comes after what has passed it.
+//!
+//! **Ids.** The row gives the message its id, which is the same after every restart and differs from those of
+//! other tables. The ids that a broker gives begin at 1 in each process, so an inbox refuses them: for messages
+//! that did not come from an outbox, name a key of your own (`handle_as`).
+//!
+//! **Several relays** on one table are fine, in one process or many. For each topic one of them has a lease and
+//! publishes; the others wait for it to end. A relay that could not prolong its lease publishes nothing more.
+//! Stopped in order, it gives the lease back; after a crash another has to wait for its end (5 s by default).
+//!
+//! **When the database fails**, the relay tries again after a pause that grows from 20 ms to 2 s, connects anew,
+//! and goes on where it was; nothing is lost and nothing is published twice by that alone, unless its lease has
+//! ended meanwhile and another relay has taken over. It says so in `RelayStats::trouble` and by
+//! [`Event::OutboxFailing`].
+//!
+//! **In time.** PostgreSQL tells the relay of commits (`LISTEN` and `NOTIFY`, sent by `put`). SQLite tells only
+//! the connection that commits, so `watch` that; commits of other connections and processes are found by a
+//! look at a counter every 250 ms (`poll`). A relay works in real time, whatever clock its broker has, and not
+//! in simulations.
+//!
+//! In SQLite, begin transactions that write with `IMMEDIATE`: one that reads first and then finds that another
+//! has written meanwhile can only be rolled back.
 //!
 //! # Testing with simulations
 //!
@@ -944,7 +1062,8 @@
 //!   slower call with more ways to fail.
 //! * **Two steps must both happen or neither.** A queue makes the second happen later. Use one database
 //!   transaction, or accept "later" and make it visible.
-//! * **Messages must survive the process, or leave it.** Not yet here: use a database table, or a broker.
+//! * **Messages must survive the process, or leave it.** With a database, see [outbox and
+//!   inbox](#outbox-and-inbox); otherwise not yet here: use a broker.
 //! * **You only hand values to a thread.** With nothing to retry, route or watch, a channel is simpler and
 //!   faster.
 //! * **You want to use all cores for one computation.** Use a data-parallel library.
@@ -956,6 +1075,7 @@
 //! [`Alarm`]: crate::Alarm
 //! [`CircuitBreaker`]: crate::CircuitBreaker
 //! [`DelayLevel`]: crate::DelayLevel
+//! [`Event::OutboxFailing`]: crate::Event::OutboxFailing
 //! [`Event::SettledLate`]: crate::Event::SettledLate
 //! [`Event::WorkerBlocked`]: crate::Event::WorkerBlocked
 //! [`Expired::Drop`]: crate::Expired::Drop

@@ -22,7 +22,8 @@ pub struct ShutdownReport {
     pub undelivered: Vec<Leftover>,
     /// Dead-letter queues that hold messages.
     pub dead_letters: Vec<Leftover>,
-    /// Queues whose workers did not come back from their handler in time, and how many those are.
+    /// Queues whose workers did not come back from their handler in time, and how many those are. Also the
+    /// tables of relays that could not end in time.
     pub stuck_workers: Vec<(String, usize)>,
 }
 
@@ -86,6 +87,7 @@ pub(crate) struct Places {
 pub(crate) fn run(runtime: &Runtime, places: &Places, timeout: Duration) -> ShutdownReport {
     let deadline = Instant::now().checked_add(timeout);
     let queues = &places.queues;
+    runtime.companions().iter().for_each(|companion| companion.stop_bringing());
     places.logs.iter().for_each(|log| log.start_draining());
     queues.iter().for_each(|queue| queue.start_draining());
     runtime.rings().iter().for_each(|ring| ring.start_draining());
@@ -96,14 +98,14 @@ pub(crate) fn run(runtime: &Runtime, places: &Places, timeout: Duration) -> Shut
     let crews = runtime.crews();
     crews.iter().for_each(|crew| crew.order_stop());
     if join_all(&crews, deadline).is_empty() {
-        return finish(runtime, places, Vec::new());
+        return finish(runtime, places, deadline, Vec::new());
     }
     // Those who wait for room, a message or a reply from some queue have not failed to return: let them.
     queues.iter().for_each(|queue| queue.close());
     queues.iter().for_each(|queue| queue.end_requests());
     runtime.rings().iter().for_each(|ring| ring.close());
     let stuck_workers = join_all(&crews, Some(Instant::now() + GRACE));
-    finish(runtime, places, stuck_workers)
+    finish(runtime, places, deadline, stuck_workers)
 }
 
 /// The queues whose workers were late, with the number of those.
@@ -112,8 +114,17 @@ fn join_all(crews: &[Arc<dyn Crew>], deadline: Option<Instant>) -> Vec<(String, 
     late.filter(|(_, late)| *late > 0).collect()
 }
 
-fn finish(runtime: &Runtime, places: &Places, stuck_workers: Vec<(String, usize)>) -> ShutdownReport {
+fn finish(
+    runtime: &Runtime,
+    places: &Places,
+    deadline: Option<Instant>,
+    mut stuck_workers: Vec<(String, usize)>,
+) -> ShutdownReport {
     runtime.scheduler.stop();
+    for companion in runtime.take_companions() {
+        let late = companion.end(deadline);
+        stuck_workers.extend((late > 0).then(|| (companion.name().to_owned(), late)));
+    }
     places.queues.iter().for_each(|queue| queue.end());
     places.logs.iter().for_each(|log| log.end());
     let rings = runtime.rings();
