@@ -134,6 +134,8 @@ mod dead_letter;
 mod consumer;
 mod request;
 mod log;
+#[cfg(feature = "sqlite")]
+pub mod store;
 mod alarm;
 mod describe;
 mod shutdown;

@@ -1,6 +1,9 @@
 //! What several test files need.
 #![allow(dead_code)]
 
+#[cfg(feature = "sqlite")]
+pub(crate) mod store;
+
 use std::sync::Once;
 use std::sync::mpsc;
 use std::thread;
