@@ -104,7 +104,9 @@ pub(super) fn connect(path: &Path, options: &Options, cache_bytes: usize) -> Res
     connection.busy_timeout(SETUP_PATIENCE).map_err(opening)?;
     let kibibytes = i64::try_from(cache_bytes / 1024).unwrap_or(i64::MAX).max(64);
     connection.pragma_update(None, "cache_size", -kibibytes).map_err(opening)?;
-    connection.pragma_update(None, "synchronous", "FULL").map_err(opening)?;
+    // In WAL mode the same as FULL. Before that, it keeps the journal of the switch to WAL from coming back after a
+    // power cut, and undoing it.
+    connection.pragma_update(None, "synchronous", "EXTRA").map_err(opening)?;
     Ok(connection)
 }
 
