@@ -199,7 +199,11 @@ impl<'c> Committer<'c> {
                 self.grow(stream.index(), 1);
                 seqs.push(seq);
             }
-            Op::Delete(stream, seq) => self.doomed.push(stream.row(*seq)),
+            // A place not given yet must not lose what a later insertion puts there.
+            Op::Delete(stream, seq) if self.stream(*stream).is_some_and(|stream| *seq < stream.next) => {
+                self.doomed.push(stream.row(*seq));
+            }
+            Op::Delete(..) => {}
             Op::Update(stream, seq, what) => {
                 self.delete_doomed()?;
                 change(&mut self.sql.update, stream.row(*seq), None, what)?;
