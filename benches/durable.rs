@@ -1,7 +1,8 @@
 //! The store beside a bare file to which one thread appends, both with group commit: publish and acknowledgement of
 //! 128 bytes each. Only the ratios mean something.
 //!
-//! `cargo bench --features sqlite --bench durable [rounds]`
+//! `cargo bench --features sqlite --bench durable [rounds]`; with `ONLY=text` in the environment, the lines whose name
+//! has that text; with `STATS=1`, what the store counted.
 
 #![allow(missing_docs)]
 
@@ -39,11 +40,16 @@ fn main() {
         let name = format!("{name}, 1 producer with {IN_FLIGHT} in flight");
         compare(&name, rounds, |target| pipelined(target, durability, 200_000));
     }
-    backlog();
+    if std::env::var_os("ONLY").is_none() {
+        backlog();
+    }
 }
 
 /// One line: messages per second of both, and the median of the ratios of neighbouring runs.
 fn compare(name: &str, rounds: usize, run: impl Fn(&dyn Target) -> f64) {
+    if std::env::var("ONLY").is_ok_and(|only| !name.contains(&only)) {
+        return;
+    }
     let (mut stores, mut bares, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
         let bare = in_folder(|folder| run(&Bare::open(&folder.join("bare"))));

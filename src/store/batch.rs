@@ -150,18 +150,18 @@ impl Batch {
     fn used_after_removal(&self) -> Option<StreamId> {
         let removals = self.ops.iter().enumerate().filter(|(_, op)| matches!(op, Op::Remove(_)));
         removals.into_iter().find_map(|(at, op)| {
-            let removed = op.streams();
-            self.ops[at + 1..].iter().flat_map(Op::streams).find(|stream| removed.contains(stream))
+            let removed = op.streams().next();
+            self.ops[at + 1..].iter().flat_map(Op::streams).find(|&stream| Some(stream) == removed)
         })
     }
 }
 
 impl Op {
     /// The streams that have to exist for it.
-    pub(super) fn streams(&self) -> SmallVec<[StreamId; 2]> {
-        match *self {
-            Self::Declare { .. } => SmallVec::new(),
-            Self::Move { from, to, .. } => [from, to].into_iter().collect(),
+    pub(super) fn streams(&self) -> impl Iterator<Item = StreamId> {
+        let (one, other) = match *self {
+            Self::Declare { .. } => (None, None),
+            Self::Move { from, to, .. } => (Some(from), Some(to)),
             Self::Insert(stream, _)
             | Self::Delete(stream, _)
             | Self::Update(stream, ..)
@@ -169,8 +169,9 @@ impl Op {
             | Self::Mark(stream, ..)
             | Self::Unmark(stream, _)
             | Self::Settings(stream, _)
-            | Self::Remove(stream) => std::iter::once(stream).collect(),
-        }
+            | Self::Remove(stream) => (Some(stream), None),
+        };
+        one.into_iter().chain(other)
     }
 
     fn bytes(&self) -> usize {

@@ -5,7 +5,7 @@ use super::error::StoreError;
 use super::inbox::Entry;
 use super::item::{MAX_STREAMS, Seq, StreamId};
 use super::options::Durability;
-use super::statements::{Statements, bind_item, change};
+use super::statements::{Bound, Statements, bind_item, change};
 use rusqlite::{Connection, ErrorCode, Statement};
 use std::ops::Range;
 
@@ -19,6 +19,7 @@ pub(super) struct Committer<'c> {
     dirty: Vec<usize>,
     /// Rows to delete, gathered so that neighbours go in one statement.
     doomed: Vec<i64>,
+    bound: Bound,
     data_version: Option<i64>,
     synchronous: Option<Durability>,
     /// Something was written since the last sync.
@@ -58,6 +59,7 @@ impl<'c> Committer<'c> {
             streams: Vec::new(),
             dirty: Vec::new(),
             doomed: Vec::new(),
+            bound: Bound::default(),
             data_version: None,
             synchronous: None,
             unsynced: true,
@@ -193,7 +195,7 @@ impl<'c> Committer<'c> {
         match op {
             Op::Insert(stream, item) => {
                 let seq = self.take_place(*stream)?;
-                bind_item(&mut self.sql.insert, stream.row(seq), item)?;
+                bind_item(&mut self.sql.insert, &mut self.bound, stream.row(seq), item)?;
                 self.sql.insert.raw_execute()?;
                 self.inserted += 1;
                 self.grow(stream.index(), 1);
@@ -337,6 +339,7 @@ impl<'c> Committer<'c> {
         }
         self.doomed.clear();
         self.dirty.clear();
+        self.bound = Bound::default();
         self.data_version = None;
     }
 

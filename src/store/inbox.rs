@@ -17,6 +17,17 @@ pub(super) struct Entry {
     /// `None` if nobody waits: the batch may share a later commit, and one that failed for want of space is tried
     /// again.
     pub(super) done: Option<Done>,
+    bytes: usize,
+}
+
+impl Entry {
+    pub(super) fn new(batch: Batch, durability: Durability, done: Option<Done>) -> Self {
+        Self { bytes: batch.bytes(), batch, durability, done }
+    }
+}
+
+pub(super) fn bytes_of(entries: &[Entry]) -> usize {
+    entries.iter().map(|entry| entry.bytes).sum()
 }
 
 /// What the writer is to do next.
@@ -75,7 +86,7 @@ impl Inbox {
             drop(state);
             return Err(StoreError::Closed);
         }
-        state.bytes += entry.batch.bytes();
+        state.bytes += entry.bytes;
         let lazy = entry.done.is_none();
         state.entries.push(entry);
         let wake = if lazy && state.bytes < LAZY_BYTES {

@@ -222,7 +222,7 @@ impl Store {
     /// If the store is closed.
     pub fn submit_for_ticket(&self, batch: Batch, durability: Durability) -> Result<Ticket, StoreError> {
         let (ticket, done) = Ticket::new();
-        self.shared.inbox.push(Entry { batch, durability, done: Some(done) })?;
+        self.shared.inbox.push(Entry::new(batch, durability, Some(done)))?;
         Ok(ticket)
     }
 
@@ -239,7 +239,7 @@ impl Store {
         durability: Durability,
         done: impl FnOnce(Result<&[Seq], StoreError>) + Send + 'static,
     ) -> Result<(), StoreError> {
-        self.shared.inbox.push(Entry { batch, durability, done: Some(Box::new(done)) })
+        self.shared.inbox.push(Entry::new(batch, durability, Some(Box::new(done))))
     }
 
     /// Hands in a batch that nobody waits for. It shares a commit with others, or gets its own after
@@ -249,7 +249,7 @@ impl Store {
     ///
     /// If the store is closed.
     pub fn submit_lazily(&self, batch: Batch) -> Result<(), StoreError> {
-        self.shared.inbox.push(Entry { batch, durability: Durability::Buffered, done: None })
+        self.shared.inbox.push(Entry::new(batch, Durability::Buffered, None))
     }
 
     /// Waits until all that was handed in before is committed; with [`Durability::Sync`], synced too.

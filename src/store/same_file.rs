@@ -4,7 +4,7 @@ use super::Store;
 use super::error::StoreError;
 use super::item::{Item, Seq, StreamId, from_column};
 use super::schema;
-use super::statements::{INSERT, bind_item};
+use super::statements::{Bound, INSERT, bind_item};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 use std::path::Path;
 
@@ -23,7 +23,7 @@ pub fn insert_in(transaction: &Transaction<'_>, stream: StreamId, item: &Item) -
     let seq = take.query_row((stream.get(),), |row| row.get(0)).optional()?;
     let seq = seq.map(from_column).ok_or(StoreError::UnknownStream(stream))?;
     let mut insert = transaction.prepare_cached(INSERT)?;
-    bind_item(&mut insert, stream.row(seq), item)?;
+    bind_item(&mut insert, &mut Bound::default(), stream.row(seq), item)?;
     insert.raw_execute()?;
     Ok(seq)
 }

@@ -8,21 +8,48 @@ use rusqlite::{Connection, Statement, ToSql};
 pub(super) const INSERT: &str =
     "INSERT INTO postroom_item VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)";
 
+/// Which of the columns that may be `NULL` have a value bound to them from the row before. Binding nothing over
+/// nothing can be left out, and most rows have nothing in any of them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bound([bool; 5]);
+
+impl Default for Bound {
+    /// Nothing is known.
+    fn default() -> Self {
+        Self([true; 5])
+    }
+}
+
 /// Binds an item to [`INSERT`].
-pub(super) fn bind_item(insert: &mut Statement<'_>, row: i64, item: &Item) -> rusqlite::Result<()> {
+pub(super) fn bind_item(insert: &mut Statement<'_>, bound: &mut Bound, row: i64, item: &Item) -> rusqlite::Result<()> {
     insert.raw_bind_parameter(1, row)?;
     insert.raw_bind_parameter(2, item.id.cast_signed())?;
     insert.raw_bind_parameter(3, to_column(item.published_at))?;
     insert.raw_bind_parameter(4, item.attempts)?;
-    insert.raw_bind_parameter(5, item.due_at.map(to_column))?;
-    insert.raw_bind_parameter(6, item.expires_at.map(to_column))?;
     insert.raw_bind_parameter(7, item.priority)?;
     insert.raw_bind_parameter(8, item.schema)?;
-    insert.raw_bind_parameter(9, item.key.as_deref())?;
     insert.raw_bind_parameter(10, item.routing_key.as_str())?;
-    insert.raw_bind_parameter(11, headers_to_text(&item.headers))?;
-    insert.raw_bind_parameter(12, item.extra.as_deref())?;
-    insert.raw_bind_parameter(13, item.payload.as_slice())
+    insert.raw_bind_parameter(13, item.payload.as_slice())?;
+    let [due, expires, key, headers, extra] = &mut bound.0;
+    bind_optional(insert, due, 5, item.due_at.map(to_column))?;
+    bind_optional(insert, expires, 6, item.expires_at.map(to_column))?;
+    bind_optional(insert, key, 9, item.key.as_deref())?;
+    bind_optional(insert, headers, 11, headers_to_text(&item.headers))?;
+    bind_optional(insert, extra, 12, item.extra.as_deref())
+}
+
+fn bind_optional(
+    insert: &mut Statement<'_>,
+    bound: &mut bool,
+    column: usize,
+    value: Option<impl ToSql>,
+) -> rusqlite::Result<()> {
+    let has_value = value.is_some();
+    if has_value || *bound {
+        insert.raw_bind_parameter(column, value)?;
+    }
+    *bound = has_value;
+    Ok(())
 }
 
 /// What [`to_row`] reads.

@@ -5,7 +5,7 @@
 
 use super::commit::{Answer, Arrival, Committer, Failure};
 use super::error::StoreError;
-use super::inbox::{Done, Entry, Work};
+use super::inbox::{Done, Entry, Work, bytes_of};
 use super::item::Seq;
 use super::lock::FileLock;
 use super::options::Durability;
@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const LAST_ATTEMPTS: u32 = 5;
 /// When batches that nobody waits for are tried again after the disk was full.
 const RETRY: Duration = Duration::from_secs(1);
+/// Room for so many batches is kept from one commit to the next.
+const SPARE_ENTRIES: usize = 16 << 10;
 /// Pages in the log that are worth moving while there is nothing else to do.
 const IDLE_PAGES: u32 = 64;
 
@@ -72,7 +74,7 @@ impl Drop for Ending {
     fn drop(&mut self) {
         self.shared.status.closed();
         for entry in self.shared.inbox.abandon() {
-            answer(entry, Err(StoreError::Closed));
+            answer(entry.done, Err(StoreError::Closed));
         }
         // It may hold a handle of this very store.
         let watcher = self.shared.take_watcher();
@@ -142,7 +144,7 @@ impl<'a> Writer<'a> {
             self.held_back.append(&mut self.entries);
             std::mem::swap(&mut self.held_back, &mut self.entries);
         }
-        let bytes: usize = self.entries.iter().map(|entry| entry.batch.bytes()).sum();
+        let bytes = bytes_of(&self.entries);
         let outcome = match self.shared.status.broken() {
             Some(error) => Err(error),
             None => self.commit(),
@@ -152,8 +154,7 @@ impl<'a> Writer<'a> {
             Ok(()) => self.answer_all(),
             Err(error) => self.fail_all(&error),
         }
-        let held_back: usize = self.held_back.iter().map(|entry| entry.batch.bytes()).sum();
-        self.shared.inbox.finished(bytes - held_back);
+        self.shared.inbox.finished(bytes - bytes_of(&self.held_back));
         self.check_log();
     }
 
@@ -191,7 +192,7 @@ impl<'a> Writer<'a> {
     fn note_success(&mut self, durability: Durability) {
         self.tidy = false;
         let batches = self.entries.len() as u64;
-        let bytes: usize = self.entries.iter().map(|entry| entry.batch.bytes()).sum();
+        let bytes = bytes_of(&self.entries);
         let (inserted, deleted) = (self.committer.inserted, self.committer.deleted);
         self.shared.status.note(|stats| {
             stats.commits += 1;
@@ -215,9 +216,12 @@ impl<'a> Writer<'a> {
     }
 
     fn answer_all(&mut self) {
-        for (entry, result) in self.entries.drain(..).zip(self.answers.drain(..)) {
-            answer(entry, result.map(|range| &self.seqs[range]));
+        // The answers first: somebody waits for them, and for the payloads' memory nobody does.
+        for (entry, result) in self.entries.iter_mut().zip(self.answers.drain(..)) {
+            answer(entry.done.take(), result.map(|range| &self.seqs[range]));
         }
+        self.entries.clear();
+        self.entries.shrink_to(SPARE_ENTRIES);
     }
 
     /// Whoever waits hears of it. What nobody waits for (settled messages) has to get in some day.
@@ -226,7 +230,7 @@ impl<'a> Writer<'a> {
             if entry.done.is_none() && error.is_passing() {
                 self.held_back.push(entry);
             } else {
-                answer(entry, Err(error.clone()));
+                answer(entry.done, Err(error.clone()));
             }
         }
         if matches!(error, StoreError::DiskFull(_)) {
@@ -236,8 +240,8 @@ impl<'a> Writer<'a> {
     }
 
     fn give_up_held_back(&mut self) {
-        let bytes = self.held_back.drain(..).map(|entry| entry.batch.bytes()).sum();
-        self.shared.inbox.finished(bytes);
+        self.shared.inbox.finished(bytes_of(&self.held_back));
+        self.held_back.clear();
     }
 
     fn look(&mut self) {
@@ -285,8 +289,8 @@ impl<'a> Writer<'a> {
 }
 
 /// Somebody else's code: it may panic, and so may the destructor of what it holds.
-fn answer(entry: Entry, result: Result<&[Seq], StoreError>) {
-    if let Some(done) = entry.done {
+fn answer(done: Option<Done>, result: Result<&[Seq], StoreError>) {
+    if let Some(done) = done {
         let _ = catch_unwind(AssertUnwindSafe(|| done(result)));
     }
 }
