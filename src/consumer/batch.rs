@@ -66,13 +66,7 @@ where
         go_on: impl Fn() -> bool,
     ) -> Result<(), Nothing> {
         let max = self.max.min(limit);
-        loop {
-            match core.try_take_batch(max, &mut hands.batch) {
-                Ok(()) => break,
-                Err(Nothing::Empty | Nothing::NotBefore(_)) => core.wait_for_message(Patience::Forever, &go_on)?,
-                Err(nothing) => return Err(nothing),
-            }
-        }
+        core.take_batch(max, &mut hands.batch, Patience::Forever, &go_on)?;
         self.linger(core, &mut hands.batch, max, &go_on);
         Ok(())
     }
@@ -87,7 +81,14 @@ where
         core.try_take_batch(self.max.min(limit), &mut hands.batch).ok()
     }
 
-    fn handle(&self, core: &Core<T>, tally: &Tally, hands: &mut BatchHands<T>, (): (), hear: Option<&dyn Fn(Sign)>) {
+    fn handle(
+        &self,
+        core: &Core<T>,
+        tally: &Tally,
+        hands: &mut BatchHands<T>,
+        _: &mut Option<()>,
+        hear: Option<&dyn Fn(Sign)>,
+    ) {
         let batch = &mut hands.batch;
         let messages: &[Message<T>] = batch.make_contiguous();
         let result = hands.watch.time(&core.runtime.clock, tally, || {

@@ -2,7 +2,6 @@
 
 use super::work::{Hooks, Stopwatch, Work, panicked};
 use crate::breaker::Sign;
-use crate::delivery::Verdict;
 use crate::message::Message;
 use crate::outcome::{IntoOutcome, Outcome, contained};
 use crate::queue::core::{Core, Nothing, Patience};
@@ -23,6 +22,10 @@ where
     type Load = Message<T>;
 
     #[inline]
+    fn take_quickly(&self, core: &Core<T>) -> Option<Message<T>> {
+        core.take_plain()
+    }
+
     fn take(
         &self,
         core: &Core<T>,
@@ -47,28 +50,30 @@ where
         core: &Core<T>,
         tally: &Tally,
         watch: &mut Stopwatch,
-        mut message: Message<T>,
+        load: &mut Option<Message<T>>,
         hear: Option<&dyn Fn(Sign)>,
     ) {
+        let Some(message) = &*load else { return };
         let result = watch.time(&core.runtime.clock, tally, || {
             contained(|| {
                 if let Some(before) = &self.hooks.before {
-                    before(&message);
+                    before(message);
                 }
-                (self.handler)(&message).into_outcome()
+                (self.handler)(message).into_outcome()
             })
         });
         let (outcome, error) = result.unwrap_or_else(|words| panicked(core, message.id(), words));
-        self.hooks.after(&message, &outcome);
+        self.hooks.after(message, &outcome);
         if let Some(hear) = hear {
             hear(Sign::of(&outcome));
         }
         if outcome == Outcome::Ack {
-            let _ = core.settle(message, Verdict::Ack, tally);
-            return;
+            // Too late means that it went back to its queue and was reported as left.
+            let _ = core.ack(load, tally);
+        } else if let Some(mut message) = load.take() {
+            let verdict = core.judge(&mut message, outcome, error);
+            self.hooks.settle(core, message, verdict, tally);
         }
-        let verdict = core.judge(&mut message, outcome, error);
-        self.hooks.settle(core, message, verdict, tally);
     }
 
     #[cold]

@@ -58,15 +58,20 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
         self.core.runtime.as_worker(self.core.identity(), || {
             let mut hands = W::Hands::default();
             while let Some(pass) = self.may_go_on() {
-                match self.work.take(&self.core, &mut hands, pass.limit(), || self.may_wait(pass)) {
-                    Ok(load) => self.handle(pass, load, &tally, &mut hands),
-                    Err(nothing) => {
-                        self.unused(pass);
-                        if matches!(nothing, Nothing::Closed | Nothing::Deadlock) {
-                            return self.leave();
+                let mut load = self.work.take_quickly(&self.core);
+                if load.is_none() {
+                    match self.work.take(&self.core, &mut hands, pass.limit(), || self.may_wait(pass)) {
+                        Ok(taken) => load = Some(taken),
+                        Err(nothing) => {
+                            self.unused(pass);
+                            if matches!(nothing, Nothing::Closed | Nothing::Deadlock) {
+                                return self.leave();
+                            }
+                            continue;
                         }
                     }
                 }
+                self.handle(pass, &mut load, &tally, &mut hands);
             }
         });
         self.core.tallies.worker_ended(&tally);
@@ -101,7 +106,7 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
     }
 
     #[inline]
-    pub(super) fn handle(&self, pass: Pass, load: W::Load, tally: &Tally, hands: &mut W::Hands) {
+    pub(super) fn handle(&self, pass: Pass, load: &mut Option<W::Load>, tally: &Tally, hands: &mut W::Hands) {
         match &self.reopening {
             None => self.work.handle(&self.core, tally, hands, load, None),
             Some(reopening) => self.handle_watched(reopening, pass, load, tally, hands),
@@ -112,13 +117,13 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
         &self,
         reopening: &Registration,
         pass: Pass,
-        load: W::Load,
+        load: &mut Option<W::Load>,
         tally: &Tally,
         hands: &mut W::Hands,
     ) {
         let permit = self.roster.lock().permit(pass);
         match permit {
-            None => self.work.give_back(&self.core, hands, load),
+            None => load.take().into_iter().for_each(|load| self.work.give_back(&self.core, hands, load)),
             Some(permit) => {
                 let hear = |sign| self.heard(permit, sign, reopening);
                 self.work.handle(&self.core, tally, hands, load, Some(&hear));
@@ -367,8 +372,12 @@ impl<T: Send + Sync + 'static, W: Work<T>> Task for Squad<T, W> {
         self.busy.fetch_add(1, Ordering::SeqCst);
         let mut hands = W::Hands::default();
         let handled = self.core.runtime.as_worker(self.core.identity(), || {
-            let load = self.work.take_now(&self.core, &mut hands, pass.limit());
-            load.map(|load| self.handle(pass, load, &tally, &mut hands)).is_some()
+            let mut load = self.work.take_now(&self.core, &mut hands, pass.limit());
+            let taken = load.is_some();
+            if taken {
+                self.handle(pass, &mut load, &tally, &mut hands);
+            }
+            taken
         });
         self.busy.fetch_sub(1, Ordering::SeqCst);
         if !handled {

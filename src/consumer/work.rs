@@ -27,6 +27,11 @@ pub(super) trait Work<T: Send + Sync + 'static>: Send + Sync + 'static {
     type Hands: Default;
     /// What was taken, as far as it is not in the hands.
     type Load;
+    /// Takes what is there in the common case; `None` says nothing, [`Work::take`] follows.
+    #[inline]
+    fn take_quickly(&self, _: &Core<T>) -> Option<Self::Load> {
+        None
+    }
     /// Waits for something to handle: at most `limit` messages.
     fn take(
         &self,
@@ -39,13 +44,14 @@ pub(super) trait Work<T: Send + Sync + 'static>: Send + Sync + 'static {
     fn is_ready(&self, core: &Core<T>) -> bool;
     /// Takes what is there now.
     fn take_now(&self, core: &Core<T>, hands: &mut Self::Hands, limit: usize) -> Option<Self::Load>;
-    /// Handles what was taken and settles it. Before it is settled, `hear` is told what it says.
+    /// Handles what was taken and settles it, which empties `load`. Before it is settled, `hear` is told what
+    /// it says.
     fn handle(
         &self,
         core: &Core<T>,
         tally: &Tally,
         hands: &mut Self::Hands,
-        load: Self::Load,
+        load: &mut Option<Self::Load>,
         hear: Option<&dyn Fn(Sign)>,
     );
     /// Puts what was taken back as if it had not been.

@@ -29,6 +29,27 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
     ) -> Result<Receipt, PublishError<T>> {
         self.stamp(&mut message, Text::new(key));
         let id = message.id;
+        if self.limited.load(Ordering::Relaxed) {
+            return self.publish_otherwise(message, patience);
+        }
+        // The common case: a key that is known to lead to one plain queue, which has room. No user code runs
+        // under these locks, and nothing waits.
+        let mut lane = self.lanes[thread_slot() % LANES].lock();
+        if let Some((Route::One(queue), published)) = lane.known(self, &message.routing_key)
+            && let Some(mut place) = queue.place_for(&mut message)
+        {
+            place.chunk().push_back(message);
+            queue.placed(place);
+            *published += 1;
+            return Ok(Receipt { id, routed: 1 });
+        }
+        drop(lane);
+        self.publish_otherwise(message, patience)
+    }
+
+    #[cold]
+    fn publish_otherwise(&self, mut message: Message<T>, patience: Patience) -> Result<Receipt, PublishError<T>> {
+        let id = message.id;
         let limited = self.limited.load(Ordering::Relaxed);
         if limited {
             message = self.admit(message)?;
@@ -39,17 +60,6 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         let route = {
             let mut lane = self.lanes[thread_slot() % LANES].lock();
             match lane.look_up(self, &message.routing_key, &mut outdated) {
-                // The common case ends here: nothing in `offer` runs user code or waits.
-                Route::One(queue) if !message.is_timed() && !queue.is_ordered() => match queue.offer(message) {
-                    Ok(()) => {
-                        lane.published += 1;
-                        return Ok(Receipt { id, routed: 1 });
-                    }
-                    Err((refused, _)) => {
-                        message = refused;
-                        Route::One(Arc::clone(queue))
-                    }
-                },
                 Route::Ring(ring) if !message.is_request() => match ring.offer(message, &mut waste) {
                     Ok(()) => {
                         lane.published += 1;

@@ -54,7 +54,20 @@ impl<T: Send + Sync + 'static> Lane<T> {
         Self { version: 0, index: AHashMap::new(), routes: Vec::new(), latest: (Text::EMPTY, 0), published: 0 }
     }
 
+    /// The route of a key, if it was looked up before and nothing has been bound since; and the count of
+    /// what was published.
     #[inline]
+    pub(super) fn known(&mut self, topic: &TopicCore<T>, key: &Text) -> Option<(&Route<T>, &mut u64)> {
+        if self.version != topic.runtime.routes_version.load(Ordering::Acquire) {
+            return None;
+        }
+        if self.latest.0 != *key {
+            let position = *self.index.get(key.as_str())?;
+            self.latest = (key.clone(), position);
+        }
+        Some((self.routes.get(self.latest.1)?, &mut self.published))
+    }
+
     pub(super) fn look_up(&mut self, topic: &TopicCore<T>, key: &Text, outdated: &mut Vec<Route<T>>) -> &Route<T> {
         let version = topic.runtime.routes_version.load(Ordering::Acquire);
         if self.version != version || self.routes.len() > REMEMBERED_ROUTES {
