@@ -190,11 +190,6 @@ struct Inbox {
 struct Slot(Mutex<Option<u64>>, Condvar);
 
 impl Slot {
-    fn give(&self, seq: u64) {
-        *self.0.lock().unwrap() = Some(seq);
-        self.1.notify_one();
-    }
-
     fn wait(&self) -> u64 {
         let mut seq = self.0.lock().unwrap();
         loop {
@@ -226,10 +221,12 @@ impl Bare {
                 if sync {
                     file.sync_data().expect("synced");
                 }
-                for slot in waiting {
-                    slot.give(next);
+                // As in the store, all answers first, so that who waits for many is woken once.
+                for slot in &waiting {
+                    *slot.0.lock().unwrap() = Some(next);
                     next += 1;
                 }
+                waiting.iter().for_each(|slot| slot.1.notify_one());
                 if closing {
                     return;
                 }

@@ -51,6 +51,7 @@
 //! | say how often to try again | [`Retry`], [`DelayLevel`] |
 //! | look after what failed | [`DeadLetter`], [`Queue::redrive`] |
 //! | watch | [`Broker::stats`], [`Broker::describe`], [`Event`] |
+//! | keep things in a file (feature `sqlite`) | the module `store` |
 //! | end | [`Broker::shutdown`], [`ShutdownReport`], [`Queue::drain`] |
 //! | test | [`Broker::simulated`], [`Simulation`], [`ManualClock`], [`Broker::wait_idle`] |
 //!

@@ -38,7 +38,7 @@ struct Stream {
 }
 
 /// What became of one batch of a commit that succeeded.
-pub(super) type Answer = Result<Range<usize>, StoreError>;
+pub(super) type Outcome = Result<Range<usize>, StoreError>;
 
 /// Why a transaction could not be begun, or done.
 pub(super) enum Failure {
@@ -77,7 +77,7 @@ impl<'c> Committer<'c> {
         entries: &[Entry],
         durability: Durability,
         seqs: &mut Vec<Seq>,
-        answers: &mut Vec<Answer>,
+        answers: &mut Vec<Outcome>,
         arrivals: &mut Vec<Arrival>,
     ) -> Result<(), Failure> {
         self.set_durability(durability).map_err(Failure::RolledBack)?;
@@ -124,7 +124,7 @@ impl<'c> Committer<'c> {
         entries: &[Entry],
         durability: Durability,
         seqs: &mut Vec<Seq>,
-        answers: &mut Vec<Answer>,
+        answers: &mut Vec<Outcome>,
         arrivals: &mut Vec<Arrival>,
     ) -> Result<(), StoreError> {
         let before = self.connection.total_changes();

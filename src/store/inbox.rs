@@ -4,11 +4,15 @@ use super::batch::Batch;
 use super::error::StoreError;
 use super::item::Seq;
 use super::options::{Durability, Options};
+use super::ticket::Answer;
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// Called once the batch is committed, with the places of what it inserted, or could not be.
-pub(super) type Done = Box<dyn FnOnce(Result<&[Seq], StoreError>) + Send>;
+/// Who hears that the batch is committed, with the places of what it inserted, or could not be.
+pub(super) enum Done {
+    Call(Box<dyn FnOnce(Result<&[Seq], StoreError>) + Send>),
+    Ticket(Answer),
+}
 
 /// One batch and who waits for it.
 pub(super) struct Entry {

@@ -145,7 +145,7 @@ pub use status::{State, StoreStats};
 pub use ticket::{Seqs, Ticket};
 
 use crate::sync::{JoinHandle, Mutex, ThreadBuilder, current_thread};
-use inbox::Entry;
+use inbox::{Done, Entry};
 use lock::FileLock;
 use shared::Shared;
 use std::ops::Range;
@@ -221,8 +221,8 @@ impl Store {
     ///
     /// If the store is closed.
     pub fn submit_for_ticket(&self, batch: Batch, durability: Durability) -> Result<Ticket, StoreError> {
-        let (ticket, done) = Ticket::new();
-        self.shared.inbox.push(Entry::new(batch, durability, Some(done)))?;
+        let (ticket, answer) = Ticket::new();
+        self.shared.inbox.push(Entry::new(batch, durability, Some(Done::Ticket(answer))))?;
         Ok(ticket)
     }
 
@@ -239,7 +239,7 @@ impl Store {
         durability: Durability,
         done: impl FnOnce(Result<&[Seq], StoreError>) + Send + 'static,
     ) -> Result<(), StoreError> {
-        self.shared.inbox.push(Entry::new(batch, durability, Some(Box::new(done))))
+        self.shared.inbox.push(Entry::new(batch, durability, Some(Done::Call(Box::new(done)))))
     }
 
     /// Hands in a batch that nobody waits for. It shares a commit with others, or gets its own after

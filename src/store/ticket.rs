@@ -1,7 +1,6 @@
 //! An answer to wait for.
 
 use super::error::StoreError;
-use super::inbox::Done;
 use super::item::Seq;
 use crate::sync::{Condvar, Mutex};
 use smallvec::SmallVec;
@@ -25,12 +24,10 @@ struct Slot {
 }
 
 impl Ticket {
-    /// The ticket, and what to call with its answer. Dropped uncalled, that answers too: closed.
-    pub(super) fn new() -> (Self, Done) {
+    /// The ticket, and what gives it its answer.
+    pub(super) fn new() -> (Self, Answer) {
         let slot = Arc::new(Slot::default());
-        let mut answer = Answer(Some(Arc::clone(&slot)));
-        let done = move |result: Result<&[Seq], StoreError>| answer.give(result.map(Seqs::from_slice));
-        (Self { slot }, Box::new(done))
+        (Self { slot: Arc::clone(&slot) }, Answer { slot, given: false })
     }
 
     /// Waits for the commit.
@@ -76,19 +73,26 @@ impl Ticket {
     }
 }
 
-struct Answer(Option<Arc<Slot>>);
+/// Wakes whoever waits when it is dropped, which is apart from giving the answer so that a commit can give all of
+/// its answers first: who waits for several tickets in turn is then woken once, and not for each. Dropped without
+/// having given one, it answers that the store is closed.
+pub(super) struct Answer {
+    slot: Arc<Slot>,
+    given: bool,
+}
 
 impl Answer {
-    fn give(&mut self, result: Result<Seqs, StoreError>) {
-        if let Some(slot) = self.0.take() {
-            *slot.answer.lock() = Some(result);
-            slot.came.notify_one();
-        }
+    pub(super) fn give(&mut self, result: Result<Seqs, StoreError>) {
+        *self.slot.answer.lock() = Some(result);
+        self.given = true;
     }
 }
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        self.give(Err(StoreError::Closed));
+        if !self.given {
+            self.give(Err(StoreError::Closed));
+        }
+        self.slot.came.notify_one();
     }
 }

@@ -3,13 +3,14 @@
 //! It takes all that has arrived, makes one transaction of it, tells everybody, and looks again; whatever came
 //! meanwhile shares the next transaction. That is the group commit: its size follows the load by itself.
 
-use super::commit::{Answer, Arrival, Committer, Failure};
+use super::commit::{Arrival, Committer, Failure, Outcome};
 use super::error::StoreError;
 use super::inbox::{Done, Entry, Work, bytes_of};
 use super::item::Seq;
 use super::lock::FileLock;
 use super::options::Durability;
 use super::shared::Shared;
+use super::ticket::{Answer, Seqs};
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 use rusqlite::hooks::Wal;
@@ -44,17 +45,18 @@ fn note_pages(_: &Wal, pages: std::ffi::c_int) -> rusqlite::Result<()> {
 
 /// Runs until the store is closed. The file stays locked until all is written and the connection is gone.
 /// `ready` hears whether it could begin.
-pub(super) fn run(shared: &Arc<Shared>, connection: Connection, lock: FileLock, ready: Done) {
+pub(super) fn run(shared: &Arc<Shared>, connection: Connection, lock: FileLock, mut ready: Answer) {
     let ending = Ending { shared: Arc::clone(shared), _lock: lock };
     let connection = connection;
     connection.wal_hook(Some(note_pages));
     let prepared = connection.busy_timeout(PATIENCE).map_err(StoreError::from);
     match prepared.and_then(|()| Committer::new(&connection)) {
         Ok(committer) => {
-            ready(Ok(&[]));
+            ready.give(Ok(Seqs::new()));
+            drop(ready);
             Writer::new(shared, &connection, committer).work();
         }
-        Err(error) => ready(Err(error)),
+        Err(error) => ready.give(Err(error)),
     }
     if shared.status.broken().is_some() {
         let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
@@ -90,7 +92,9 @@ struct Writer<'a> {
     /// Nobody waits for these, and they did not get in for want of space.
     held_back: Vec<Entry>,
     seqs: Vec<Seq>,
-    answers: Vec<Answer>,
+    answers: Vec<Outcome>,
+    /// Whoever waits for these is yet to be woken.
+    given: Vec<Answer>,
     arrivals: Vec<Arrival>,
     tidy: bool,
     page_bytes: u64,
@@ -107,6 +111,7 @@ impl<'a> Writer<'a> {
             held_back: Vec::new(),
             seqs: Vec::new(),
             answers: Vec::new(),
+            given: Vec::new(),
             arrivals: Vec::new(),
             tidy: true,
             page_bytes: page_bytes.into(),
@@ -218,8 +223,9 @@ impl<'a> Writer<'a> {
     fn answer_all(&mut self) {
         // The answers first: somebody waits for them, and for the payloads' memory nobody does.
         for (entry, result) in self.entries.iter_mut().zip(self.answers.drain(..)) {
-            answer(entry.done.take(), result.map(|range| &self.seqs[range]));
+            self.given.extend(answer(entry.done.take(), result.map(|range| &self.seqs[range])));
         }
+        self.given.clear();
         self.entries.clear();
         self.entries.shrink_to(SPARE_ENTRIES);
     }
@@ -230,9 +236,10 @@ impl<'a> Writer<'a> {
             if entry.done.is_none() && error.is_passing() {
                 self.held_back.push(entry);
             } else {
-                answer(entry.done, Err(error.clone()));
+                self.given.extend(answer(entry.done, Err(error.clone())));
             }
         }
+        self.given.clear();
         if matches!(error, StoreError::DiskFull(_)) {
             // Perhaps the log can be used from its start again, which takes no space.
             self.checkpoint("PRAGMA wal_checkpoint(RESTART)");
@@ -288,9 +295,17 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Somebody else's code: it may panic, and so may the destructor of what it holds.
-fn answer(done: Option<Done>, result: Result<&[Seq], StoreError>) {
-    if let Some(done) = done {
-        let _ = catch_unwind(AssertUnwindSafe(|| done(result)));
+/// Tells who waits; whoever sleeps for a ticket is woken when the answer returned here is dropped.
+fn answer(done: Option<Done>, result: Result<&[Seq], StoreError>) -> Option<Answer> {
+    match done? {
+        // Somebody else's code: it may panic, and so may the destructor of what it holds.
+        Done::Call(call) => {
+            let _ = catch_unwind(AssertUnwindSafe(|| call(result)));
+            None
+        }
+        Done::Ticket(mut answer) => {
+            answer.give(result.map(Seqs::from_slice));
+            Some(answer)
+        }
     }
 }
