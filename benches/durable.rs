@@ -51,9 +51,14 @@ fn compare(name: &str, rounds: usize, run: impl Fn(&dyn Target) -> f64) {
         return;
     }
     let (mut stores, mut bares, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut store_cpu, mut bare_cpu) = (0.0, 0.0);
     for _ in 0..rounds {
+        let start = cpu_seconds();
         let bare = in_folder(|folder| run(&Bare::open(&folder.join("bare"))));
+        let middle = cpu_seconds();
         let store = in_folder(|folder| run(&Durable::open(&folder.join("store.db"))));
+        bare_cpu += middle - start;
+        store_cpu += cpu_seconds() - middle;
         ratios.push(store / bare);
         stores.push(store);
         bares.push(bare);
@@ -64,10 +69,20 @@ fn compare(name: &str, rounds: usize, run: impl Fn(&dyn Target) -> f64) {
     };
     let (low, middle, high) = spread(&mut ratios);
     println!(
-        "{name:40} bare {:>9.0}/s  store {:>9.0}/s  ratio {middle:.2} ({low:.2} to {high:.2})",
+        "{name:40} bare {:>9.0}/s  store {:>9.0}/s  ratio {middle:.2} ({low:.2} to {high:.2}); CPU time {:.1} x",
         spread(&mut bares).1,
-        spread(&mut stores).1
+        spread(&mut stores).1,
+        store_cpu / bare_cpu
     );
+}
+
+/// Of all threads of this process; zero where that cannot be read.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<f64> =
+        stat.rsplit(')').next().unwrap_or("").split_whitespace().filter_map(|f| f.parse().ok()).collect();
+    // The state, the third field, is no number; user and system time are the fourteenth and fifteenth.
+    fields.get(10..12).map_or(0.0, |times| (times[0] + times[1]) / 100.0)
 }
 
 fn in_folder<R>(work: impl FnOnce(&Path) -> R) -> R {
