@@ -23,7 +23,8 @@ fn writes_until_it_is_killed() {
     let store = Store::open(file, Options::new().wal_bytes(200_000)).unwrap();
     let stream = store.declare("queue", "q", "").unwrap();
     let first = store.reader().unwrap().streams().unwrap()[0].next;
-    println!("open");
+    // On a line of its own, even behind what the test harness says on one core.
+    println!("\nopen");
     for n in first.. {
         let durability = if n % 64 == 0 { Durability::Sync } else { Durability::Buffered };
         let say = move |seqs: Result<&[Seq], StoreError>| {
