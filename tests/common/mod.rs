@@ -3,6 +3,8 @@
 
 #[cfg(feature = "sqlite")]
 pub(crate) mod store;
+#[cfg(shuttle)]
+pub(crate) mod interleavings;
 
 use std::sync::Once;
 use std::sync::mpsc;
