@@ -54,6 +54,7 @@
 //! | commit messages with your own rows, and do work once | `SqliteOutbox`, `PostgresOutbox`, and [their section of the guide](guide#outbox-and-inbox) |
 //! | look after what failed | [`DeadLetter`], [`Queue::redrive`] |
 //! | watch | [`Broker::stats`], [`Broker::describe`], [`Event`] |
+//! | keep things in a file (feature `sqlite`) | the module `store` |
 //! | end | [`Broker::shutdown`], [`ShutdownReport`], [`Queue::drain`] |
 //! | test | [`Broker::simulated`], [`Simulation`], [`ManualClock`], [`Broker::wait_idle`] |
 //!
@@ -156,6 +157,8 @@ mod request;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod track;
 mod log;
+#[cfg(feature = "sqlite")]
+pub mod store;
 mod alarm;
 mod describe;
 mod shutdown;
