@@ -427,6 +427,14 @@ impl WeakBroker {
         registry.queues.insert(Arc::clone(&queue.core.name), queue.core.clone());
         Ok(queue)
     }
+
+    /// Forgets such a queue if it has never held a letter; whether it did.
+    pub(crate) fn forget_dead_letters(&self, name: &str) -> bool {
+        let Some(inner) = self.0.upgrade() else { return true };
+        let mut registry = inner.registry.lock();
+        registry.forget_unused(name);
+        !registry.queues.contains_key(name)
+    }
 }
 
 impl Registry {

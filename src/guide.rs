@@ -184,7 +184,8 @@
 //! * threads of your own: only workers are looked at, and a thread that a handler starts is not one;
 //! * waits for anything but room: a mutex, a reply, a message of another queue.
 //!
-//! For these there is [`Event::WorkerBlocked`], told when a worker has waited for room for a second
+//! For these there is [`Event::WorkerBlocked`], told when a worker has waited for room, or for a
+//! [subscriber](#broadcast), for a second
 //! ([`Builder::blocked_warning`](crate::Builder::blocked_warning)). In a simulation a blocking call reports
 //! any standstill of the whole.
 //!
@@ -247,6 +248,7 @@
 //! * **Cancelling and firing exclude each other.** `true` means that no queue delivers the message, `false`
 //!   that each one does which took it, or that there was none. Publishing again with the same timer replaces
 //!   what is pending. A name is forgotten once its timer has fired or was cancelled.
+//! * **Subscribers** get it when it is due, too; see [Broadcast](#broadcast).
 //! * **Capacity.** A delayed message is accepted and routed at once and takes room while it waits: a queue has
 //!   to hold all that is pending. When it is due it becomes ready behind what is ready then.
 //! * **The wall clock.** A time is turned into a delay when the message is published, by the system's clock as
@@ -431,6 +433,105 @@
 //! back after its delay, ahead of fresh ones), [`Delivery::requeue`] (the message goes to the end), a
 //! [delay](#delay), [priorities](#priorities), and a rate limit per key. Order by key, kept through failures and across workers, is not there yet.
 //!
+//! # Broadcast
+//!
+//! A [subscriber](crate::Topic::subscribe) sees every message that is published to its topic after it
+//! subscribed, whatever the routing key, and none twice. It [receives](crate::Subscriber) by hand or has a
+//! [handler](crate::SubscriberBuilder::start) called. All subscribers share one message; nothing is cloned. One
+//! that falls behind by more than its capacity, 1,024 messages unless told otherwise, lags, and its [`Lag`]
+//! says what happens; it is never silent:
+//!
+//! | policy | the publisher | the subscriber |
+//! |---|---|---|
+//! | [`DropOldest`](crate::Lag::DropOldest), the default | does not notice | its next receive says [`Lagged(n)`](crate::BroadcastError::Lagged), then it goes on with the oldest message left |
+//! | [`Block`](crate::Lag::Block) | waits for it, as for a full queue; `try_publish` gives the message back | misses nothing |
+//! | [`Disconnect`](crate::Lag::Disconnect) | does not notice | is cut off, and told so |
+//!
+//! ```
+//! use postroom::{Broker, BroadcastError, Lag, Message, PublishError, Topic};
+//!
+//! let broker = Broker::new();
+//! let settings: Topic<u32> = broker.topic("settings").keep_latest_by_key().declare()?;
+//! let cache = settings.subscribe().name("cache").capacity(2).open()?;
+//! let audit = settings.subscribe().name("audit").capacity(3).lag(Lag::Block).open()?;
+//! for limit in [10, 20, 30] {
+//!     settings.publish("", Message::new(limit).with_key("limit")).unwrap();
+//! }
+//! assert_eq!(cache.recv().unwrap_err(), BroadcastError::Lagged(1));
+//! assert_eq!(**cache.recv().unwrap(), 20);
+//!
+//! let Err(PublishError::Full(refused)) = settings.try_publish("", 40) else { panic!("audit is waited for") };
+//! assert_eq!(refused.by(), "audit");
+//!
+//! let late = settings.subscribe().replay_latest_by_key().open()?; // starts with what holds now
+//! assert_eq!(**late.recv().unwrap(), 30);
+//! # drop(audit);
+//! # Ok::<(), postroom::Error>(())
+//! ```
+//!
+//! * **What it costs.** A publish writes once, into a ring that all subscribers of the topic read, each at its
+//!   own place. Neither the writing nor the memory grows with their number. The ring has a lock, which a
+//!   subscriber takes once for up to an eighth of its capacity, at most 128 messages. What it has taken ahead it
+//!   cannot miss any more, and nobody waits for; so it may be behind by that much more than its capacity.
+//! * **The past.** A topic remembers [the last n](crate::TopicBuilder::keep_last) messages, or [the latest of each
+//!   key](crate::TopicBuilder::keep_latest_by_key), if it is declared so. A late subscriber starts with them
+//!   ([`replay_last`](crate::SubscriberBuilder::replay_last),
+//!   [`replay_latest_by_key`](crate::SubscriberBuilder::replay_latest_by_key)) and goes on with what is published
+//!   from then on, without a gap and without a message twice.
+//! * **All or none** counts subscribers that are waited for as well: a publish that one of them has no room for
+//!   reaches no queue either. Such a wait closes circles as one for a queue does: a handler whose publish could
+//!   only be taken by itself gets [`PublishError::Deadlock`].
+//! * **Nothing is settled.** A handler that panics is [told of](crate::Event::HandlerPanicked), and the next
+//!   message follows. What must be retried belongs in a queue; bind one beside the subscribers.
+//! * **A delayed message** reaches, when it is due, whoever has subscribed by then; its [`Timer`] cancels it for
+//!   queues and subscribers alike. It takes no subscriber's room before, and if there is none when it is due, it
+//!   waits for some. **One that has outlived its time to live** is left out, and counted in
+//!   [`TopicStats::expired`](crate::TopicStats::expired). Priorities mean nothing here.
+//! * **Shutdown** lets handlers finish. Who receives by hand gets what is left, and then
+//!   [`Closed`](crate::BroadcastError::Closed).
+//!
+//! # Request and reply
+//!
+//! A module that needs an answer publishes a [request](crate::Topic::request) and waits; the other side returns
+//! the reply from a handler started with [`respond`](crate::ConsumerBuilder::respond), or gives it with
+//! [`Message::reply`](crate::Message::reply), now or later, on any thread. A request is an ordinary message: it
+//! is routed, retried and limited like any other, and the replier need not know who asks.
+//!
+//! ```
+//! use postroom::{Broker, Failure, Message, Queue, RequestError, Retry, Topic};
+//! use std::time::Duration;
+//!
+//! let (broker, _simulation) = Broker::simulated(1);
+//! let tickets: Topic<u32> = broker.topic("tickets").declare()?;
+//! let desk: Queue<u32> = broker.queue("desk").retry(Retry::immediate(2)).declare()?;
+//! tickets.bind(&desk, "ticket.*")?;
+//! desk.consumer().respond(|seat: &Message<u32>| match **seat {
+//!     0 => Err(Failure::permanent("no such seat")),
+//!     seat => Ok(format!("ticket for seat {seat}")),
+//! })?;
+//!
+//! let minute = Duration::from_secs(60);
+//! assert_eq!(tickets.request::<String>("ticket.buy", 7, minute).unwrap(), "ticket for seat 7");
+//! let failed = tickets.request::<String>("ticket.buy", 0, minute).unwrap_err();
+//! assert_eq!(failed.to_string(), "queue \"desk\" gave up on the request (permanent failure): no such seat");
+//! let lost = tickets.request::<String>("prize.pay", 7, minute).unwrap_err();
+//! assert!(matches!(lost, RequestError::Publish(_))); // nobody got it; it is inside
+//! # Ok::<(), postroom::Error>(())
+//! ```
+//!
+//! * **The requester hears as soon as it is certain** that nobody will reply, without waiting for its timeout:
+//!   the message became a dead letter or was parked, expired, was purged or left at shutdown, was acked without a
+//!   reply. [`RequestError`](crate::RequestError) says which. While attempts are left, it waits for the next.
+//! * **A timeout is no cancellation.** The message may be handled afterwards; its reply then counts in
+//!   [`Stats::late_replies`](crate::Stats::late_replies). A request that is safe to repeat is worth some effort.
+//! * **Several queues** may get a request; the first reply counts, and a failure is told only when all of them
+//!   have given up. Subscribers and logs see it and cannot reply.
+//! * **A key that is held back** ([`Exhausted::Park`](crate::Exhausted::Park)): the request that failed is
+//!   answered at once, though its message may be handled later; those behind it wait until the key is released, or
+//!   for their timeout.
+//! * **A worker may ask.** It is busy meanwhile, and its queue has one worker less. If only its own circle could
+//!   reply, it is told so ([`RequestError::Deadlock`](crate::RequestError::Deadlock)) instead of hanging.
+//!
 //! # Dead letters keep everything
 //!
 //! A queue gives up on a message when its attempts are used up, when a failure is permanent, when its
@@ -476,6 +577,69 @@
 //! A dead-letter queue gives up on nothing: a letter whose handler fails comes back until it is settled.
 //! If it is full, the message that should go there is kept, takes up room in its own queue, and is tried
 //! again every second; [`Event::DeadLettersFull`] tells the owner.
+//!
+//! # Replay
+//!
+//! A queue forgets a message once it is settled. A [`Log`] keeps what is appended for as long as its
+//! [`Retention`] says (so many records, so many bytes, so long, or everything), and any number of
+//! [groups](crate::Group) read it, each all of it and at its own pace. A topic can be [bound](crate::Topic::bind) to
+//! a log as to a queue. Readers share the log's memory, nothing is copied.
+//!
+//! A log has partitions. Messages with the same key (their own, or one that a
+//! [function](crate::LogBuilder::keyed_by) names) go to the same one, where each record has an offset that
+//! never changes. The members of a group, which are workers or [`Reader`](crate::Reader)s by hand, share the
+//! partitions: one member reads a partition at a time, so its order is kept, and they may come and go.
+//!
+//! How far a group has come is committed after the handler has succeeded, or by hand; it goes back only when
+//! told to.
+//!
+//! ```
+//! use postroom::{Broker, Log, LogError, Message, Record, Retention, Start};
+//!
+//! let (broker, simulation) = Broker::simulated(1);
+//! let lines: Log<&str> = broker.log("lines").partitions(2).retain(Retention::count(1_000)).declare()?;
+//! for line in ["started", "ready", "stopped"] {
+//!     lines.append(Message::new(line).with_key("web-1")).unwrap();
+//! }
+//!
+//! let indexer = lines.group("indexer").start(Start::Earliest)?;
+//! indexer.consumer().workers(2).start(|line: &Record<&str>| assert_eq!(line.key(), Some("web-1")))?;
+//! simulation.run_until_idle();
+//! assert_eq!((indexer.lag(), indexer.stats().delivered), (0, 3));
+//!
+//! indexer.rewind(Start::Earliest)?; // everything once more
+//! simulation.run_until_idle();
+//! assert_eq!(indexer.stats().delivered, 6);
+//!
+//! // A group that comes late reads it all, here by hand.
+//! let archive = lines.group("archive").start(Start::Earliest)?;
+//! let mut reader = archive.reader();
+//! let first = reader.recv()?;
+//! archive.commit(first.partition(), first.offset())?;
+//! assert_eq!((*first.payload(), archive.lag()), ("started", 2));
+//!
+//! // Old offsets are trimmed, and whoever asks for one is told which is the oldest.
+//! lines.append_batch((0..5_000).map(|_| Message::new("busy").with_key("web-1"))).unwrap();
+//! assert!(matches!(reader.recv(), Err(LogError::Trimmed { asked: 1, oldest: 3_000.., .. })));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! A group begins at the earliest record, the latest, an offset or a time ([`Start`]), and is given records as
+//! fast as it takes them or [at the pace](crate::Replay::original_pace) at which they were published. A record that
+//! fails is tried again by the group's retry policy while its partition waits and the others flow; after the last
+//! attempt it is a dead letter, and the partition goes on. If the dead-letter queue is full, the partition waits
+//! for room there, and whoever reads it next, worker or reader, tries again.
+//!
+//! With [`compact`](crate::LogBuilder::compact), a log keeps the latest record of each key, so that a late
+//! group gets the state of things instead of their history; a [tombstone](crate::LogBuilder::tombstone) says
+//! that a key is no more, and goes once every group has read it. A group that nobody needs any more holds
+//! tombstones back until it is [removed](crate::Log::remove_group).
+//!
+//! Where it ends: retention waits for no group. Workers that are too slow go on at the oldest record, which
+//! [`skipped`](crate::GroupStats::skipped) counts and [`Event::LogTrimmed`] tells. By hand, nothing happens to a
+//! record that is not committed until its reader is dropped: then it comes again. A [`Record`](crate::Record)
+//! that is kept, and a dead letter, keep their segment of the log in memory (up to 1,024 records, or a quarter
+//! of what is retained). A log lives in memory, as queues do.
 //!
 //! # Shutdown loses nothing unreported
 //!
@@ -917,6 +1081,7 @@
 //! [`Expired::Drop`]: crate::Expired::Drop
 //! [`Reason::Expired`]: crate::Reason::Expired
 //! [`SettleError::Late`]: crate::SettleError::Late
+//! [`Lag`]: crate::Lag
 //! [`Timer`]: crate::Timer
 //! [`Broker::new`]: crate::Broker::new
 //! [`Broker::simulated`]: crate::Broker::simulated
@@ -945,3 +1110,7 @@
 //! [`Reason`]: crate::Reason
 //! [`ManualClock`]: crate::ManualClock
 //! [`Event::DeadLettersFull`]: crate::Event::DeadLettersFull
+//! [`Event::LogTrimmed`]: crate::Event::LogTrimmed
+//! [`Log`]: crate::Log
+//! [`Retention`]: crate::Retention
+//! [`Start`]: crate::Start

@@ -46,6 +46,7 @@
 //! | consume by hand | [`Queue::recv`], [`Delivery`], [`Batch`] |
 //! | ask and wait for the reply | [`Topic::request`], [`Queue::request`], [`ConsumerBuilder::respond`], [`Message::reply`] |
 //! | have every listener see every message | [`Topic::subscribe`], [`Subscriber`], [`Lag`] |
+//! | keep everything, read it again | [`Broker::log`], [`Log`], [`Group`], [`Retention`], [`Replay`] |
 //! | keep each key's messages in order | [`QueueBuilder::ordered_by`], [`Exhausted`], [`Queue::parked`] |
 //! | deliver later, or regularly | [`Message::with_delay`], [`Timer`], [`Broker::schedule`] |
 //! | limit and protect | [`QueueBuilder::rate_limit`], [`QueueBuilder::admission`], [`CircuitBreaker`], [`Alarm`] |
@@ -83,13 +84,28 @@
 //! | waiting for its retry | the queue's heap of delayed messages | that heap's lock |
 //! | in flight | the [`Delivery`], or the worker that handles it | nothing |
 //! | given up on | the dead-letter queue | as in any queue |
+//! | in a log | the log, shared with whoever reads it | its partition's lock until it is read, then nothing |
+//!
+//! **Subscribers** share. A topic that has any keeps one ring: a publish writes into it once, under its lock, and
+//! each subscriber has a cursor of its own. It takes a chunk of messages at a time, shared with all others, so
+//! that the lock is not taken, and no count of references changes, for each message and subscriber. A chunk
+//! is let go of when neither a capacity, nor what the topic is to remember, nor a subscriber that is waited for
+//! needs it; who still reads in it keeps it alive. With queues beside subscribers, the ring promises a place
+//! like a queue.
 //!
 //! **Locks.** The hand-off is not lock-free. A queue has two short mutexes, one for producers and one for
 //! consumers; a consumer takes both only when the head is empty, a producer both only when the queue is
 //! full, and a whole chunk of messages changes sides at once. A topic has eight route caches, each under a
-//! mutex, and spreads threads over them. Settling an ack takes no lock (with
+//! mutex, and spreads threads over them. A ring has one mutex; a subscriber that finds nothing new watches an
+//! atomic for a moment before it sleeps. Settling an ack takes no lock (with
 //! [`max_in_flight`](QueueBuilder::max_in_flight) it takes the producers'). None of your code (handlers,
 //! hooks, filters, routers, destructors of payloads) runs under any of these locks.
+//!
+//! **Logs.** A partition is a row of sealed segments and a tail. An append is a push to the tail under the
+//! partition's lock; whoever reads up to the tail seals it, and goes through segments without a lock. A group keeps
+//! a position for each partition, and a board of which partitions are ready, held, at rest or at their end; a worker
+//! claims the next that is ready, handles some records, commits each, and gives it back. A compaction works beside
+//! all that, on shares of the sealed segments, and replaces them in one step.
 //!
 //! **Threads.** Each worker of a [`Consumer`] is one. A broker has one more, the scheduler, from the first
 //! moment something has to wait for time; it moves due messages back into their queues and, under load,

@@ -37,14 +37,14 @@ pub enum Event {
         /// What the panic said.
         text: String,
     },
-    /// A worker has been waiting for room in a full queue for longer than the threshold (see
+    /// A worker has been waiting for room in a full queue, or for a subscriber, for longer than the threshold (see
     /// `Builder::blocked_warning`); told once per wait.
     WorkerBlocked {
         /// The worker's thread.
         worker: String,
         /// The queue whose messages it handles.
         works_for: String,
-        /// The full queue.
+        /// The full queue, or the subscriber.
         waits_for: String,
     },
     /// A delivery was settled after its queue's ack timeout had given the message to another.
@@ -403,8 +403,9 @@ pub(crate) trait AnyRing: Send + Sync {
     /// From now on only the broker's own workers may publish.
     fn start_draining(&self);
     fn close(&self);
-    /// What handlers still have to do, and a number that changes whenever anything moves.
-    fn unrest(&self) -> (u64, u64);
+    /// What handlers still have to do, with what becomes due for them by `horizon`, and a number that changes
+    /// whenever anything moves.
+    fn unrest(&self, horizon: Timestamp) -> (u64, u64);
     /// What handlers have not got to.
     fn leftovers(&self) -> Vec<Leftover>;
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 pub struct ShutdownReport {
     /// Queues that still hold messages, dead-letter queues apart; [`Queue::drain`](crate::Queue::drain)
     /// takes them out, typed. Also subscribers whose handler had not got to all when the time was up; those
-    /// messages are gone. Also, as `log/group`, the groups of logs that are not at the end; a
+    /// messages are gone; and, under their topic's name, those that were delayed for subscribers. Also, as `log/group`, the groups of logs that are not at the end; a
     /// [`Reader`](crate::Reader) takes out what they have not handled.
     pub undelivered: Vec<Leftover>,
     /// Dead-letter queues that hold messages.
@@ -31,7 +31,7 @@ pub struct ShutdownReport {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Leftover {
-    /// The queue's name, or the log's and the group's (`log/group`).
+    /// The queue's name, the subscriber's, the topic's, or the log's and the group's (`log/group`).
     pub queue: String,
     /// Messages that were never handed out, or came back.
     pub ready: u64,
@@ -171,7 +171,7 @@ fn at_rest(runtime: &Runtime, places: &Places, horizon: Timestamp) -> bool {
     let look = || {
         let queues = places.queues.iter().map(|queue| queue.unrest(horizon));
         let logs = places.logs.iter().map(|log| log.unrest(horizon));
-        let mut all = queues.chain(logs).chain(rings.iter().map(|ring| ring.unrest()));
+        let mut all = queues.chain(logs).chain(rings.iter().map(|ring| ring.unrest(horizon)));
         all.try_fold(0_u64, |moves, (unrest, moved)| (unrest == 0).then(|| moves.wrapping_add(moved)))
     };
     let first = look();

@@ -1,6 +1,9 @@
 //! What several test files need.
 #![allow(dead_code)]
 
+#[cfg(shuttle)]
+pub(crate) mod interleavings;
+
 use std::sync::Once;
 use std::sync::mpsc;
 use std::thread;
