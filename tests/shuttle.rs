@@ -12,12 +12,13 @@ mod common;
 
 use common::interleavings::{SECOND, broker, explore};
 use postroom::{
-    Binding, BroadcastError, Broker, Consumer, Exhausted, Lag, ManualClock, Message, Outcome, Overflow, PublishError,
-    Queue, RecvTimeoutError, Retry, SendError, Topic,
+    Binding, BroadcastError, Broker, Consumer, Exhausted, Lag, Message, Outcome, Overflow, PublishError, Queue,
+    RecvTimeoutError, Retry, SendError, Topic,
 };
 use shuttle::sync::atomic::{AtomicUsize, Ordering};
 use shuttle::thread::{self, JoinHandle};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// What handlers and receivers have seen. No scheduling happens while it is locked, so a plain lock will do.
 #[derive(Clone, Default)]
