@@ -8,7 +8,7 @@ The same work by postroom and its peers, in one interleaved run.
 Usage: cargo run --release -- [OPTIONS]
 
   --quick       a tenth of the messages, 3 repetitions instead of 7
-  --only ROW    only rows whose name starts with ROW; repeatable
+  --only ROW    only rows whose name starts with ROW, such as S4; repeatable
   --json FILE   also write the results, with every sample, to FILE
   --list        list the rows and their contestants, run nothing
   --help        this text

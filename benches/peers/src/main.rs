@@ -48,9 +48,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// The rows whose name starts with one of the prefixes; all rows if there is none.
+/// The rows whose name starts with one of the prefixes; all rows if there is none. `S1` is not a prefix of
+/// `S10`.
 fn select(mut rows: Vec<Row>, only: &[String]) -> Result<Vec<Row>, String> {
-    let starts = |row: &Row, prefix: &String| row.name.starts_with(prefix.as_str());
+    let starts = |row: &Row, prefix: &String| {
+        let digit = |c: char| c.is_ascii_digit();
+        let rest = row.name.strip_prefix(prefix.as_str());
+        rest.is_some_and(|rest| !(prefix.ends_with(digit) && rest.starts_with(digit)))
+    };
     if let Some(prefix) = only.iter().find(|p| !rows.iter().any(|row| starts(row, p))) {
         return Err(format!("no row starts with `{prefix}`; see --list"));
     }
@@ -70,6 +75,7 @@ fn run(rows: &[Row], args: &Args) -> ExitCode {
             Err(message) => return exit(FAILED, &message),
         }
     }
+    print!("{}", report::targets(&results));
     if let Some(file) = &args.json
         && let Err(error) = std::fs::write(file, report::json(&results, args))
     {

@@ -2,7 +2,7 @@
 
 use crossbeam_channel::bounded;
 
-use super::{BATCH, CAPACITY, Contestant, Outcome, Payload, crew, crew::Share};
+use crate::work::{BATCH, CAPACITY, Contestant, Outcome, Payload, crew, crew::Share};
 
 pub const SELF: Contestant =
     Contestant { name: "crossbeam-channel (Vec of 64)", package: Some("crossbeam-channel"), note: "no ack, no retry" };
