@@ -41,12 +41,12 @@ pub struct Summary {
 /// that nobody always runs after the same neighbour. One short round before the first is not counted.
 /// An error means that a run hung: its threads cannot be ended, so nothing after it could be trusted.
 pub fn measure(row: &Row, repetitions: usize, scale: u64) -> Result<RowResult<'_>, String> {
-    let messages = row.messages.div_ceil(scale);
+    let messages = if row.scales { row.messages.div_ceil(scale) } else { row.messages };
     let mut result = RowResult::new(row, messages);
     for index in 0..row.entries.len() {
         result.entries[index].run(row.name, messages.div_ceil(10), false)?;
     }
-    for repetition in 0..repetitions {
+    for repetition in 0..repetitions.min(row.repetitions) {
         for step in 0..row.entries.len() {
             let index = (repetition + step) % row.entries.len();
             result.entries[index].run(row.name, messages, true)?;
@@ -75,7 +75,7 @@ impl RowResult<'_> {
     pub fn measured(&self, target: &Target) -> Option<f64> {
         let median = self.median_of(target.who, target.figure)?;
         match target.of {
-            Some(of) => Some(median / self.median_of(of, target.figure)?),
+            Some((of, figure)) => Some(median / self.median_of(of, figure)?),
             None => Some(median),
         }
     }

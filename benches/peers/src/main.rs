@@ -5,8 +5,8 @@
 //! 1. `args`: what the command line asks for.
 //! 2. `rows`: which work, done by whom, compared with whom.
 //! 3. `harness`: who runs when, and what counts as a result.
-//! 4. `report`: the table and the JSON file; `machine`: where they come from.
-//! 5. `work`: one file per contestant, the same functions in the same order.
+//! 4. `report`: the table and the JSON file; `plots`: the curves; `machine`: where they come from.
+//! 5. `work`: a directory for each kind of work, in it a file for each contestant.
 
 #![forbid(unsafe_code)]
 
@@ -16,6 +16,7 @@ mod rows;
 mod harness;
 
 mod machine;
+mod plots;
 mod report;
 
 mod work;
@@ -40,6 +41,13 @@ fn main() -> ExitCode {
             print!("{}", report::list(&rows::all()));
             ExitCode::SUCCESS
         }
+        Ok(Command::Weigh(name, n)) => match work::scale::weigh_here(&name, n) {
+            Some(bytes) => {
+                println!("{bytes}");
+                ExitCode::SUCCESS
+            }
+            None => exit(USAGE, "nothing of that name can be weighed here"),
+        },
         Ok(Command::Run(args)) => match select(rows::all(), &args.only) {
             Ok(rows) => run(&rows, &args),
             Err(message) => exit(USAGE, &message),
@@ -64,7 +72,8 @@ fn select(mut rows: Vec<Row>, only: &[String]) -> Result<Vec<Row>, String> {
 }
 
 fn run(rows: &[Row], args: &Args) -> ExitCode {
-    print!("{}", machine::header(args));
+    let load = machine::load();
+    print!("{}", machine::header(args, &load));
     let mut results = Vec::new();
     for row in rows {
         match harness::measure(row, args.repetitions, args.scale) {
@@ -77,9 +86,14 @@ fn run(rows: &[Row], args: &Args) -> ExitCode {
     }
     print!("{}", report::targets(&results));
     if let Some(file) = &args.json
-        && let Err(error) = std::fs::write(file, report::json(&results, args))
+        && let Err(error) = std::fs::write(file, report::json(&results, args, &load))
     {
         return exit(FAILED, &format!("cannot write {}: {error}", file.display()));
+    }
+    if let Some(directory) = &args.plots
+        && let Err(error) = plots::write(&results, directory)
+    {
+        return exit(FAILED, &format!("cannot write to {}: {error}", directory.display()));
     }
     if results.iter().any(harness::RowResult::has_failure) {
         return exit(FAILED, "at least one run failed; see the table");

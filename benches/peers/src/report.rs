@@ -73,23 +73,28 @@ fn line(result: &RowResult, entry: &EntryResult, figure: usize) -> String {
 
 fn verdict(result: &RowResult, target: &Target) -> String {
     let figure = &result.row.figures[target.figure];
-    let (of, unit) = match target.of {
-        Some(of) => (of, "x"),
-        None => ("", figure.unit),
-    };
-    let what = format!("{} {}", target.who, figure.name);
+    let of = target.of.map_or(String::new(), |(of, figure)| named(result.row, of, figure));
+    let unit = target.of.map_or(figure.unit, |_| "x");
+    let what = named(result.row, target.who, target.figure);
     let measured = result.measured(target);
     let shown = measured.map_or("none".into(), |value| format!("{value:.3} {unit}"));
     let verdict = match measured {
         Some(value) if value <= target.at_most => "met",
         _ => "MISSED",
     };
-    format!("| {} | {} | {of} | <= {} {unit} | {shown} | {verdict} |", result.row.name, what.trim(), target.at_most)
+    format!("| {} | {} | {of} | <= {} {unit} | {shown} | {verdict} |", result.row.name, what, target.at_most)
 }
 
-pub fn json(results: &[RowResult], args: &Args) -> String {
+fn named(row: &Row, contestant: &str, figure: usize) -> String {
+    match row.figures[figure].name {
+        "" => contestant.into(),
+        name => format!("{contestant}: {name}"),
+    }
+}
+
+pub fn json(results: &[RowResult], args: &Args, load: &str) -> String {
     let report = json!({
-        "machine": { "cpu": machine::cpu(), "cores": machine::cores() },
+        "machine": { "cpu": machine::cpu(), "cores": machine::cores(), "load": load },
         "compiler": machine::rustc(),
         "profile": machine::profile(),
         "repetitions": args.repetitions,
@@ -108,7 +113,7 @@ fn row_json(result: &RowResult) -> Value {
         json!({
             "contestant": target.who,
             "figure": row.figures[target.figure].name,
-            "of": target.of,
+            "of": target.of.map(|(of, figure)| named(row, of, figure)),
             "at_most": target.at_most,
             "measured": result.measured(target),
         })
@@ -119,6 +124,7 @@ fn row_json(result: &RowResult) -> Value {
         "messages": result.messages,
         "reference": row.reference.map(|reference| reference.name),
         "targets": targets.collect::<Vec<_>>(),
+        "axis": row.axis,
         "figures": figures.collect::<Vec<_>>(),
     })
 }

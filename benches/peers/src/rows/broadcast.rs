@@ -14,9 +14,9 @@ pub fn rows() -> Vec<Row> {
             .target(0.2, crossbeam::SELF)
             .target(0.7, bus::SELF)
             .target(0.05, tokio::SELF)
-            .targets(postroom::HANDLER.name, 0, 0.2, Some(crossbeam::SELF.name))
-            .targets(postroom::HANDLER.name, 0, 0.7, Some(bus::SELF.name))
-            .targets(postroom::HANDLER.name, 0, 0.05, Some(tokio::SELF.name)),
+            .targets(postroom::HANDLER.name, 0, 0.2, Some((crossbeam::SELF.name, 0)))
+            .targets(postroom::HANDLER.name, 0, 0.7, Some((bus::SELF.name, 0)))
+            .targets(postroom::HANDLER.name, 0, 0.05, Some((tokio::SELF.name, 0))),
     ]
 }
 

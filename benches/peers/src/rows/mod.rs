@@ -9,8 +9,14 @@ use crate::work::{Contestant, Outcome};
 
 mod broadcast;
 mod hand_off;
+#[cfg(feature = "jobs")]
+mod jobs;
+mod latency;
 mod log;
 mod order;
+mod routing;
+mod scale;
+mod time;
 
 /// One piece of work and everybody who does it.
 pub struct Row {
@@ -19,8 +25,14 @@ pub struct Row {
     pub about: &'static str,
     /// How many messages one run moves.
     pub messages: u64,
+    /// Whether a quick run may do with fewer.
+    pub scales: bool,
+    /// It takes long enough to be repeated no more often than this.
+    pub repetitions: usize,
     /// What each run measures.
     pub figures: &'static [Figure],
+    /// What the figures' names count, if they are the points of a curve.
+    pub axis: Option<&'static str>,
     /// The contestant whose median is 1.00; none where ratios say nothing.
     pub reference: Option<Contestant>,
     pub targets: Vec<Target>,
@@ -50,15 +62,27 @@ pub struct Target {
     /// Which of the row's figures.
     pub figure: usize,
     pub at_most: f64,
-    /// Times that contestant's figure; none for a target in the figure's own unit.
-    pub of: Option<&'static str>,
+    /// Times that contestant's figure of that index; none for a target in the figure's own unit.
+    pub of: Option<(&'static str, usize)>,
 }
 
 const COST: &[Figure] = &[Figure { name: "", unit: "ns" }];
 const MILLION: u64 = 1_000_000;
 
 pub fn all() -> Vec<Row> {
-    [hand_off::rows(), broadcast::rows(), order::rows(), log::rows()].into_iter().flatten().collect()
+    let groups = [
+        hand_off::rows(),
+        broadcast::rows(),
+        routing::rows(),
+        time::rows(),
+        order::rows(),
+        log::rows(),
+        #[cfg(feature = "jobs")]
+        jobs::rows(),
+        scale::rows(),
+        latency::rows(),
+    ];
+    groups.into_iter().flatten().collect()
 }
 
 impl Row {
@@ -69,7 +93,21 @@ impl Row {
 
     fn of(name: &'static str, about: &'static str, messages: u64, figures: &'static [Figure]) -> Row {
         let (targets, entries) = (Vec::new(), Vec::new());
-        Row { name, about, messages, figures, reference: None, targets, entries }
+        let (axis, reference, repetitions) = (None, None, usize::MAX);
+        Row { name, about, messages, scales: true, repetitions, figures, axis, reference, targets, entries }
+    }
+
+    fn axis(self, axis: &'static str) -> Row {
+        Row { axis: Some(axis), ..self }
+    }
+
+    /// Its name says how many, so a quick run does no fewer.
+    fn exactly(self) -> Row {
+        Row { scales: false, ..self }
+    }
+
+    fn repetitions(self, at_most: usize) -> Row {
+        Row { repetitions: at_most, ..self }
     }
 
     pub fn reference(self, contestant: Contestant) -> Row {
@@ -78,10 +116,10 @@ impl Row {
 
     /// Postroom's figure should be at most so many times this contestant's.
     pub fn target(self, at_most: f64, of: Contestant) -> Row {
-        self.targets("postroom", 0, at_most, Some(of.name))
+        self.targets("postroom", 0, at_most, Some((of.name, 0)))
     }
 
-    fn targets(mut self, who: &'static str, figure: usize, at_most: f64, of: Option<&'static str>) -> Row {
+    fn targets(mut self, who: &'static str, figure: usize, at_most: f64, of: Option<(&'static str, usize)>) -> Row {
         self.targets.push(Target { who, figure, at_most, of });
         self
     }

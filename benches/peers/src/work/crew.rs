@@ -4,12 +4,16 @@ use std::{
     array,
     marker::PhantomData,
     ops::Range,
-    sync::Barrier,
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use super::{Outcome, Payload, Tally};
+use crate::machine;
 
 /// Splits messages `0..n` among the producers, lets the consumers receive until the producers are gone,
 /// and checks what arrived.
@@ -74,6 +78,31 @@ pub fn alone<T: Payload>(n: u64, step: impl FnMut(T) -> T) -> Outcome {
 /// So many handles of one channel.
 pub fn handles<H: Clone, const N: usize>(handle: H) -> [H; N] {
     array::from_fn(|_| handle.clone())
+}
+
+/// Keeps every core busy until it is dropped.
+pub struct Busy {
+    enough: Arc<AtomicBool>,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+impl Busy {
+    pub fn cores() -> Busy {
+        let enough = Arc::new(AtomicBool::new(false));
+        let spin = || {
+            let enough = Arc::clone(&enough);
+            thread::spawn(move || while !enough.load(Ordering::Relaxed) {})
+        };
+        let threads = (0..machine::cores()).map(|_| spin()).collect();
+        Busy { enough, threads }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.enough.store(true, Ordering::Relaxed);
+        self.threads.drain(..).for_each(|thread| _ = thread.join());
+    }
 }
 
 /// One thread's part of a run; a producer's tally is empty.

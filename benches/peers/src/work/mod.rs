@@ -13,6 +13,15 @@ pub mod hand_off;
 pub mod broadcast;
 pub mod order;
 pub mod log;
+pub mod routing;
+pub mod delay;
+pub mod lateness;
+pub mod depth;
+pub mod latency;
+pub mod sweeps;
+pub mod scale;
+#[cfg(feature = "jobs")]
+pub mod jobs;
 
 pub use payload::{Block, Payload, Tally};
 

@@ -24,6 +24,17 @@ impl Payload for u64 {
 #[derive(Clone)]
 pub struct Block([u64; 16]);
 
+#[cfg(feature = "jobs")]
+impl Block {
+    pub fn of(words: [u64; 16]) -> Block {
+        Block(words)
+    }
+
+    pub fn words(&self) -> &[u64; 16] {
+        &self.0
+    }
+}
+
 impl Payload for Block {
     fn numbered(number: u64) -> Block {
         Block([number; 16])
