@@ -64,6 +64,9 @@ fn line(result: &RowResult, entry: &EntryResult, figure: usize) -> String {
     let Some(summary) = entry.summary(figure) else {
         return format!("| {name} | | | | | not run |");
     };
+    if summary.median.is_nan() {
+        return format!("| {name} | - | | | | {} |", entry.entry.note);
+    }
     let ratio = result.ratio(entry, figure).map_or(String::new(), |r| format!("{r:.2}"));
     format!(
         "| {name} | {:.1} | {:.1} | {:.1} | {ratio} | {} |",
@@ -82,7 +85,8 @@ fn verdict(result: &RowResult, target: &Target) -> String {
         Some(value) if value <= target.at_most => "met",
         _ => "MISSED",
     };
-    format!("| {} | {} | {of} | <= {} {unit} | {shown} | {verdict} |", result.row.name, what, target.at_most)
+    let limit = (target.at_most * 1000.0).round() / 1000.0;
+    format!("| {} | {what} | {of} | <= {limit} {unit} | {shown} | {verdict} |", result.row.name)
 }
 
 fn named(row: &Row, contestant: &str, figure: usize) -> String {

@@ -1,6 +1,10 @@
 //! qubit-event-bus with its local provider.
 
-use std::{sync::Arc, thread, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
+};
 
 use qubit_event_bus::{
     EventBus,
@@ -9,11 +13,7 @@ use qubit_event_bus::{
     spi::{ShutdownMode, ShutdownOutcome},
 };
 
-use crate::work::{
-    Block, CAPACITY, Contestant, Outcome, Payload, Tally,
-    arrivals::{Slot, wait_until},
-    crew,
-};
+use crate::work::{Block, CAPACITY, Contestant, Outcome, Payload, Tally, arrivals::wait_until, crew};
 
 pub const SELF: Contestant = Contestant {
     name: "qubit-event-bus",
@@ -25,14 +25,15 @@ pub fn one_to_one(n: u64) -> Outcome {
     let bus =
         EventBus::local(LocalEventBusConfig::new().queue_capacity(CAPACITY)).map_err(|error| error.to_string())?;
     let topic = Topic::<Block>::new("parcels").map_err(|error| error.to_string())?;
-    let seen = Arc::new(Slot::default());
-    let slot = Arc::clone(&seen);
+    // Its handlers may run on several threads at once.
+    let seen = Arc::new(Mutex::new(Tally::default()));
+    let tally = Arc::clone(&seen);
     let request = SubscribeRequest::new("deliveries", topic.clone()).map_err(|error| error.to_string())?;
-    let subscription = bus.subscribe(request, move |delivery| slot.add(delivery.payload()));
+    let subscription = bus.subscribe(request, move |delivery| tally.lock().unwrap().add(delivery.payload()));
     let _subscription = subscription.map_err(|error| error.to_string())?;
     let producer: crew::Thread = Box::new(|| {
         (0..n).for_each(|number| publish(&bus, &topic, number));
-        wait_until(|| seen.tally().count >= n);
+        wait_until(|| seen.lock().unwrap().count >= n);
         Tally::default()
     });
     let (elapsed, _) = crew::time(vec![producer])?;
@@ -41,7 +42,8 @@ pub fn one_to_one(n: u64) -> Outcome {
     if report.outcome != ShutdownOutcome::Complete {
         return Err("the shutdown left messages behind".into());
     }
-    seen.tally().check::<Block>(n)?;
+    let tally = *seen.lock().unwrap();
+    tally.check::<Block>(n)?;
     Ok(elapsed)
 }
 

@@ -1,8 +1,16 @@
 //! A thread that waits on a condvar until the head of a heap is due: what people write by hand.
 
-use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc, thread, time::Instant};
+use std::{
+    cmp::Reverse,
+    collections::BinaryHeap,
+    sync::{
+        Arc,
+        mpsc::{SyncSender, sync_channel},
+    },
+    thread,
+    time::Instant,
+};
 
-use crossbeam_channel::{Sender, unbounded};
 use parking_lot::{Condvar, Mutex};
 
 use super::{Lateness, deadlines, summarise};
@@ -17,7 +25,7 @@ pub const SELF: Contestant = Contestant {
 pub const WORKER: Contestant = Contestant {
     name: "condvar loop and worker",
     package: Some("parking_lot"),
-    note: "the same, handed to a worker by crossbeam-channel",
+    note: "the same, handed to a worker by std's sync_channel, which wakes it without a detour",
 };
 
 #[derive(Default)]
@@ -33,13 +41,13 @@ pub fn timers(n: u64) -> Lateness {
 }
 
 pub fn timers_with_worker(n: u64) -> Lateness {
-    let (sender, receiver) = unbounded();
+    let (sender, receiver) = sync_channel(n as usize);
     let worker = thread::spawn(move || receiver.iter().map(|due: Instant| (due, Instant::now())).collect());
     hand_over(n, sender);
     summarise(worker.join().map_err(|_| "the worker panicked")?, n)
 }
 
-fn hand_over(n: u64, sender: Sender<Instant>) {
+fn hand_over(n: u64, sender: SyncSender<Instant>) {
     run(n, |due| sender.send(due).unwrap());
 }
 
