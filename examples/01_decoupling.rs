@@ -16,6 +16,8 @@
 
 #![allow(unreachable_pub)] // in a program, plain `pub` is easier to read than `pub(crate)`
 
+mod common;
+
 use postroom::Broker;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -233,6 +235,7 @@ const DIRECT_ORDERS: u64 = 100;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    common::takes_no_arguments(include_str!("01_decoupling.rs"));
     let direct_median = place_with_direct_calls();
     let topic_median = place_with_a_topic()?;
 

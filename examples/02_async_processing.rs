@@ -16,6 +16,8 @@
 
 #![allow(unreachable_pub)] // in a program, plain `pub` is easier to read than `pub(crate)`
 
+mod common;
+
 use postroom::{Broker, Queue};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -221,6 +223,7 @@ const BROKEN: u64 = 13;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    common::takes_no_arguments(include_str!("02_async_processing.rs"));
     print_panics_in_one_line();
     let broker = Broker::new();
     let uploads = upload::Uploads::new(&broker)?;

@@ -19,6 +19,8 @@
 
 #![allow(unreachable_pub)] // in a program, plain `pub` is easier to read than `pub(crate)`
 
+mod common;
+
 use database::Database;
 use gate::{Answer, Gate};
 use names::Order;
@@ -250,6 +252,7 @@ const WINDOW: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    common::takes_no_arguments(include_str!("03_traffic_shaping.rs"));
     flash_sale()?;
     black_friday()
 }

@@ -17,6 +17,8 @@
 
 #![allow(unreachable_pub)] // in a program, plain `pub` is easier to read than `pub(crate)`
 
+mod common;
+
 use names::{Job, SETTINGS};
 use postroom::{BroadcastError, Broker, Event, Lag, Topic};
 use std::sync::Arc;
@@ -49,22 +51,31 @@ mod names {
 mod admin {
     use crate::names::{SETTINGS, Setting};
     use postroom::{Broker, Error, Message, Topic};
+    use std::collections::BTreeMap;
+    use std::sync::Mutex;
 
     pub const SETTINGS_KNOWN: usize = 40;
 
     pub struct Admin {
         settings: Topic<Setting>,
+        /// What every cache has to be equal to in the end.
+        truth: Mutex<BTreeMap<String, String>>,
     }
 
     impl Admin {
         pub fn new(broker: &Broker) -> Result<Self, Error> {
-            Ok(Self { settings: broker.topic(SETTINGS).keep_latest_by_key().declare()? })
+            Ok(Self { settings: broker.topic(SETTINGS).keep_latest_by_key().declare()?, truth: Mutex::default() })
         }
 
         pub fn set(&self, name: &str, value: impl ToString) {
             let setting = Setting { value: value.to_string() };
+            self.truth.lock().unwrap().insert(name.to_owned(), setting.value.clone());
             // Only a broker that is shutting down, or a node that all wait for, can refuse it.
             self.settings.publish("", Message::new(setting).with_key(name)).expect("the broker is open");
+        }
+
+        pub fn truth(&self) -> BTreeMap<String, String> {
+            self.truth.lock().unwrap().clone()
         }
 
         /// Changes switches, the black list and the dictionary, one after the other.
@@ -172,6 +183,7 @@ const CHANGES: usize = 2000;
 const NODES: usize = 5;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    common::takes_no_arguments(include_str!("06_broadcast.rs"));
     let start = Instant::now();
     let cut_off = Arc::new(AtomicUsize::new(0));
     let cuts = cut_off.clone();
@@ -200,14 +212,14 @@ fn every_node_gets_every_change(broker: &Broker, admin: &admin::Admin) -> Result
     let nodes = names.iter().map(|name| node::start(broker, name)).collect::<Result<Vec<_>, _>>()?;
     let published = Instant::now();
     admin.change(0..CHANGES / 2);
-    // Joins while changes come in.
+    // Joins while the second half comes in.
     let (late, _) = thread::scope(|scope| {
         scope.spawn(|| admin.change(CHANGES / 2..CHANGES));
         node::start(broker, "late node")
     })?;
     let took = published.elapsed();
     assert!(broker.wait_idle(Duration::from_secs(10)), "every node is up to date");
-    let truth = nodes[0].0.values();
+    let truth = admin.truth();
     assert_eq!(truth.len(), admin::SETTINGS_KNOWN);
     for (cache, subscription) in &nodes {
         assert_eq!((cache.refreshed(), subscription.lagged()), (CHANGES, 0), "every change, each once");
@@ -217,7 +229,10 @@ fn every_node_gets_every_change(broker: &Broker, admin: &admin::Admin) -> Result
 
     println!("\n2. Nodes that join late start from the current values.");
     assert_eq!(late.values(), truth, "it missed nothing that changed while it joined");
-    println!("   one joined in the middle of the changes: its cache is equal");
+    // The settings as they stood, and every change from then on.
+    let most = admin::SETTINGS_KNOWN + CHANGES / 2;
+    assert!((admin::SETTINGS_KNOWN..=most).contains(&late.refreshed()), "{} messages", late.refreshed());
+    println!("   one joined in the middle of the changes: its cache is equal after {} messages", late.refreshed());
     let (latest, _) = node::start(broker, "latest node")?;
     assert!(broker.wait_idle(Duration::from_secs(10)));
     assert_eq!((latest.values(), latest.refreshed()), (truth, admin::SETTINGS_KNOWN));
@@ -240,7 +255,7 @@ fn slow_nodes(broker: &Broker, admin: &admin::Admin) -> Result<(), Box<dyn std::
     let again = settings.subscribe().replay_latest_by_key().open()?;
     (0..admin::SETTINGS_KNOWN).try_for_each(|_| again.recv().map(|setting| cache.refresh(&setting)))?;
     println!("   what it missed does not matter: it subscribed again and has all {} values", cache.values().len());
-    assert_eq!(cache.values()["limit.9"], "79");
+    assert_eq!(cache.values(), admin.truth());
 
     let end = hung.recv().expect_err("it is told, rather than left with old values");
     println!("   Disconnect: {end}");

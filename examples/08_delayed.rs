@@ -17,6 +17,8 @@
 
 #![allow(unreachable_pub)] // in a program, plain `pub` is easier to read than `pub(crate)`
 
+mod common;
+
 use orders::{Fate, Orders};
 use postroom::{Broker, DelayLevel, Message, Queue, QueueStats};
 use std::sync::{Arc, Mutex};
@@ -196,6 +198,7 @@ const ORDERS: u64 = 1_000;
 const BETWEEN: Duration = Duration::from_millis(3_607);
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    common::takes_no_arguments(include_str!("08_delayed.rs"));
     let late = an_evening_with_timers()?;
     three_ways_to_say_when()?;
     the_same_evening_with_polling(late)?;

@@ -17,6 +17,8 @@
 
 #![allow(unreachable_pub)] // in a program, plain `pub` is easier to read than `pub(crate)`
 
+mod common;
+
 use names::Payment;
 use postroom::{Broker, DeadLetter, Queue, Rate, Reason};
 use std::collections::BTreeMap;
@@ -139,6 +141,7 @@ mod payment {
 const ORDERS: u64 = 400;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    common::takes_no_arguments(include_str!("09_retry.rs"));
     print_crashes_in_one_line();
     let start = Instant::now();
     let (broker, simulation) = Broker::simulated(9);

@@ -17,6 +17,8 @@
 
 #![allow(unreachable_pub)] // in a program, plain `pub` is easier to read than `pub(crate)`
 
+mod common;
+
 use names::{CHANGES, Change};
 use postroom::{Broker, Event, Simulation, Topic};
 use std::collections::BTreeMap;
@@ -89,6 +91,7 @@ const PRODUCTS: u64 = 500;
 const PER_SECOND: u64 = 10;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    common::takes_no_arguments(include_str!("data_hub.rs"));
     let (broker, simulation) = broker_that_reports()?;
     let changes = broker.topic(CHANGES).declare()?;
     let mut hub = Vec::new();
@@ -138,7 +141,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         assert_eq!((queue.stats().acked, queue.dead_letters().len()), (source.version, 0), "{name} missed nothing");
     }
     println!("   all three stores equal the source: {PRODUCTS} products, {} changes", source.version);
-    println!("   shut down: {}", broker.shutdown(Duration::from_secs(5)));
+    let report = broker.shutdown(Duration::from_secs(5));
+    println!("   shut down: {report}");
+    assert!(report.is_clean());
     Ok(())
 }
 

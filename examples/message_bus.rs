@@ -10,13 +10,15 @@
 //! once: refused for good, not bound, crashed, shut down. Only a module that may still answer is waited for,
 //! until a timeout.
 //!
-//! **What to expect on screen.** 2,000 wishes from four counters, each answered with its own ticket or prize;
-//! a prize that was paid before; a pay-out module that crashes, one that
-//! dozes off, and one that has gone when the office closes.
+//! **What to expect on screen.** A wish that nobody can fulfil yet; 2,000 wishes from four counters, each
+//! answered with its own ticket or prize; a prize that was paid before; a pay-out module that crashes, one that
+//! dozes off, and one that has gone when the office closes. Each time, what the counter hears.
 //!
 //! `cargo run --release --example message_bus`
 
 #![allow(unreachable_pub)] // in a program, plain `pub` is easier to read than `pub(crate)`
+
+mod common;
 
 use names::Ticket;
 use postroom::{Broker, RequestError};
@@ -139,6 +141,7 @@ const COUNTERS: u64 = 4;
 const CUSTOMERS: u64 = 250;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    common::takes_no_arguments(include_str!("message_bus.rs"));
     print_crashes_in_one_line();
     let broker = Broker::new();
     let patience = Duration::from_secs(5);
@@ -199,10 +202,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let last = thread::scope(|scope| {
         let waiting = scope.spawn(|| office.prize(5_003));
         while broker.stats().queue("pay-out").is_some_and(|queue| queue.ready == 0) {
-            thread::yield_now();
+            thread::sleep(Duration::from_millis(1));
         }
         let report = broker.shutdown(Duration::from_secs(1));
-        print!("   shut down: {report}");
+        println!("   shut down: {}", report.to_string().trim_end().replace('\n', "; "));
         waiting.join().expect("it does not panic")
     });
     let error = last.unwrap_err();

@@ -3,13 +3,12 @@
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::error::SettleError;
 use crate::message::Message;
-use crate::outcome::{Outcome, drop_contained};
+use crate::outcome::{Outcome, clear_contained, drop_contained};
 use crate::queue::core::Core;
 use crate::queue::fifo::Chunk;
 use crate::request::Fate;
 use crate::retry::{Decision, decide};
 use crate::stats::Tally;
-use smallvec::SmallVec;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -63,8 +62,23 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
     }
 
-    /// Does what was decided. Counting comes last, so that the message is never nowhere.
+    /// Acks a message where it lies: it may be large. `slot` is empty afterwards, whatever comes of it.
     #[inline]
+    pub(crate) fn ack(&self, slot: &mut Option<Message<T>>, tally: &Tally) -> Result<(), SettleError> {
+        let Some(message) = slot else { return Ok(()) };
+        if self.settings.ack_timeout.is_some() || self.has_ended() {
+            return slot.take().map_or(Ok(()), |message| self.settle(message, Verdict::Ack, tally));
+        }
+        let lane = message.take_lane();
+        message.handled(&self.name);
+        clear_contained(slot);
+        self.free_lane(lane);
+        self.settled(&tally.acked);
+        Ok(())
+    }
+
+    /// Does what was decided. Counting comes last, so that the message is never nowhere.
+    #[cold]
     pub(crate) fn settle(&self, mut message: Message<T>, verdict: Verdict, tally: &Tally) -> Result<(), SettleError> {
         if let Err(late) = self.end_lease(&mut message) {
             drop_contained(message);
@@ -162,7 +176,7 @@ impl<T: Send + Sync + 'static> Delivery<T> {
     /// See [`Delivery`].
     #[inline]
     pub fn ack(mut self) -> Result<(), SettleError> {
-        self.settle(Verdict::Ack)
+        self.core.ack(&mut self.message, &self.core.tallies.common)
     }
 
     /// Failed: delivered again after the queue's back-off, or dead-lettered after the last attempt.
@@ -212,7 +226,6 @@ impl<T: Send + Sync + 'static> Delivery<T> {
         self.settle(verdict)
     }
 
-    #[inline]
     fn settle(&mut self, verdict: Verdict) -> Result<(), SettleError> {
         let message = self.message.take().expect("settled once");
         self.core.settle(message, verdict, &self.core.tallies.common)
@@ -304,11 +317,16 @@ impl<T: Send + Sync + 'static> Core<T> {
             return results.fold(Ok(()), Result::and);
         }
         let n = batch.len();
-        let mut lanes: SmallVec<[u32; 64]> = SmallVec::new();
-        for mut message in batch.drain(..) {
-            lanes.extend(message.take_lane());
-            message.handled(&self.name);
-            message.dispose();
+        batch.iter_mut().for_each(|message| message.handled(&self.name));
+        let lanes: Vec<u32> = match self.is_ordered() {
+            true => batch.iter_mut().filter_map(Message::take_lane).collect(),
+            false => Vec::new(),
+        };
+        if std::mem::needs_drop::<T>() {
+            // One by one, since a second panic on the way out would abort the process.
+            batch.drain(..).for_each(drop_contained);
+        } else {
+            batch.clear();
         }
         self.free_lanes(&lanes);
         self.settled_many(&tally.acked, n);

@@ -173,6 +173,16 @@ pub(crate) fn drop_contained<V>(value: V) {
     }
 }
 
+/// As [`drop_contained`], where the value lies.
+#[inline]
+pub(crate) fn clear_contained<V>(slot: &mut Option<V>) {
+    if std::mem::needs_drop::<V>() {
+        let _ = contained(|| *slot = None);
+    } else {
+        *slot = None;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,9 +1,11 @@
 //! Whether anything is missing at the end of the day.
 
+use crate::journal::{Audit, Figures};
 use crate::mail::MailServer;
-use crate::names::{Order, PAYMENT, STOCK};
+use crate::names::{CANCELLED, Carrier, Order, PAID, PAYMENT, PLACED, RESERVED, SHIPPED, STOCK};
 use crate::orders::Intake;
 use crate::payment::Till;
+use crate::shipping::Ramp;
 use crate::stock::Warehouse;
 use postroom::{DeadLetter, Queue, Stats};
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +16,9 @@ pub struct Books<'a> {
     pub unsolved: &'a Queue<DeadLetter<Order>>,
     pub warehouse: &'a Warehouse,
     pub till: &'a Till,
+    pub ramp: &'a Ramp,
+    /// What those pay who were offered what had been sold out.
+    pub offers: &'a BTreeMap<u64, u64>,
 }
 
 impl Books<'_> {
@@ -33,10 +38,19 @@ impl Books<'_> {
         assert_eq!(self.till.cancelled(), self.unpaid(), "who has not paid in time is cancelled, and nobody else");
         assert!(paid.keys().copied().eq(self.warehouse.reserved()), "what is paid is out of stock, and only that");
         assert!(self.warehouse.is_complete(), "items are missing");
-        let due: BTreeMap<u64, u64> = paid.keys().map(|order| (*order, placed[order].cents)).collect();
+        let price = |order: &u64| *self.offers.get(order).unwrap_or(&placed[order].cents);
+        let due: BTreeMap<u64, u64> = paid.keys().map(|order| (*order, price(order))).collect();
         assert_eq!(paid, due, "every order is charged its price, once");
-        let due: BTreeMap<u64, String> = paid.keys().map(|order| (*order, placed[order].customer.clone())).collect();
-        assert_eq!(mail_server.told(), due, "every customer who paid is told");
+        let told = mail_server.told();
+        let customers = told.iter().map(|(order, (customer, _))| (order, customer));
+        assert!(customers.eq(paid.keys().map(|order| (order, &placed[order].customer))), "who paid is told");
+
+        let shipped = self.ramp.shipped();
+        assert!(shipped.keys().eq(paid.keys()), "what is paid is shipped, and nothing else");
+        assert_eq!(self.ramp.out_of_order(), 0, "no parcel took a step before the one that comes first");
+        for order in self.offers.keys().filter(|order| paid.contains_key(order)) {
+            assert_eq!((shipped[order], told[order].1), (Carrier::Courier, Carrier::Courier), "the switch had changed");
+        }
 
         let cents: u128 = paid.values().map(|&cents| u128::from(cents)).sum();
         println!(
@@ -46,6 +60,26 @@ impl Books<'_> {
             failed.len()
         );
         println!("{}.{:02} in the till, no item, order or message missing.", cents / 100, cents % 100);
+    }
+
+    /// What the journal's groups have read, against what the modules have done.
+    pub fn check_journal(&self, audit: &Audit, figures: &Figures) {
+        let paid = self.till.charged();
+        let cancelled = self.till.cancelled();
+        let expected = |order: &u64| {
+            let more: &[&str] = match order {
+                _ if paid.contains_key(order) => &[RESERVED, PAID, SHIPPED],
+                _ if cancelled.contains(order) => &[RESERVED, CANCELLED],
+                _ => &[],
+            };
+            [PLACED].iter().chain(more).map(|event| (*event).to_owned()).collect::<BTreeSet<_>>()
+        };
+        let histories = audit.histories();
+        assert!(histories.keys().eq(self.orders.placed().keys()), "every order is in the journal");
+        for (order, events) in &histories {
+            assert_eq!(*events, expected(order), "the history of order {order}");
+        }
+        assert_eq!(figures.cents.values().sum::<u64>(), paid.values().sum::<u64>(), "what analytics says was paid");
     }
 
     fn expected_in(&self, queue: &str) -> u64 {

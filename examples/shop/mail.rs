@@ -1,6 +1,7 @@
 //! Tells customers that their order is paid.
 
-use crate::names::{MAIL, ORDERS, Order, PAID};
+use crate::names::{COURIER, Carrier, MAIL, ORDERS, Order, PAID};
+use crate::settings::Settings;
 use crate::time::Time;
 use postroom::{Broker, DeadLetter, Error, Message, Queue, Retry};
 use std::collections::BTreeMap;
@@ -14,7 +15,7 @@ pub struct MailServer {
     call: Duration,
     repaired: AtomicBool,
     connections: AtomicU64,
-    told: Mutex<BTreeMap<u64, String>>,
+    told: Mutex<BTreeMap<u64, (String, Carrier)>>,
 }
 
 const REFUSED_CONNECTIONS: u64 = 300;
@@ -25,13 +26,13 @@ impl MailServer {
         Self { call, repaired: AtomicBool::default(), connections: AtomicU64::default(), told: Mutex::default() }
     }
 
-    fn send(&self, order: &Order) -> io::Result<()> {
+    fn send(&self, order: &Order, by: Carrier) -> io::Result<()> {
         std::thread::sleep(self.call);
         let connection = self.connections.fetch_add(1, Ordering::Relaxed);
         if connection < REFUSED_CONNECTIONS && !self.repaired.load(Ordering::Relaxed) {
             return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "mail server refuses connections"));
         }
-        self.told.lock().unwrap().insert(order.id, order.customer.clone());
+        self.told.lock().unwrap().insert(order.id, (order.customer.clone(), by));
         Ok(())
     }
 
@@ -39,8 +40,8 @@ impl MailServer {
         self.repaired.store(true, Ordering::Relaxed);
     }
 
-    /// Who got a mail, by order.
-    pub fn told(&self) -> BTreeMap<u64, String> {
+    /// Who got a mail, and who is to bring the parcel, by order.
+    pub fn told(&self) -> BTreeMap<u64, (String, Carrier)> {
         self.told.lock().unwrap().clone()
     }
 }
@@ -50,10 +51,14 @@ pub fn start(
     time: &Time,
     unsolved: &Queue<DeadLetter<Order>>,
     server: Arc<MailServer>,
+    settings: Arc<Settings>,
 ) -> Result<(), Error> {
     let retry = Retry::fixed(time.seconds(1)).max_attempts(3);
     let queue = broker.queue(MAIL).capacity(5_000).retry(retry).dead_letter_to(unsolved).declare()?;
     broker.topic(ORDERS).declare()?.bind(&queue, PAID)?;
-    queue.consumer().workers(4).start(move |order: &Message<Order>| server.send(order))?;
+    queue.consumer().workers(4).start(move |order: &Message<Order>| {
+        let by = if settings.is_on(COURIER) { Carrier::Courier } else { Carrier::Post };
+        server.send(order, by)
+    })?;
     Ok(())
 }

@@ -9,15 +9,20 @@
 //! **What the queue gives.** The gate lets in what the shop can bear and tells everybody else when to come
 //! again. Each module has its own queue, workers and retry policy; payment keeps to the rate its gateway
 //! allows, and a circuit breaker leaves the gateway alone while it is down. An alarm tells of the backlog. A
-//! delayed message cancels each order after 30 minutes, unless payment cancels its timer. Whatever is given up
-//! on ends in one place, `unsolved`, with the reason; people repair what can be repaired and send it back.
-//! Full queues slow the reader of the orders down, so that a file of any length needs no more memory.
+//! delayed message cancels each order after 30 minutes, unless payment cancels its timer. Full queues slow the
+//! reader of the orders down. Shipping's steps are ordered by order: a parcel that is stuck holds up only
+//! itself. What the office decides is broadcast, so every module has the prices and switches at hand. Modules
+//! that need an answer ask a topic, and hear at once if there is nobody to give one. All that happens is kept
+//! in a log, which the audit and analytics read on the way and the tax office when all is over. Whatever is
+//! given up on ends in one place, `unsolved`, with the reason; people repair what can be repaired and send it
+//! back.
 //!
 //! **What to expect on screen.** How many orders came in, and how many were told to come again; what the owner
-//! was told of; what is unsolved, by reason, before and after the repair, and what was cancelled; a table of
-//! all queues; and that the books balance: every order is paid and out of stock, or a dead letter with its
-//! reason and its items for sale again, and no item and no cent is missing. An hour of the shop takes a
-//! moment, in virtual time; `--threads` runs it on threads and the real clock.
+//! was told of; what is unsolved, by reason, before and after the repair, and what was cancelled; offers made
+//! to those who found things sold out; the figures of the day, counted on the way and once more from the log;
+//! a table of all queues; and that the books balance: every order is paid, out of stock and shipped, or a dead
+//! letter with its reason and its items for sale again, and no item and no cent is missing. An hour of the
+//! shop takes a moment, in virtual time; `--threads` runs it on threads and the real clock.
 //!
 //! `cargo run --release --example shop -- --help`
 
@@ -27,28 +32,39 @@ mod names;
 mod args;
 mod time;
 mod source;
+mod settings;
 mod orders;
 mod stock;
 mod payment;
+mod shipping;
 mod mail;
+mod prices;
+mod sales;
+mod journal;
 mod unsolved;
 mod watch;
 mod books;
 
 use crate::args::{Args, Command};
+use crate::books::Books;
+use crate::journal::{Audit, Figures};
 use crate::mail::MailServer;
-use crate::names::{Card, Order};
+use crate::names::{Card, Order, Setting};
 use crate::orders::Intake;
 use crate::payment::Till;
+use crate::sales::Sales;
+use crate::settings::{Office, Settings};
+use crate::shipping::Ramp;
 use crate::stock::{TO_PAY_MINUTES, Warehouse};
 use crate::watch::Watch;
-use postroom::{DeadLetter, Queue};
+use postroom::{Broker, DeadLetter, Log, Queue, Start};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Long enough for a large file; it ends as soon as nothing moves any more.
 const PATIENCE: Duration = Duration::from_secs(3600);
+const MORE_LAMPS: u32 = 60;
 
 fn main() -> ExitCode {
     let outcome = match args::parse(std::env::args().skip(1)) {
@@ -79,12 +95,24 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     // The wiring: from here on, the modules meet only in the broker.
     let warehouse = Arc::new(Warehouse::stocked());
     let till = Arc::new(Till::new(args.seed, &time));
+    let ramp = Arc::new(Ramp::new(args.seed));
     let mail_server = Arc::new(MailServer::new(&time));
+    let office = open_office(&broker)?;
     let unsolved = unsolved::declare(&broker)?;
+    let [for_shipping, for_mail, for_prices] =
+        ["shipping", "mail", "prices"].map(|module| Settings::of(&broker, module));
+    let copies = [for_shipping?, for_mail?, for_prices?];
+    let [for_shipping, for_mail, for_prices] = copies.clone();
     stock::start(&broker, &time, &unsolved, warehouse.clone())?;
     payment::start(&broker, &time, &unsolved, till.clone())?;
-    mail::start(&broker, &time, &unsolved, mail_server.clone())?;
+    let parcels = shipping::start(&broker, &time, &unsolved, ramp.clone(), for_shipping)?;
+    mail::start(&broker, &time, &unsolved, mail_server.clone(), for_mail)?;
+    prices::start(&broker, for_prices)?;
     watch::start(&broker, &time, watch.clone())?;
+    let journal = journal::declare(&broker)?;
+    let (audit, figures) = (Arc::new(Audit::default()), Arc::new(Mutex::new(Figures::default())));
+    audit.start(&journal)?;
+    journal::start_analytics(&journal, &time, figures.clone())?;
 
     println!("1. Orders come in, all at once: {source}.");
     let start = Instant::now();
@@ -102,8 +130,16 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     unsolved::print(&unsolved);
 
     println!("\n3. Repair: the mail server is up again, customers give a new card for an expired one.");
+    let noon = time.now();
     mail_server.repair();
     repair(&unsolved)?;
+    for parcel in ramp.repair(&parcels) {
+        let why = parcel.error.unwrap_or_default();
+        println!("   goes on: parcel of order {} with {} steps, after {why}", parcel.key, parcel.waiting);
+    }
+    println!("   the office raises the price of lamps, and switches from post to courier");
+    office.decide(&names::price("lamp"), Setting::Price(4_900));
+    office.decide(names::COURIER, Setting::Switch(true));
     time.pass(time.minutes(TO_PAY_MINUTES));
     assert!(broker.wait_idle(PATIENCE), "the shop did not come to rest");
     println!("   half an hour later, what stays unsolved:");
@@ -113,13 +149,78 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         "   {cancelled} were not paid within {TO_PAY_MINUTES} minutes and are cancelled: their items are for sale again"
     );
 
-    println!("\n4. The queues.");
+    println!(
+        "\n4. {MORE_LAMPS} lamps are delivered. Sales asks around, and makes offers to those who found them sold out."
+    );
+    warehouse.deliver("lamp", MORE_LAMPS);
+    let sales = Sales::new(&broker)?;
+    let offers = sales.make_offers(&unsolved)?;
+    println!("   {} customers take the offer", offers.len());
+    let nobody = sales.ask_for_gift_wrap("lamp");
+    println!("   gift wrap? {nobody}");
+    assert!(nobody.is_unpublished());
+    assert!(broker.wait_idle(PATIENCE), "the offers did not come to rest");
+    check_settings(&broker, &office, &copies)?;
+
+    println!("\n5. The journal.");
+    let books = Books {
+        orders: &orders,
+        unsolved: &unsolved,
+        warehouse: &warehouse,
+        till: &till,
+        ramp: &ramp,
+        offers: &offers,
+    };
+    let figures = figures.lock().unwrap();
+    read_again(&journal, &figures, noon)?;
+    books.check_journal(&audit, &figures);
+
+    println!("\n6. The queues.");
     books::print_queues(&broker.stats());
-    let books = books::Books { orders: &orders, unsolved: &unsolved, warehouse: &warehouse, till: &till };
     books.check(&mail_server, &broker.stats());
     let report = broker.shutdown(PATIENCE);
     assert!(report.is_clean(), "{report}");
     Ok(read?)
+}
+
+/// The settings of the morning.
+fn open_office(broker: &Broker) -> Result<Office, postroom::Error> {
+    let office = Office::open(broker)?;
+    for (item, cents) in source::PRICE_LIST {
+        office.decide(&names::price(item), Setting::Price(cents));
+    }
+    office.decide(names::COURIER, Setting::Switch(false));
+    Ok(office)
+}
+
+/// Every module knows what the office has decided; a new one does from its start.
+fn check_settings(broker: &Broker, office: &Office, copies: &[Arc<Settings>]) -> Result<(), postroom::Error> {
+    let decided = office.decided();
+    let settings = decided.len() as u64;
+    let newcomer = Settings::of(broker, "newcomer")?;
+    assert!(broker.wait_idle(PATIENCE));
+    assert_eq!((newcomer.all(), newcomer.heard()), (decided.clone(), (settings, 0)));
+    for copy in copies {
+        // The settings of the morning, and the two of noon.
+        assert_eq!((copy.all(), copy.heard()), (decided.clone(), (settings + 2, 0)));
+    }
+    println!("   all modules know the {settings} settings of the office; a new one has just heard all of them");
+    Ok(())
+}
+
+/// Two groups that come late: one wants everything, one the afternoon.
+fn read_again(journal: &Log<Order>, live: &Figures, noon: SystemTime) -> Result<(), Box<dyn std::error::Error>> {
+    let again = journal::recount(journal, "tax office", Start::Earliest, |_| true)?;
+    println!("   {:>16} {:>7}", "event", "times");
+    again.events.iter().for_each(|(event, times)| println!("   {event:>16} {times:>7}"));
+    println!("   the tax office has read all {} events from the start, and counts what analytics did", again.all());
+    assert_eq!(again, *live, "read on the way and read again");
+
+    let afternoon = journal::recount(journal, "afternoon", Start::Time(noon), |_| true)?;
+    let expected = journal::recount(journal, "checker", Start::Earliest, |event| event.published_at() >= noon)?;
+    println!("   {} of them happened after the repair", afternoon.all());
+    assert_eq!(afternoon, expected);
+    Ok(())
 }
 
 /// Sends back what somebody has done something about.

@@ -3,7 +3,7 @@
 use crate::names::{GATE, ORDERS, Order, PLACED};
 use crate::source::{Item, Source};
 use crate::time::Time;
-use postroom::{Broker, Error, Message, PublishError, Topic};
+use postroom::{Broker, Error, PublishError, Topic};
 use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
@@ -44,7 +44,7 @@ impl Intake {
 
     fn place(&mut self, order: Order) -> Result<(), PublishError<Order>> {
         self.placed.insert(order.id, order.clone());
-        let mut order = Message::new(order);
+        let mut order = order.event();
         let mut waited = Duration::ZERO;
         loop {
             match self.gate.publish(PLACED, order) {

@@ -123,7 +123,7 @@ pub fn start(broker: &Broker, time: &Time, unsolved: &Queue<DeadLetter<Order>>, 
             cashier.charge(order)?;
             // Saves the timer its work. If it has just fired, it finds the order paid.
             timers.cancel_timer(&unpaid(order.id));
-            orders.publish(PAID, order.payload().clone())?;
+            orders.publish(PAID, order.event())?;
             Ok(())
         },
     )?;
@@ -137,7 +137,7 @@ fn cancel_unpaid(broker: &Broker, unsolved: &Queue<DeadLetter<Order>>, till: Arc
     orders.bind(&queue, DUE)?;
     queue.consumer().start(move |order: &Message<Order>| -> Result<(), Failure> {
         if till.decide(order.id, Decision::Cancelled) == Decision::Cancelled {
-            orders.publish(CANCELLED, order.payload().clone())?;
+            orders.publish(CANCELLED, order.event())?;
         }
         Ok(())
     })?;

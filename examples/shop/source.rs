@@ -11,6 +11,9 @@ pub enum Source {
     MadeUp { next: u64, last: u64, seed: u64 },
 }
 
+/// In cents, in the morning.
+pub const PRICE_LIST: [(&str, u64); 4] = [("kettle", 2_990), ("lamp", 4_500), ("chair", 12_900), ("teapot", 1_990)];
+
 /// One thing a source has to say.
 pub enum Item {
     Order(Order),
@@ -98,7 +101,7 @@ fn parse(bytes: &[u8]) -> Result<Order, String> {
 /// The order of that number: always the same for the same seed.
 fn made_up(id: u64, seed: u64) -> Order {
     let mut dice = Dice::new(seed, id);
-    let (item, price) = [("kettle", 2_990), ("lamp", 4_500), ("chair", 12_900), ("teapot", 1_990)][dice.below(4)];
+    let (item, price) = PRICE_LIST[dice.below(4)];
     let quantity = dice.below(3) as u32 + 1;
     let card = match dice.below(100) {
         0..3 => Card::Expired,

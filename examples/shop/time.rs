@@ -1,7 +1,7 @@
 //! How time runs: virtual, or on threads and the real clock, 600 times as fast as in the shop.
 
 use postroom::{Broker, Error, Event, Rate, Simulation};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 #[derive(Clone)]
 pub struct Time {
@@ -36,6 +36,11 @@ impl Time {
 
     pub fn per_second(&self, n: u32) -> Rate {
         Rate::per_second(f64::from(n) / self.seconds(1).as_secs_f64())
+    }
+
+    /// The time of the broker's clock.
+    pub fn now(&self) -> SystemTime {
+        self.simulation.as_ref().map_or_else(SystemTime::now, Simulation::now)
     }
 
     /// Lets time pass; meanwhile the shop works.

@@ -24,6 +24,9 @@ impl Watch {
                 self.note(format!("{queue}: {failures} of the last {of} calls failed, so none is made for a while"));
             }
             Event::CircuitClosed { queue, .. } => self.note(format!("{queue}: the gateway is back, all workers go on")),
+            Event::KeyParked { queue, key, .. } => {
+                self.note(format!("{queue}: order {key} is stuck, all others go on"))
+            }
             other => eprintln!("   [broker] {other:?}"),
         }
     }

@@ -44,10 +44,16 @@ impl<M> Tail<M> {
 
     #[inline]
     pub(crate) fn push(&mut self, message: M) {
+        self.chunk().push_back(message);
+    }
+
+    /// The chunk for the next message.
+    #[inline]
+    pub(crate) fn chunk(&mut self) -> &mut Chunk<M> {
         if self.filling.len() >= chunk_len::<M>() {
             self.close_chunk();
         }
-        self.filling.push_back(message);
+        &mut self.filling
     }
 
     /// Appends a chunk without moving its messages.
@@ -131,6 +137,11 @@ impl<M> Head<M> {
     /// How many of the next messages, up to `max`, are all of a kind.
     pub(crate) fn run(&self, max: usize, of_the_kind: impl Fn(&M) -> bool) -> usize {
         self.chunk.iter().take(max).take_while(|message| of_the_kind(message)).count()
+    }
+
+    #[inline]
+    pub(crate) fn first(&self) -> Option<&M> {
+        self.chunk.front()
     }
 
     #[inline]

@@ -166,14 +166,12 @@ impl<T: Send + Sync + 'static> Queue<T> {
     fn send_with(&self, mut message: Message<T>, patience: Patience) -> Result<MessageId, (Message<T>, Refusal)> {
         self.core.stamp(&mut message);
         let id = message.id;
-        if message.is_timed() {
-            return self.core.accept(message, patience).map(|_| id);
+        if let Some(mut place) = self.core.place_for(&mut message) {
+            place.chunk().push_back(message);
+            self.core.placed(place);
+            return Ok(id);
         }
-        match self.core.offer(message) {
-            Ok(()) => Ok(id),
-            Err((message, Refusal::Full)) => self.core.accept(message, patience).map(|_| id),
-            Err(refused) => Err(refused),
-        }
+        self.core.accept(message, patience).map(|_| id)
     }
 
     // ---- receiving -------------------------------------------------------------------------------
@@ -185,11 +183,14 @@ impl<T: Send + Sync + 'static> Queue<T> {
     #[inline]
     pub fn recv(&self) -> Result<Delivery<T>, RecvError> {
         self.core.note_receiver();
-        self.core.take(Patience::Forever, || true).map(|message| self.deliver(message)).map_err(|nothing| match nothing
-        {
-            Nothing::Deadlock => RecvError::Deadlock,
-            _ => RecvError::Closed,
-        })
+        let next = match self.core.take_plain() {
+            None => self.core.take(Patience::Forever, || true).map_err(|nothing| match nothing {
+                Nothing::Deadlock => RecvError::Deadlock,
+                _ => RecvError::Closed,
+            })?,
+            Some(message) => message,
+        };
+        Ok(self.deliver(next))
     }
 
     /// The next message, if one is ready now.
@@ -225,17 +226,10 @@ impl<T: Send + Sync + 'static> Queue<T> {
     pub fn recv_batch(&self, max: usize) -> Result<Batch<T>, RecvError> {
         self.core.note_receiver();
         let mut batch = Chunk::new();
-        loop {
-            match self.core.try_take_batch(max.max(1), &mut batch) {
-                Ok(()) => return Ok(Batch::new(batch, Arc::clone(&self.core))),
-                Err(Nothing::Closed) => return Err(RecvError::Closed),
-                Err(_) => {}
-            }
-            match self.core.wait_for_message(Patience::Forever, &|| true) {
-                Err(Nothing::Deadlock) => return Err(RecvError::Deadlock),
-                Err(_) => return Err(RecvError::Closed),
-                Ok(()) => {}
-            }
+        match self.core.take_batch(max.max(1), &mut batch, Patience::Forever, || true) {
+            Ok(()) => Ok(Batch::new(batch, Arc::clone(&self.core))),
+            Err(Nothing::Deadlock) => Err(RecvError::Deadlock),
+            Err(_) => Err(RecvError::Closed),
         }
     }
 

@@ -14,6 +14,19 @@ use crate::simulation::Until;
 use crate::sync::{MutexGuard, Ordering, current_thread};
 use std::sync::Weak;
 
+/// A place in the queue that has been counted, for one message. Whoever owns the message puts it in there
+/// himself: it may be large, and each function that it passes through by value may copy it.
+#[must_use]
+pub(crate) struct Place<'a, T>(MutexGuard<'a, Intake<T>>);
+
+impl<T> Place<'_, T> {
+    /// Where the message goes: to the back.
+    #[inline]
+    pub(crate) fn chunk(&mut self) -> &mut Chunk<Message<T>> {
+        self.0.tail.chunk()
+    }
+}
+
 impl<T: Send + Sync + 'static> Core<T> {
     /// Takes the message if there is room, and nothing else: no policy, no waiting, no user code. Its id
     /// and time must be set, and neither a delay nor a timer.
@@ -27,12 +40,31 @@ impl<T: Send + Sync + 'static> Core<T> {
         if let Err(refusal) = self.let_in(&mut intake) {
             return Err((message, refusal));
         }
-        message.holds_slot = true;
-        intake.slots += 1;
-        intake.accepted += 1;
+        intake.admit(&mut message, Admission::Published);
         self.put(&mut intake, message);
         self.wake_readers(intake, 1);
         Ok(())
+    }
+
+    /// A place for the message, in the common case: it is nothing but a payload, the queue a plain one with
+    /// room. Otherwise `None`, and [`Core::offer`] or [`Core::accept`] finds out more. Then comes
+    /// [`Core::placed`]; until then no user code may run.
+    #[inline]
+    pub(crate) fn place_for(&self, message: &mut Message<T>) -> Option<Place<'_, T>> {
+        if message.extras.is_some() || self.settings.is_special() {
+            return None;
+        }
+        let mut intake = self.intake.lock();
+        self.let_in(&mut intake).ok()?;
+        intake.admit(message, Admission::Published);
+        intake.entered += 1;
+        Some(Place(intake))
+    }
+
+    /// The message is in its place.
+    #[inline]
+    pub(crate) fn placed(&self, Place(intake): Place<'_, T>) {
+        self.wake_readers(intake, 1);
     }
 
     /// As [`Core::offer`], for a message with a delay or a timer.

@@ -8,8 +8,33 @@ use crate::simulation::Until;
 use crate::sync::{MutexGuard, Ordering, cores};
 
 impl<T: Send + Sync + 'static> Core<T> {
-    /// Hands out the next message, if one is ready now.
+    /// Hands out the next message where only the head counts: the common case. `None` says nothing about why
+    /// not; [`Core::try_take`] does.
     #[inline]
+    pub(crate) fn take_plain(&self) -> Option<Message<T>> {
+        let mut outlet = self.outlet.lock();
+        if self.looks_aside() || (outlet.head.is_empty() && self.refill(&mut outlet).is_err()) {
+            return None;
+        }
+        if outlet.head.first().is_none_or(|message| self.is_overdue(message)) {
+            return None;
+        }
+        // Changed where it lies, and moved once: it may be large.
+        let mut next = outlet.head.pop();
+        if let Some(message) = &mut next {
+            outlet.left += 1;
+            outlet.delivered += 1;
+            if hand_out(message) {
+                self.release(outlet, 1);
+            } else {
+                drop(outlet);
+            }
+            self.lend(message);
+        }
+        next
+    }
+
+    /// Hands out the next message, if one is ready now.
     pub(crate) fn try_take(&self) -> Result<Message<T>, Nothing> {
         match self.take_ready() {
             // What waits for its time comes back to a closed queue too.
@@ -22,7 +47,6 @@ impl<T: Send + Sync + 'static> Core<T> {
         !self.has_ended() && self.delayed() > 0
     }
 
-    #[inline]
     fn take_ready(&self) -> Result<Message<T>, Nothing> {
         let mut outlet = self.outlet.lock();
         if self.looks_aside() {
@@ -44,7 +68,6 @@ impl<T: Send + Sync + 'static> Core<T> {
         Ok(message)
     }
 
-    #[inline]
     fn next_plain(&self, outlet: &mut Outlet<T>) -> Result<Message<T>, Nothing> {
         if let Some(message) = outlet.head.pop() {
             return Ok(message);
@@ -235,20 +258,35 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     /// Hands out the next message, waiting for one as long as `patience` and `go_on` say.
-    #[inline]
-    pub(crate) fn take(&self, patience: Patience, go_on: impl Fn() -> bool) -> Result<Message<T>, Nothing> {
-        if let Ok(message) = self.try_take() {
-            return Ok(message);
-        }
-        self.take_patiently(patience, go_on)
-    }
-
     #[cold]
-    fn take_patiently(&self, patience: Patience, go_on: impl Fn() -> bool) -> Result<Message<T>, Nothing> {
+    pub(crate) fn take(&self, patience: Patience, go_on: impl Fn() -> bool) -> Result<Message<T>, Nothing> {
         let mut snoozes = 0;
         loop {
             match self.try_take() {
                 Err(Nothing::Empty | Nothing::NotBefore(_)) if !matches!(patience, Patience::None) => {}
+                answer => return answer,
+            }
+            if snoozes < self.spins() {
+                snooze(snoozes);
+                snoozes += 1;
+            } else {
+                self.wait_for_message(patience, &go_on)?;
+            }
+        }
+    }
+
+    /// As [`Core::take`], up to `max` messages; `batch` must be empty.
+    pub(crate) fn take_batch(
+        &self,
+        max: usize,
+        batch: &mut Chunk<Message<T>>,
+        patience: Patience,
+        go_on: impl Fn() -> bool,
+    ) -> Result<(), Nothing> {
+        let mut snoozes = 0;
+        loop {
+            match self.try_take_batch(max, batch) {
+                Err(Nothing::Empty | Nothing::NotBefore(_)) => {}
                 answer => return answer,
             }
             if snoozes < self.spins() {

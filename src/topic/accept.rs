@@ -1,0 +1,205 @@
+//! What a message reaches takes it altogether, or not at all.
+
+use super::route::Wide;
+use crate::error::{PublishError, Refused};
+use crate::message::{Message, Text};
+use crate::queue::core::{Core, Patience, Pledge, Refusal};
+use crate::subscriber::ring::{Ring, for_subscribers};
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+pub(super) fn accept_one<T: Send + Sync + 'static>(
+    queue: &Core<T>,
+    message: Message<T>,
+    patience: Patience,
+) -> Result<usize, PublishError<T>> {
+    let accepted = queue.accept(message, patience).map_err(|refused| refusal_error(queue, refused))?;
+    Ok(usize::from(accepted.is_routed()))
+}
+
+/// Every queue and every ring takes the message, or none does: each promises first. Nothing is promised
+/// while waiting, so that two publishes cannot wait for each other.
+pub(super) fn accept_all<T: Send + Sync + 'static>(
+    queues: &[Arc<Core<T>>],
+    rings: &[Arc<Ring<T>>],
+    message: Message<T>,
+    patience: Patience,
+) -> Result<usize, PublishError<T>> {
+    let keys = match order_keys(queues, &message) {
+        Ok(keys) => keys,
+        Err((queue, refusal)) => return Err(refusal_error(queue, (message, refusal))),
+    };
+    let mut woken_by: Option<&Core<T>> = None;
+    let pledges = loop {
+        let (full, mut refusal) = match pledge_all(queues, rings) {
+            Ok(pledges) => break pledges,
+            Err(refused) => refused,
+        };
+        // The room this thread was woken for is of no use to it, but may be to another writer.
+        if let Some(other) = woken_by.take().filter(|other| !full.is(other)) {
+            other.pass_room_on();
+        }
+        if refusal == Refusal::Full && full.waits(patience) {
+            match full.wait_for_room(patience) {
+                Ok(()) => {
+                    woken_by = full.queue();
+                    continue;
+                }
+                Err(end) => refusal = end,
+            }
+        }
+        return Err(full.error((message, refusal)));
+    };
+    Ok(redeem_all(queues, rings, pledges, keys, message))
+}
+
+/// As [`accept_all`], with logs: they promise first, and are kept to it once all others have taken the
+/// message. A log always has room, so only a closed one refuses.
+pub(super) fn accept_logged<T: Send + Sync + 'static>(
+    reached: &Wide<T>,
+    mut message: Message<T>,
+    patience: Patience,
+) -> Result<usize, PublishError<T>> {
+    let Wide { queues, rings, logs, .. } = reached;
+    if let Some(refusing) = logs.iter().position(|log| !log.shelf.pledge()) {
+        logs[..refusing].iter().for_each(|log| log.shelf.forgo());
+        return Err(PublishError::Closed(Refused::new(message, &logs[refusing].shelf.name)));
+    }
+    let mut copies: SmallVec<[_; 4]> = logs[1..].iter().map(|_| message.share()).collect();
+    let mut routed = logs.len();
+    if queues.is_empty() && rings.is_empty() {
+        // A group cannot reply, and must not keep the requester waiting.
+        message.forget_request();
+        copies.push(message);
+    } else {
+        copies.push(message.share());
+        match accept_all(queues, rings, message, patience) {
+            Ok(queues) => routed += queues,
+            Err(refused) => {
+                logs.iter().for_each(|log| log.shelf.forgo());
+                return Err(refused);
+            }
+        }
+    }
+    logs.iter().zip(copies).for_each(|(log, copy)| log.shelf.redeem(copy));
+    Ok(routed)
+}
+
+pub(super) fn redeem_all<T: Send + Sync + 'static>(
+    queues: &[Arc<Core<T>>],
+    rings: &[Arc<Ring<T>>],
+    pledges: SmallVec<[Pledge; 8]>,
+    keys: SmallVec<[Option<Text>; 8]>,
+    mut message: Message<T>,
+) -> usize {
+    let mut promised = queues.iter().zip(pledges).zip(keys);
+    // Without subscribers, the last queue gets the message itself.
+    let last = if rings.is_empty() { promised.next_back() } else { None };
+    let mut routed = 0;
+    for ((queue, pledge), key) in promised {
+        let copy = message.share_with_queue().ordered_by(key);
+        routed += usize::from(queue.redeem(pledge, copy).is_routed());
+    }
+    if let Some(((queue, pledge), key)) = last {
+        return routed + usize::from(queue.redeem(pledge, message.ordered_by(key)).is_routed());
+    }
+    let Some((ring, other_rings)) = rings.split_first() else { return routed };
+    // Those who watch cannot reply, and must not keep the requester waiting.
+    message.forget_request();
+    let message = for_subscribers(message);
+    other_rings.iter().for_each(|ring| ring.redeem(Arc::clone(&message)));
+    ring.redeem(message);
+    routed
+}
+
+/// What did not promise a place.
+pub(super) enum Full<'a, T> {
+    Queue(&'a Core<T>),
+    Ring(&'a Ring<T>),
+}
+
+impl<'a, T: Send + Sync + 'static> Full<'a, T> {
+    pub(super) fn queue(&self) -> Option<&'a Core<T>> {
+        match self {
+            Self::Queue(queue) => Some(queue),
+            Self::Ring(_) => None,
+        }
+    }
+
+    pub(super) fn is(&self, other: &Core<T>) -> bool {
+        self.queue().is_some_and(|queue| std::ptr::eq(queue, other))
+    }
+
+    pub(super) fn waits(&self, patience: Patience) -> bool {
+        match self {
+            Self::Queue(queue) => queue.waits(patience),
+            Self::Ring(_) => !matches!(patience, Patience::None),
+        }
+    }
+
+    pub(super) fn wait_for_room(&self, patience: Patience) -> Result<(), Refusal> {
+        match self {
+            Self::Queue(queue) => queue.wait_for_room(patience),
+            Self::Ring(ring) => ring.wait_for_room(patience),
+        }
+    }
+
+    pub(super) fn error(&self, refused: (Message<T>, Refusal)) -> PublishError<T> {
+        match self {
+            Self::Queue(queue) => refusal_error(queue, refused),
+            Self::Ring(ring) => ring.error(refused),
+        }
+    }
+}
+
+/// What each queue orders the message by, if it does. Found before anything is promised, since a user's
+/// function may panic.
+pub(super) fn order_keys<'a, T: Send + Sync + 'static>(
+    queues: &'a [Arc<Core<T>>],
+    message: &Message<T>,
+) -> Result<SmallVec<[Option<Text>; 8]>, (&'a Core<T>, Refusal)> {
+    let keys = queues.iter().map(|queue| queue.order_key(message).map_err(|refusal| (&**queue, refusal)));
+    keys.collect()
+}
+
+pub(super) fn pledge_all<'a, T: Send + Sync + 'static>(
+    queues: &'a [Arc<Core<T>>],
+    rings: &'a [Arc<Ring<T>>],
+) -> Result<SmallVec<[Pledge; 8]>, (Full<'a, T>, Refusal)> {
+    let mut pledges = SmallVec::new();
+    let mut refused = None;
+    for queue in queues {
+        match queue.pledge() {
+            Ok(pledge) => pledges.push(pledge),
+            Err(refusal) => {
+                refused = Some((Full::Queue(queue), refusal));
+                break;
+            }
+        }
+    }
+    let mut promised = 0;
+    while refused.is_none() && promised < rings.len() {
+        match rings[promised].pledge() {
+            Ok(()) => promised += 1,
+            Err(refusal) => refused = Some((Full::Ring(&rings[promised]), refusal)),
+        }
+    }
+    let Some(refused) = refused else { return Ok(pledges) };
+    queues.iter().zip(pledges).for_each(|(queue, pledge)| queue.forgo(pledge));
+    rings[..promised].iter().for_each(|ring| ring.forgo());
+    Err(refused)
+}
+
+pub(crate) fn refusal_error<T: Send + Sync + 'static>(
+    queue: &Core<T>,
+    (message, refusal): (Message<T>, Refusal),
+) -> PublishError<T> {
+    match refusal {
+        Refusal::Full => PublishError::Full(queue.refused(message)),
+        Refusal::Closed => PublishError::Closed(queue.refused(message)),
+        Refusal::Timeout => PublishError::Timeout(queue.refused(message)),
+        Refusal::Deadlock(why) => PublishError::Deadlock(queue.deadlocked(message, why)),
+        Refusal::Panicked(words) => PublishError::Panicked(queue.refused(message).because(words)),
+        Refusal::Limited(wait) => PublishError::Limited(queue.refused(message).limited(wait)),
+    }
+}

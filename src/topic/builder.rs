@@ -1,0 +1,198 @@
+//! How a topic is described and declared.
+
+use super::binding::Table;
+use super::route::Lane;
+use super::{Router, Routing, Topic, TopicCore};
+use crate::broker::Broker;
+use crate::error::Error;
+use crate::queue::Queue;
+use crate::queue::builder::name_problems;
+use crate::queue::throttle::Throttle;
+use crate::rate::Rate;
+use crate::route::Index;
+use crate::runtime::Runtime;
+use crate::stats::Counter;
+use crate::subscriber::ring::Retention;
+use crate::sync::{AtomicBool, Mutex, Padded};
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::{Arc, OnceLock};
+
+/// Describes a topic; nothing exists until [`TopicBuilder::declare`].
+#[must_use = "nothing exists until `declare` is called"]
+pub struct TopicBuilder<T> {
+    pub(super) name: String,
+    pub(super) settings: TopicSettings,
+    pub(super) router: Option<Box<dyn Router<T>>>,
+    pub(super) alternate: Option<Queue<T>>,
+    pub(super) broker: Broker,
+    pub(super) payload: PhantomData<fn() -> T>,
+}
+
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct TopicSettings {
+    pub(super) routing: Routing,
+    pub(super) own_router: bool,
+    pub(super) mandatory: bool,
+    pub(super) alternate: Option<Arc<str>>,
+    pub(super) admission: Option<Rate>,
+    pub(super) retention: Retention,
+}
+
+impl<T: Send + Sync + 'static> TopicBuilder<T> {
+    pub(crate) fn of(broker: Broker, name: String) -> Self {
+        let settings = TopicSettings::default();
+        Self { name, settings, router: None, alternate: None, broker, payload: PhantomData }
+    }
+
+    /// How it chooses among its bindings. Default [`Routing::Pattern`].
+    pub fn routing(mut self, routing: Routing) -> Self {
+        self.settings.routing = routing;
+        self
+    }
+
+    /// Lets your own code choose among the bindings instead.
+    pub fn router(mut self, router: impl Router<T>) -> Self {
+        self.settings.own_router = true;
+        self.router = Some(Box::new(router));
+        self
+    }
+
+    /// Makes a message that nothing matches, and no subscriber sees, an error of its publish. Default: it is
+    /// counted, and its receipt says 0.
+    pub fn mandatory(mut self) -> Self {
+        self.settings.mandatory = true;
+        self
+    }
+
+    /// Where messages go that nothing matches and no subscriber sees.
+    pub fn alternate(mut self, queue: &Queue<T>) -> Self {
+        self.settings.alternate = Some(Arc::clone(&queue.core.name));
+        self.alternate = Some(queue.clone());
+        self
+    }
+
+    /// How fast messages are let in. One that comes too soon is given back at once, by every form of
+    /// publishing, saying when to come again. [`Topic::set_admission`] changes it while it runs. Default:
+    /// no limit.
+    pub fn admission(mut self, rate: Rate) -> Self {
+        self.settings.admission = Some(rate);
+        self
+    }
+
+    /// Remembers the last `n` messages (and up to 63 more) for subscribers to come, whether or not somebody
+    /// has subscribed; see [`SubscriberBuilder::replay_last`]. Default: only what subscribers may still need.
+    pub fn keep_last(mut self, n: usize) -> Self {
+        self.settings.retention.last = n;
+        self
+    }
+
+    /// Remembers the latest message of each ordering key for subscribers to come, for as long as the topic
+    /// exists; see [`SubscriberBuilder::replay_latest_by_key`]. Those without a key count as one more.
+    ///
+    /// ```
+    /// use postroom::{Broker, Message, Topic};
+    ///
+    /// let broker = Broker::new();
+    /// let switches: Topic<bool> = broker.topic("switches").keep_latest_by_key().declare()?;
+    /// for (name, on) in [("search", true), ("chat", true), ("search", false)] {
+    ///     switches.publish("", Message::new(on).with_key(name)).unwrap();
+    /// }
+    /// let late = switches.subscribe().replay_latest_by_key().open()?;
+    /// let state = [late.recv().unwrap(), late.recv().unwrap()].map(|m| (m.key().unwrap().to_owned(), **m));
+    /// assert_eq!(state, [("chat".into(), true), ("search".into(), false)]);
+    /// # Ok::<(), postroom::Error>(())
+    /// ```
+    pub fn keep_latest_by_key(mut self) -> Self {
+        self.settings.retention.by_key = true;
+        self
+    }
+
+    /// Makes the topic, or finds the one that has been declared alike. Two routers of one's own cannot be
+    /// compared and count as alike.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it at once: an empty name or one with control characters, a name
+    /// taken by another payload type or by other settings, an alternate queue of another broker, a broker
+    /// that was shut down.
+    pub fn declare(self) -> Result<Topic<T>, Error> {
+        let mut problems = name_problems(&self.name);
+        if self.alternate.as_ref().is_some_and(|queue| !Arc::ptr_eq(&queue.core.runtime, self.broker.runtime())) {
+            problems.push("its alternate queue belongs to another broker".into());
+        }
+        let admission = self.settings.admission.and_then(|rate| rate.checked().err());
+        problems.extend(admission.map(|problem| format!("admission: {problem}")));
+        Error::unless_none(format!("topic {:?}", self.name), problems)?;
+        let broker = self.broker.clone();
+        broker.declare_topic(self)
+    }
+
+    /// The topic that is declared under this name, whatever its settings; those given here do not count.
+    ///
+    /// # Errors
+    /// If there is none, or one with another payload type.
+    pub fn find(self) -> Result<Topic<T>, Error> {
+        self.broker.find_topic(&self.name)
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn build(self, runtime: Arc<Runtime>) -> Topic<T> {
+        let admission = self.settings.admission.as_ref().map(Throttle::new);
+        let retention = self.settings.retention;
+        let core = TopicCore {
+            ring: OnceLock::new(),
+            name: self.name.into(),
+            settings: self.settings,
+            router: self.router,
+            alternate: self.alternate.map(|queue| queue.core),
+            runtime,
+            table: Mutex::new(Table { index: Index::default(), bound: Vec::new() }),
+            lanes: std::array::from_fn(|_| Padded(Mutex::new(Lane::new()))),
+            limited: AtomicBool::new(admission.is_some()),
+            admission: Mutex::new(admission),
+            unroutable: Counter::default(),
+        };
+        if retention.is_any() {
+            core.ring();
+        }
+        Topic { core: Arc::new(core) }
+    }
+
+    /// The topic declared before under this name, if it is alike.
+    pub(crate) fn same_as(&self, existing: &Topic<T>) -> Result<(), Error> {
+        let (mine, theirs) = (&existing.core.settings, &self.settings);
+        if mine == theirs {
+            return Ok(());
+        }
+        Err(Error::new(format!("topic {:?}", self.name), format!("it exists as {mine}, asked for {theirs}")))
+    }
+}
+
+impl fmt::Display for TopicSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.own_router {
+            f.write_str("own router")?;
+        } else {
+            write!(f, "{:?}", self.routing)?;
+        }
+        if self.mandatory {
+            f.write_str(", mandatory")?;
+        }
+        if let Some(queue) = &self.alternate {
+            write!(f, ", alternate {queue:?}")?;
+        }
+        if let Some(rate) = &self.admission {
+            write!(f, ", admission {rate}")?;
+        }
+        if self.retention.last > 0 {
+            write!(f, ", keeps the last {}", self.retention.last)?;
+        }
+        if self.retention.by_key {
+            f.write_str(", keeps the latest by key")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,216 @@
+//! The way of a message from a producer into what takes it.
+
+use super::accept::{accept_all, accept_logged, accept_one, refusal_error};
+use super::route::{Found, LANES, Route, Unresolved, Wide};
+use super::{Receipt, TopicCore};
+use crate::deadlock::QueueRef;
+use crate::error::{PublishError, Refused};
+use crate::message::{Message, Text};
+use crate::queue::core::Patience;
+use crate::queue::throttle::Throttle;
+use crate::runtime::thread_slot;
+use crate::subscriber::ring::Waste;
+use crate::sync::Ordering;
+use std::sync::Arc;
+
+impl<T: Send + Sync + 'static> TopicCore<T> {
+    #[inline]
+    pub(super) fn stamp(&self, message: &mut Message<T>, key: Text) {
+        self.runtime.prepare(message);
+        message.routing_key = key;
+    }
+
+    #[inline]
+    pub(crate) fn publish(
+        &self,
+        key: &str,
+        mut message: Message<T>,
+        patience: Patience,
+    ) -> Result<Receipt, PublishError<T>> {
+        self.stamp(&mut message, Text::new(key));
+        let id = message.id;
+        if self.limited.load(Ordering::Relaxed) {
+            return self.publish_otherwise(message, patience);
+        }
+        // The common case: a key that is known to lead to one plain queue, which has room. No user code runs
+        // under these locks, and nothing waits.
+        let mut lane = self.lanes[thread_slot() % LANES].lock();
+        if let Some((Route::One(queue), published)) = lane.known(self, &message.routing_key)
+            && let Some(mut place) = queue.place_for(&mut message)
+        {
+            place.chunk().push_back(message);
+            queue.placed(place);
+            *published += 1;
+            return Ok(Receipt { id, routed: 1 });
+        }
+        drop(lane);
+        self.publish_otherwise(message, patience)
+    }
+
+    #[cold]
+    fn publish_otherwise(&self, mut message: Message<T>, patience: Patience) -> Result<Receipt, PublishError<T>> {
+        let id = message.id;
+        let limited = self.limited.load(Ordering::Relaxed);
+        if limited {
+            message = self.admit(message)?;
+        }
+        // A route may hold the last handle to a queue, whose messages must not be dropped under the lock.
+        let mut outdated = Vec::new();
+        let mut waste = Waste::new();
+        let route = {
+            let mut lane = self.lanes[thread_slot() % LANES].lock();
+            match lane.look_up(self, &message.routing_key, &mut outdated) {
+                Route::Ring(ring) if !message.is_request() => match ring.offer(message, &mut waste) {
+                    Ok(()) => {
+                        lane.published += 1;
+                        return Ok(Receipt { id, routed: 0 });
+                    }
+                    Err((refused, _)) => {
+                        message = refused;
+                        Route::Ring(Arc::clone(ring))
+                    }
+                },
+                route => route.clone(),
+            }
+        };
+        let published = self.publish_slowly(&route, message, patience);
+        if limited && published.is_err() {
+            self.unadmit();
+        }
+        published
+    }
+
+    /// What was admitted did not get in after all, so it does not count.
+    #[cold]
+    pub(super) fn unadmit(&self) {
+        self.admission.lock().iter_mut().for_each(Throttle::take_back);
+    }
+
+    /// Gives the message back if it comes too soon.
+    #[cold]
+    pub(super) fn admit(&self, message: Message<T>) -> Result<Message<T>, PublishError<T>> {
+        let mut admission = self.admission.lock();
+        let passed = admission.as_mut().map_or(Ok(()), |throttle| throttle.try_pass(self.runtime.clock.now()));
+        match passed {
+            Ok(()) => Ok(message),
+            Err(wait) => Err(PublishError::Limited(Refused::new(message, &self.name).limited(wait))),
+        }
+    }
+
+    #[cold]
+    pub(super) fn publish_slowly(
+        &self,
+        route: &Route<T>,
+        message: Message<T>,
+        patience: Patience,
+    ) -> Result<Receipt, PublishError<T>> {
+        let id = message.id;
+        let routed = match route {
+            Route::Nowhere => self.unroutable(message, patience),
+            Route::One(queue) => accept_one(queue, message, patience),
+            Route::Many(queues) => accept_all(queues, &[], message, patience),
+            Route::Ring(ring) => accept_all(&[], std::slice::from_ref(ring), message, patience),
+            Route::Wide(wide) => self.accept_wide(wide, message, patience),
+            Route::Asks => self.ask(message, patience),
+        }?;
+        self.count(1);
+        Ok(Receipt { id, routed })
+    }
+
+    pub(super) fn publish_chunk(
+        &self,
+        key: &Text,
+        chunk: &mut std::collections::VecDeque<Message<T>>,
+    ) -> Result<(), PublishError<T>> {
+        let n = chunk.len();
+        let mut outdated = Vec::new();
+        let route = self.lanes[thread_slot() % LANES].lock().look_up(self, key, &mut outdated).clone();
+        let limited = self.limited.load(Ordering::Relaxed);
+        if let (Route::One(queue), false) = (&route, limited) {
+            let result = queue.accept_chunk(chunk);
+            self.count((n - chunk.len()) as u64 - u64::from(result.is_err()));
+            return result.map_err(|refused| refusal_error(queue, refused));
+        }
+        while let Some(message) = chunk.pop_front() {
+            let message = if limited { self.admit(message)? } else { message };
+            if let Err(error) = self.publish_slowly(&route, message, Patience::Forever) {
+                if limited {
+                    self.unadmit();
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// The queue that everything with this key goes to, if there is just one.
+    pub(crate) fn only_queue(&self, key: &str) -> Option<QueueRef> {
+        // Dropped after the lock: a route may hold the last handle to a queue.
+        let mut outdated = Vec::new();
+        let mut lane = self.lanes[thread_slot() % LANES].lock();
+        match lane.look_up(self, &Text::new(key), &mut outdated) {
+            Route::One(queue) => Some(queue.identity()),
+            _ => None,
+        }
+    }
+
+    pub(super) fn count(&self, published: u64) {
+        self.lanes[thread_slot() % LANES].lock().published += published;
+    }
+
+    /// Routes a message whose way depends on what it holds.
+    pub(super) fn ask(&self, message: Message<T>, patience: Patience) -> Result<usize, PublishError<T>> {
+        let mut found = Found::default();
+        let routing_key = message.routing_key.clone();
+        match self.collect(routing_key.as_str(), Some(&message), &mut found) {
+            Err(Unresolved::Panicked(words)) => {
+                Err(PublishError::Panicked(Refused::new(message, &self.name).because(words)))
+            }
+            Err(Unresolved::NeedsMessage) => unreachable!("it was given one"),
+            Ok(()) => match found.into_route() {
+                Route::Nowhere => self.unroutable(message, patience),
+                Route::One(queue) => accept_one(&queue, message, patience),
+                Route::Many(queues) => accept_all(&queues, &[], message, patience),
+                Route::Ring(ring) => accept_all(&[], &[ring], message, patience),
+                Route::Wide(wide) => self.accept_wide(&wide, message, patience),
+                Route::Asks => unreachable!("it has been asked"),
+            },
+        }
+    }
+
+    pub(super) fn accept_wide(
+        &self,
+        wide: &Wide<T>,
+        mut message: Message<T>,
+        patience: Patience,
+    ) -> Result<usize, PublishError<T>> {
+        if !wide.logs.is_empty() {
+            return accept_logged(wide, message, patience);
+        }
+        if wide.subscribed || !wide.queues.is_empty() {
+            return accept_all(&wide.queues, &wide.rings, message, patience);
+        }
+        // Nobody sees it now, but it is remembered unless it is refused. Only a closed ring does not take it.
+        let mut copies: Vec<_> = wide.rings.iter().map(|_| message.share()).collect();
+        let routed = self.unroutable(message, patience)?;
+        for ring in &wide.rings {
+            let mut waste = Waste::new();
+            let _ = copies.pop().map(|copy| ring.offer(copy, &mut waste));
+        }
+        Ok(routed)
+    }
+
+    pub(super) fn unroutable(&self, message: Message<T>, patience: Patience) -> Result<usize, PublishError<T>> {
+        if let Some(queue) = &self.alternate {
+            let routed = accept_one(queue, message, patience)?;
+            self.unroutable.add(1);
+            return Ok(routed);
+        }
+        if self.settings.mandatory || message.is_request() {
+            return Err(PublishError::Unroutable(Refused::new(message, &self.name)));
+        }
+        self.unroutable.add(1);
+        crate::outcome::drop_contained(message);
+        Ok(0)
+    }
+}
