@@ -6,6 +6,9 @@ use crate::work::{
     order::{Keys, by_hand, postroom, skewed, uniform},
 };
 
+/// Moves so many messages of such keys.
+type Work = fn(u64, Keys) -> Outcome;
+
 pub fn rows() -> Vec<Row> {
     vec![
         row(
@@ -19,7 +22,7 @@ pub fn rows() -> Vec<Row> {
 }
 
 fn row(name: &'static str, about: &'static str, keys: Keys) -> Row {
-    let contestants: [(Contestant, fn(u64, Keys) -> Outcome); 3] =
+    let contestants: [(Contestant, Work); 3] =
         [(postroom::SELF, postroom::ordered), (postroom::PLAIN, postroom::plain), (by_hand::SELF, by_hand::sharded)];
     let row = Row::cost(name, about, 500_000).reference(postroom::PLAIN);
     contestants.into_iter().fold(row, |row, (contestant, run)| row.entry(contestant, move |n| run(n, keys)))

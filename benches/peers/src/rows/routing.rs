@@ -6,6 +6,9 @@ use crate::work::{
     routing::{Keys, by_hand, cold, postroom, warm},
 };
 
+/// Moves so many messages of such keys.
+type Work = fn(u64, Keys) -> Outcome;
+
 pub fn rows() -> Vec<Row> {
     vec![
         row("S5-routing-warm", "u64 published with one of 16 routing keys, 10,000 bindings", warm)
@@ -18,7 +21,7 @@ pub fn rows() -> Vec<Row> {
 }
 
 fn row(name: &'static str, about: &'static str, keys: Keys) -> Row {
-    let contestants: [(Contestant, fn(u64, Keys) -> Outcome); 5] = [
+    let contestants: [(Contestant, Work); 5] = [
         (postroom::SELF, postroom::patterns),
         (postroom::EXACT, postroom::exact),
         (postroom::SEND, postroom::unrouted),

@@ -18,7 +18,7 @@ pub type Costs = Result<Vec<f64>, String>;
 pub fn delay(number: u64) -> Duration {
     // Fibonacci hashing: neighbours get far apart.
     let spread = number.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    Duration::from_nanos((spread >> 32) * HOUR.as_nanos() as u64 >> 32)
+    Duration::from_nanos(((u128::from(spread) * HOUR.as_nanos()) >> 64) as u64)
 }
 
 /// What came out, and whether it was in order.
@@ -58,4 +58,22 @@ pub fn time<S>(n: u64, insert: impl FnOnce() -> S, fire: impl FnOnce(S, &mut Fir
     let took = start.elapsed();
     fired.check(n)?;
     Ok([inserted, took].map(|time| time.as_nanos() as f64 / n as f64).to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{HOUR, delay};
+
+    #[test]
+    fn delays_are_spread_over_the_whole_hour() {
+        let delays: Vec<_> = (0..1000).map(delay).collect();
+        let in_quarter = |quarter: u32| {
+            let range = HOUR * quarter / 4..HOUR * (quarter + 1) / 4;
+            delays.iter().filter(|delay| range.contains(*delay)).count()
+        };
+        assert!((0..4).all(|quarter| (200..300).contains(&in_quarter(quarter))));
+        assert!(delays.iter().all(|delay| *delay > Duration::ZERO));
+    }
 }
