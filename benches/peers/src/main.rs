@@ -105,3 +105,29 @@ fn exit(code: u8, message: &str) -> ExitCode {
     eprintln!("peers: {message}");
     ExitCode::from(code)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{rows, select};
+
+    #[test]
+    fn rows_are_chosen_by_whole_numbers() {
+        let names = |only: &str| -> Vec<_> {
+            select(rows::all(), &[only.into()]).unwrap_or_default().iter().map(|row| row.name).collect()
+        };
+        assert_eq!(names("S1"), ["S1-128B-1p1c", "S1-128B-2p2c"]);
+        assert_eq!(names("S15"), ["S15-depth"]);
+        assert!(names("S99").is_empty());
+    }
+
+    #[test]
+    fn targets_and_references_name_contestants_of_their_row() {
+        for row in rows::all() {
+            let has = |name: &str| row.entries.iter().any(|entry| entry.contestant.name == name);
+            assert!(row.reference.is_none_or(|reference| has(reference.name)), "{}", row.name);
+            for target in &row.targets {
+                assert!(has(target.who) && target.of.is_none_or(|(of, _)| has(of)), "{}", row.name);
+            }
+        }
+    }
+}

@@ -8,7 +8,7 @@ use crate::work::{
 
 pub fn rows() -> Vec<Row> {
     vec![
-        Row::cost("S10-jobs", "128 bytes published, consumed, acknowledged; one producer, one consumer", 200_000)
+        Row::cost("S10-jobs", "128 bytes published, consumed, acknowledged; one producer, one consumer", 100_000)
             .reference(omniqueue::SELF)
             .target(1.0 / 3.0, omniqueue::SELF)
             .target(1.0 / 10.0, apalis::SELF)

@@ -27,18 +27,18 @@ pub fn exact(n: u64, keys: Keys) -> Outcome {
 }
 
 pub fn unrouted(n: u64, keys: Keys) -> Outcome {
-    let queue = sink(&Broker::new(), n);
-    each_found(keys(n), |_| usize::from(queue.send(0).is_ok()))
+    let queue = sink(&Broker::new());
+    each_found(keys(n), |_| usize::from(queue.send(0).is_ok()), || _ = queue.purge())
 }
 
 fn published(n: u64, keys: Keys, binding: fn(usize) -> Binding<u64>) -> Outcome {
     let broker = Broker::new();
     let topic: Topic<u64> = broker.topic("orders").declare().expect("a new topic");
-    let queue = sink(&broker, n);
+    let queue = sink(&broker);
     (0..BINDINGS).for_each(|number| topic.bind(&queue, binding(number)).expect("a valid binding"));
-    each_found(keys(n), |key| topic.publish(key, 0).map_or(0, |receipt| receipt.routed()))
+    each_found(keys(n), |key| topic.publish(key, 0).map_or(0, |receipt| receipt.routed()), || _ = queue.purge())
 }
 
-pub(super) fn sink(broker: &Broker, n: u64) -> Queue<u64> {
-    broker.queue("all").capacity(n as usize).declare().expect("a new queue")
+pub(super) fn sink(broker: &Broker) -> Queue<u64> {
+    broker.queue("all").capacity(BINDINGS).declare().expect("a new queue")
 }
