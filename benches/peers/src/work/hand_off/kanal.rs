@@ -4,7 +4,10 @@ use std::iter;
 
 use kanal::{Receiver, Sender, bounded};
 
-use super::{CAPACITY, Contestant, Outcome, Payload, Tally, crew, crew::Share};
+use crate::work::{
+    CAPACITY, Contestant, Outcome, Payload, Tally, crew,
+    crew::{Share, handles},
+};
 
 pub const SELF: Contestant = Contestant { name: "kanal", package: Some("kanal"), note: "no ack, no retry" };
 
@@ -13,10 +16,10 @@ pub fn one_to_one<T: Payload>(n: u64) -> Outcome {
     crew::run(n, [|share: Share<T>| send(sender, share)], [|| receive(receiver)])
 }
 
-pub fn two_to_two<T: Payload>(n: u64) -> Outcome {
+pub fn many<T: Payload, const N: usize>(n: u64) -> Outcome {
     let (sender, receiver) = bounded(CAPACITY);
-    let producers = [sender.clone(), sender].map(|sender| |share: Share<T>| send(sender, share));
-    let consumers = [receiver.clone(), receiver].map(|receiver| || receive(receiver));
+    let producers = handles::<_, N>(sender).map(|sender| |share: Share<T>| send(sender, share));
+    let consumers = handles::<_, N>(receiver).map(|receiver| || receive(receiver));
     crew::run(n, producers, consumers)
 }
 

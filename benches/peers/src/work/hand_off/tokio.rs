@@ -4,7 +4,10 @@ use std::{iter, sync::Mutex};
 
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use super::{BATCH, CAPACITY, Contestant, Outcome, Payload, Tally, crew, crew::Share};
+use crate::work::{
+    BATCH, CAPACITY, Contestant, Outcome, Payload, Tally, crew,
+    crew::{Share, handles},
+};
 
 pub const SELF: Contestant = Contestant { name: "tokio mpsc", package: Some("tokio"), note: "no ack, no retry" };
 
@@ -14,11 +17,11 @@ pub fn one_to_one<T: Payload>(n: u64) -> Outcome {
 }
 
 /// It has one receiver only, so the consumers take turns.
-pub fn two_to_two<T: Payload>(n: u64) -> Outcome {
+pub fn many<T: Payload, const N: usize>(n: u64) -> Outcome {
     let (sender, receiver) = channel(CAPACITY);
     let receiver = &Mutex::new(receiver);
-    let producers = [sender.clone(), sender].map(|sender| |share: Share<T>| send(sender, share));
-    let consumers = [receiver, receiver].map(|receiver| || receive_shared(receiver));
+    let producers = handles::<_, N>(sender).map(|sender| |share: Share<T>| send(sender, share));
+    let consumers = [receiver; N].map(|receiver| || receive_shared(receiver));
     crew::run(n, producers, consumers)
 }
 

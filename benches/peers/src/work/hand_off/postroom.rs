@@ -1,41 +1,45 @@
 //! postroom: routed, acknowledged, with its default retry and dead letters.
 
-use std::{
-    array,
-    cell::Cell,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
-    thread,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use postroom::{Broker, Message, Queue, QueueName, Topic, TopicName};
 
-use super::{BATCH, CAPACITY, Contestant, Outcome, Payload, Tally, crew, crew::Share};
+use crate::work::{BATCH, CAPACITY, Contestant, Outcome, Payload, Tally, arrivals::Arrivals, crew, crew::Share};
 
 pub const SELF: Contestant =
     Contestant { name: "postroom", package: Some("postroom"), note: "ack, retry and dead letters" };
 
 pub fn one_to_one<T: Payload>(n: u64) -> Outcome {
-    routed::<T, 1>(n)
+    many::<T, 1>(n)
 }
 
-pub fn two_to_two<T: Payload>(n: u64) -> Outcome {
-    routed::<T, 2>(n)
+/// Published by name, routed, queued, handled by a worker, acknowledged.
+pub fn many<T: Payload, const N: usize>(n: u64) -> Outcome {
+    let route = Route::<T>::declare();
+    let seen = route.arrivals.clone();
+    let handler = move |parcel: &Message<T>| seen.add(parcel.payload());
+    route.queue.consumer().workers(N).start(handler).expect("workers start");
+    route.run::<N>(n, |topic, share| {
+        for payload in share {
+            assert!(topic.publish("parcel.sent", payload).is_ok());
+        }
+    })
 }
 
-/// The same in batches: published by name, routed, queued, handled and acknowledged 64 at a time.
+/// The same in batches: published by name, routed, queued, handled and acknowledged so many at a time.
 pub fn batches<T: Payload>(n: u64) -> Outcome {
+    batches_of::<T, BATCH>(n)
+}
+
+pub fn batches_of<T: Payload, const SIZE: usize>(n: u64) -> Outcome {
     let route = Route::<T>::declare();
     let seen = route.arrivals.clone();
     let handler = move |parcels: &[Message<T>]| parcels.iter().for_each(|parcel| seen.add(parcel.payload()));
     let consumer = route.queue.consumer();
-    consumer.start_batch(BATCH, Duration::ZERO, handler).expect("workers start");
+    consumer.start_batch(SIZE, Duration::ZERO, handler).expect("workers start");
     route.run::<1>(n, |topic, share| {
         loop {
-            let mut batch = share.by_ref().take(BATCH).peekable();
+            let mut batch = share.by_ref().take(SIZE).peekable();
             if batch.peek().is_none() {
                 break;
             }
@@ -58,23 +62,10 @@ pub fn one_thread<T: Payload>(n: u64) -> Outcome {
         }
         tally
     };
-    let (elapsed, tally) = crew::time(vec![Box::new(thread)])?;
-    tally.check::<T>(n)?;
+    let (elapsed, tallies) = crew::time(vec![Box::new(thread)])?;
+    tallies.into_iter().sum::<Tally>().check::<T>(n)?;
     close(&broker, &queue, n)?;
     Ok(elapsed)
-}
-
-/// Published by name, routed, queued, handled by a worker, acknowledged.
-fn routed<T: Payload, const THREADS: usize>(n: u64) -> Outcome {
-    let route = Route::<T>::declare();
-    let seen = route.arrivals.clone();
-    let handler = move |parcel: &Message<T>| seen.add(parcel.payload());
-    route.queue.consumer().workers(THREADS).start(handler).expect("workers start");
-    route.run::<THREADS>(n, |topic, share| {
-        for payload in share {
-            assert!(topic.publish("parcel.sent", payload).is_ok());
-        }
-    })
 }
 
 /// A topic bound to a queue by a pattern, and what its consumer has seen.
@@ -122,60 +113,5 @@ fn close<T: Payload>(broker: &Broker, queue: &Queue<T>, n: u64) -> Result<(), St
     match queue.stats().acked {
         acked if acked == n => Ok(()),
         acked => Err(format!("{acked} of {n} messages were acknowledged")),
-    }
-}
-
-/// What the workers saw. Each worker writes to a slot of its own, so counting costs no shared cache line.
-struct Arrivals {
-    workers: AtomicUsize,
-    slots: [Slot; 8],
-}
-
-#[derive(Default)]
-#[repr(align(128))]
-struct Slot {
-    count: AtomicU64,
-    sum: AtomicU64,
-}
-
-thread_local! {
-    /// A worker thread lives no longer than its broker, so it never meets a second `Arrivals`.
-    static SLOT: Cell<Option<usize>> = const { Cell::new(None) };
-}
-
-impl Default for Arrivals {
-    fn default() -> Arrivals {
-        Arrivals { workers: AtomicUsize::new(0), slots: array::from_fn(|_| Slot::default()) }
-    }
-}
-
-impl Arrivals {
-    fn add(&self, message: &impl Payload) {
-        let slot = SLOT.get().unwrap_or_else(|| {
-            let slot = self.workers.fetch_add(1, Ordering::Relaxed);
-            SLOT.set(Some(slot));
-            slot
-        });
-        let Slot { count, sum } = &self.slots[slot];
-        let digest = sum.load(Ordering::Relaxed).wrapping_add(message.digest());
-        sum.store(digest, Ordering::Relaxed);
-        count.store(count.load(Ordering::Relaxed) + 1, Ordering::Release);
-    }
-
-    fn tally(&self) -> Tally {
-        let mut tally = Tally::default();
-        for Slot { count, sum } in &self.slots {
-            tally.merge(Tally { count: count.load(Ordering::Acquire), sum: sum.load(Ordering::Relaxed) });
-        }
-        tally
-    }
-
-    /// Looks rarely enough not to take the cores from the workers. Gives up, so that a loss is reported
-    /// as one and not as a hang.
-    fn wait_for(&self, n: u64) {
-        let start = Instant::now();
-        while self.tally().count < n && start.elapsed() < Duration::from_secs(30) {
-            thread::sleep(Duration::from_micros(50));
-        }
     }
 }

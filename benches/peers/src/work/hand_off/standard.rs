@@ -8,7 +8,10 @@ use std::{
     },
 };
 
-use super::{CAPACITY, Contestant, Outcome, Payload, Tally, crew, crew::Share};
+use crate::work::{
+    CAPACITY, Contestant, Outcome, Payload, Tally, crew,
+    crew::{Share, handles},
+};
 
 pub const SELF: Contestant = Contestant { name: "std sync_channel", package: None, note: "no ack, no retry" };
 
@@ -18,11 +21,11 @@ pub fn one_to_one<T: Payload>(n: u64) -> Outcome {
 }
 
 /// It has one receiver only, so the consumers take turns.
-pub fn two_to_two<T: Payload>(n: u64) -> Outcome {
+pub fn many<T: Payload, const N: usize>(n: u64) -> Outcome {
     let (sender, receiver) = sync_channel(CAPACITY);
     let receiver = &Mutex::new(receiver);
-    let producers = [sender.clone(), sender].map(|sender| |share: Share<T>| send(sender, share));
-    let consumers = [receiver, receiver].map(|receiver| || receive_shared(receiver));
+    let producers = handles::<_, N>(sender).map(|sender| |share: Share<T>| send(sender, share));
+    let consumers = [receiver; N].map(|receiver| || receive_shared(receiver));
     crew::run(n, producers, consumers)
 }
 
