@@ -593,6 +593,22 @@ fn a_topic_publishes_into_a_log() {
 }
 
 #[test]
+fn a_handler_may_end_with_an_append_to_another_log() {
+    let (broker, simulation, log) = simulated(1);
+    let copy: Log<u64> = broker.log("copy").declare().unwrap();
+    let places = Arc::new(Mutex::new(Vec::new()));
+    let (to, seen) = (copy.clone(), Arc::clone(&places));
+    let forward = move |record: &Record<u64>| {
+        seen.lock().unwrap().push(record.place());
+        to.append(record.to_message())
+    };
+    log.group("mirror").start(Start::Earliest).unwrap().consumer().start(forward).unwrap();
+    let appended = log.append_batch(0..10).unwrap();
+    simulation.run_until_idle();
+    assert_eq!((copy.len(), &*places.lock().unwrap()), (10, &appended));
+}
+
+#[test]
 fn a_full_queue_keeps_a_publish_out_of_the_log_too() {
     let (broker, _, log) = simulated(1);
     let topic: Topic<u64> = broker.topic("t").declare().unwrap();
