@@ -112,7 +112,8 @@ impl IntoOutcome for Receipt {
 /// Cheap to clone; all clones are the same topic. Every method may be called from any thread at any time.
 /// A publish reaches every queue it matches or, if one cannot take it, none; a queue reached by several
 /// bindings or through several topics gets one copy. A binding counts for every publish that starts after
-/// [`Topic::bind`] has returned.
+/// [`Topic::bind`] has returned. Logs have a message before any queue or subscriber, so that what is
+/// done because of it comes behind it in the log; among queues and subscribers there is no order.
 ///
 /// ```
 /// use postroom::{Broker, Queue, Topic};
