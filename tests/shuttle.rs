@@ -8,35 +8,17 @@
 #![cfg(shuttle)]
 #![allow(missing_docs)]
 
+mod common;
+
+use common::interleavings::{SECOND, broker, explore};
 use postroom::{
-    Binding, BroadcastError, Broker, Consumer, Exhausted, Lag, ManualClock, Message, Outcome, Overflow, PublishError,
-    Queue, RecvTimeoutError, Retry, SendError, Topic,
+    Binding, BroadcastError, Broker, Consumer, Exhausted, Lag, Message, Outcome, Overflow, PublishError, Queue,
+    RecvTimeoutError, Retry, SendError, Topic,
 };
-use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::sync::atomic::{AtomicUsize, Ordering};
 use shuttle::thread::{self, JoinHandle};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-
-const ITERATIONS: usize = 3_000;
-/// More than ten times what any scenario takes; one that gets there is going round in circles.
-const MOST_STEPS: usize = 50_000;
-const SECOND: Duration = Duration::from_secs(1);
-
-/// Explores at random, then with few but adversarial preemptions.
-fn explore(scenario: impl Fn() + Send + Sync + Clone + 'static) {
-    let mut config = shuttle::Config::new();
-    config.max_steps = shuttle::MaxSteps::FailAfter(MOST_STEPS);
-    let random = RandomScheduler::new(ITERATIONS);
-    shuttle::Runner::new(random, config.clone()).run(scenario.clone());
-    shuttle::Runner::new(PctScheduler::new(3, ITERATIONS), config).run(scenario);
-}
-
-fn broker() -> (Broker, ManualClock) {
-    let clock = ManualClock::new();
-    let broker = Broker::builder().clock(clock.clone()).seed(1).build().unwrap();
-    (broker, clock)
-}
 
 /// What handlers and receivers have seen. No scheduling happens while it is locked, so a plain lock will do.
 #[derive(Clone, Default)]
@@ -661,6 +643,81 @@ fn a_blocked_publisher_is_woken_by_a_receive_and_by_an_unsubscribe() {
             thread.join().unwrap();
         }
         assert_eq!(queue.len(), 4);
+    });
+}
+
+#[test]
+fn strict_subscribers_come_and_go_at_capacity_one() {
+    explore(|| {
+        let (broker, _) = broker();
+        let topic: Topic<u32> = broker.topic("t").declare().unwrap();
+        let strict = |topic: &Topic<u32>| topic.subscribe().capacity(1).lag(Lag::Block).open().unwrap();
+        let stays = strict(&topic);
+        let visitor = {
+            let topic = topic.clone();
+            thread::spawn(move || {
+                for _ in 0..2 {
+                    let subscriber = strict(&topic);
+                    // Whatever it sees follows each other without a gap.
+                    let seen: Vec<u32> =
+                        subscriber.try_recv().into_iter().chain(subscriber.try_recv()).map(|n| **n).collect();
+                    assert!(seen.windows(2).all(|pair| pair[1] == pair[0] + 1), "{seen:?}");
+                }
+            })
+        };
+        let publisher = publish(&topic, 0..3);
+        let seen: Vec<u32> = (0..3).map(|_| **stays.recv().unwrap()).collect();
+        assert_eq!(seen, [0, 1, 2]);
+        [publisher, visitor].into_iter().for_each(|thread| thread.join().unwrap());
+    });
+}
+
+#[test]
+fn a_batch_goes_on_when_its_last_subscriber_leaves() {
+    explore(|| {
+        let (broker, _) = broker();
+        let topic: Topic<u32> = broker.topic("t").declare().unwrap();
+        let subscriber = topic.subscribe().capacity(1).lag(Lag::Block).open().unwrap();
+        let (onward, reader) = (topic.clone(), thread::spawn(move || **subscriber.recv().unwrap()));
+        let publisher = thread::spawn(move || onward.publish_batch("k", 0..4).unwrap());
+        assert_eq!((reader.join().unwrap(), publisher.join().unwrap()), (0, 4));
+    });
+}
+
+#[test]
+fn a_publisher_that_waits_for_a_subscriber_hears_of_the_close() {
+    explore(|| {
+        let (broker, _) = broker();
+        let topic: Topic<u32> = broker.topic("t").declare().unwrap();
+        let subscriber = topic.subscribe().capacity(1).lag(Lag::Block).open().unwrap();
+        let onward = topic.clone();
+        let publisher = thread::spawn(move || (0..3).filter(|n| onward.publish("k", *n).is_ok()).count());
+        let reader = thread::spawn(move || {
+            let first = subscriber.recv().is_ok();
+            // Nothing is read any more, and the subscriber stays.
+            (subscriber, first)
+        });
+        broker.shutdown(SECOND);
+        let accepted = publisher.join().unwrap();
+        let (subscriber, first) = reader.join().unwrap();
+        let left = std::iter::from_fn(|| subscriber.try_recv().ok()).count();
+        assert_eq!(accepted, left + usize::from(first));
+    });
+}
+
+#[test]
+fn what_is_due_waits_for_a_full_subscriber_and_is_not_forgotten() {
+    explore(|| {
+        let (broker, clock) = broker();
+        let topic: Topic<u32> = broker.topic("t").declare().unwrap();
+        let subscriber = topic.subscribe().capacity(1).lag(Lag::Block).open().unwrap();
+        topic.publish("k", Message::new(9).with_delay(SECOND)).unwrap();
+        let publisher = publish(&topic, 0..2);
+        let mover = thread::spawn(move || clock.advance(SECOND));
+        let mut seen: Vec<u32> = (0..3).map(|_| **subscriber.recv().unwrap()).collect();
+        seen.sort_unstable();
+        assert_eq!(seen, [0, 1, 9]);
+        [publisher, mover].into_iter().for_each(|thread| thread.join().unwrap());
     });
 }
 

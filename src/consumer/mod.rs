@@ -5,9 +5,11 @@ mod builder;
 mod roster;
 mod single;
 mod squad;
+mod staff;
 mod work;
 
 pub use self::builder::ConsumerBuilder;
+pub(crate) use self::staff::{Staff, join};
 use crate::breaker::Circuit;
 use crate::clock::Timestamp;
 use crate::error::Error;

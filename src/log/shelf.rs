@@ -1,17 +1,19 @@
 //! All partitions of a log: where appends go, and what keeps the retention.
 
 use super::compaction::Compaction;
-use super::partition::{Appended, Gate, Partition};
+use super::partition::{Appended, Gate, Located, Partition, Place};
 use super::record::Offset;
 use super::retention::{Limits, Retention};
 use crate::clock::Timestamp;
-use crate::message::Message;
-use crate::outcome::drop_contained;
+use crate::message::{Message, Text};
+use crate::outcome::{contained, drop_contained};
 use crate::runtime::{Registration, Runtime};
 use crate::scheduler::Timed;
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, Padded};
 use std::sync::{Arc, Weak};
 
+/// Names the ordering key of a payload.
+pub(crate) type KeyOf<T> = Box<dyn Fn(&T) -> Text + Send + Sync>;
 pub(crate) type Tombstone<T> = Box<dyn Fn(&T) -> bool + Send + Sync>;
 
 pub(crate) struct Shelf<T> {
@@ -20,11 +22,12 @@ pub(crate) struct Shelf<T> {
     pub(super) retention: Retention<T>,
     pub(super) compact: bool,
     pub(super) tombstone: Option<Tombstone<T>>,
+    keys: Option<KeyOf<T>>,
     limits: Limits,
     partitions: Box<[Padded<Partition<T>>]>,
     /// The partition of the next message without a key.
     turn: AtomicUsize,
-    followers: Mutex<Vec<Weak<dyn Follower>>>,
+    following: Mutex<Vec<Following>>,
     /// Appends that were promised and have not arrived yet.
     pledged: AtomicU64,
     ageing: Registration,
@@ -32,12 +35,32 @@ pub(crate) struct Shelf<T> {
     ages: AtomicBool,
 }
 
+/// A message ready to be appended.
+pub(crate) struct Placed<T> {
+    partition: usize,
+    bytes: u64,
+    message: Message<T>,
+}
+
+impl<T> Placed<T> {
+    pub(crate) fn into_message(self) -> Message<T> {
+        self.message
+    }
+}
+
 /// Somebody who reads a log.
 pub(crate) trait Follower: Send + Sync {
     /// A partition it waits for has got a record.
     fn rung(&self, partition: usize);
-    /// Everything before this offset has been handled.
-    fn read_up_to(&self, partition: usize) -> u64;
+}
+
+/// For each partition, before which offset a follower has handled everything. Compaction reads it under the
+/// partition's lock, so it is lowered before what lies behind it is read again.
+pub(crate) type Floors = Arc<[Padded<AtomicU64>]>;
+
+struct Following {
+    follower: Weak<dyn Follower>,
+    floors: Floors,
 }
 
 impl<T: Send + Sync + 'static> Shelf<T> {
@@ -47,6 +70,7 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         partitions: usize,
         retention: Retention<T>,
         (compact, tombstone): (bool, Option<Tombstone<T>>),
+        keys: Option<KeyOf<T>>,
     ) -> Arc<Self> {
         Arc::new_cyclic(|me: &Weak<Self>| Self {
             name,
@@ -54,9 +78,10 @@ impl<T: Send + Sync + 'static> Shelf<T> {
             retention,
             compact,
             tombstone,
+            keys,
             partitions: (0..partitions).map(|_| Padded(Partition::new())).collect(),
             turn: AtomicUsize::new(0),
-            followers: Mutex::default(),
+            following: Mutex::default(),
             pledged: AtomicU64::new(0),
             ageing: Registration::in_background(&runtime, me.clone()),
             ages: AtomicBool::new(false),
@@ -76,14 +101,25 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         self.partitions.iter().map(|partition| &partition.0)
     }
 
-    pub(crate) fn follow(&self, follower: Weak<dyn Follower>) {
-        let mut followers = self.followers.lock();
-        followers.retain(|follower| follower.strong_count() > 0);
-        followers.push(follower);
+    pub(crate) fn follow(&self, follower: Weak<dyn Follower>, floors: Floors) {
+        let mut following = self.following.lock();
+        following.retain(|one| one.follower.strong_count() > 0);
+        following.push(Following { follower, floors });
+    }
+
+    pub(crate) fn unfollow(&self, floors: &Floors) {
+        self.following.lock().retain(|one| !Arc::ptr_eq(&one.floors, floors));
     }
 
     fn followers(&self) -> Vec<Arc<dyn Follower>> {
-        self.followers.lock().iter().filter_map(Weak::upgrade).collect()
+        self.following.lock().iter().filter_map(|one| one.follower.upgrade()).collect()
+    }
+
+    /// Before which offset every follower has handled everything.
+    fn read_by_all(&self, partition: usize) -> u64 {
+        let following = self.following.lock();
+        let alive = following.iter().filter(|one| one.follower.strong_count() > 0);
+        alive.map(|one| one.floors[partition].load(Ordering::Acquire)).min().unwrap_or(u64::MAX)
     }
 
     #[inline]
@@ -101,32 +137,54 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         (fnv1a(key.as_bytes()) % self.width() as u64) as usize
     }
 
+    pub(super) fn is_keyed(&self) -> bool {
+        self.keys.is_some()
+    }
+
+    /// The key of a message that has none, if there is a function for it; or the words of that one's panic.
+    #[inline]
+    pub(crate) fn key_for(&self, message: &Message<T>) -> Result<Option<Text>, String> {
+        match &self.keys {
+            Some(key) if message.key().is_none() => contained(|| key(message.payload())).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// Gives a message from outside its id and time.
     #[inline]
     pub(crate) fn stamp(&self, message: &mut Message<T>) {
         self.runtime.prepare(message);
     }
 
-    /// Appends a stamped message, unless the log is closed to the caller.
+    /// A place for a stamped message, unless the log is closed to the caller; see [`Partition::place_for`].
     #[inline]
-    pub(crate) fn append(&self, partition: usize, message: Message<T>) -> Result<Offset, Message<T>> {
-        self.append_if(partition, message, |gate| gate == Gate::Draining && self.runtime.is_worker())
+    pub(super) fn place_for(&self, partition: usize, message: &mut Message<T>) -> Option<Place<'_, T>> {
+        let bytes = self.prepare(message);
+        let may_pass = |gate| gate == Gate::Draining && self.runtime.is_worker();
+        self.partitions[partition].place_for(&self.limits, message, bytes, may_pass)
     }
 
+    /// The message is in its place.
     #[inline]
-    fn append_if(
-        &self,
-        partition: usize,
-        mut message: Message<T>,
-        may_pass: impl Fn(Gate) -> bool,
-    ) -> Result<Offset, Message<T>> {
+    pub(super) fn placed(&self, partition: usize, place: Place<'_, T>) -> Offset {
+        let appended = self.partitions[partition].finish(&self.limits, place);
+        Offset { partition, offset: self.finish(partition, appended) }
+    }
+
+    /// What it counts for.
+    #[inline]
+    fn prepare(&self, message: &mut Message<T>) -> u64 {
         message.attempt = 1;
         if self.compact {
             // So that a record that stays can move into another segment.
             message.make_shared();
         }
-        let bytes = self.retention.size_of(message.payload());
-        let appended = self.partitions[partition].append(&self.limits, message, bytes, may_pass)?;
+        self.retention.size_of(message.payload())
+    }
+
+    /// The offset of the first one.
+    #[inline]
+    fn finish(&self, partition: usize, appended: Appended<T>) -> u64 {
         let offset = appended.offset;
         if self.limits.age.is_some() && !self.ages.load(Ordering::SeqCst) {
             self.start_ageing();
@@ -134,7 +192,43 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         if appended.ring || appended.compact || !appended.trash.is_empty() {
             self.follow_up(partition, appended);
         }
-        Ok(Offset { partition, offset })
+        offset
+    }
+
+    /// Appends stamped messages, each to its partition, or gives all of them back.
+    pub(crate) fn append_batch(&self, batch: Vec<Placed<T>>) -> Result<Vec<Offset>, Vec<Placed<T>>> {
+        if !self.pledge() {
+            return Err(batch);
+        }
+        let mut places: Vec<_> = batch.iter().map(|placed| Offset { partition: placed.partition, offset: 0 }).collect();
+        let mut order: Vec<_> = places.iter().map(|place| place.partition).zip(0..).collect();
+        order.sort_unstable();
+        let alone = order.first().map(|(first, _)| *first) == order.last().map(|(last, _)| *last);
+        if alone {
+            let partition = places[0].partition;
+            let messages = batch.into_iter().map(|placed| (placed.message, placed.bytes));
+            let first = self.finish(partition, self.partitions[partition].append_all(&self.limits, messages));
+            places.iter_mut().zip(first..).for_each(|(place, offset)| place.offset = offset);
+            self.forgo();
+            return Ok(places);
+        }
+        let mut batch: Vec<_> = batch.into_iter().map(Some).collect();
+        for chosen in order.chunk_by(|(one, _), (other, _)| one == other) {
+            let partition = chosen[0].0;
+            let messages = chosen.iter().filter_map(|&(_, at): &(_, usize)| batch[at].take());
+            let messages = messages.map(|placed| (placed.message, placed.bytes));
+            let first = self.finish(partition, self.partitions[partition].append_all(&self.limits, messages));
+            chosen.iter().zip(first..).for_each(|(&(_, at), offset)| places[at].offset = offset);
+        }
+        self.forgo();
+        Ok(places)
+    }
+
+    /// Says where a message will go.
+    #[inline]
+    pub(crate) fn place(&self, partition: usize, mut message: Message<T>) -> Placed<T> {
+        let bytes = self.prepare(&mut message);
+        Placed { partition, bytes, message }
     }
 
     #[cold]
@@ -142,7 +236,8 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         if appended.ring {
             self.followers().iter().for_each(|follower| follower.rung(partition));
         }
-        if appended.compact && self.compact {
+        // One compaction at a time is enough, and what it calls may append.
+        if appended.compact && self.compact && !self.partitions[partition].is_compacting() {
             self.compact(partition, false);
         }
         drop_contained(appended.trash);
@@ -174,12 +269,14 @@ impl<T: Send + Sync + 'static> Shelf<T> {
     }
 
     /// Takes the message that was promised a place, whatever the gate says now.
-    pub(crate) fn redeem(&self, mut message: Message<T>) {
+    pub(crate) fn redeem(&self, mut message: Message<T>, key: Option<Text>) {
+        message.take_key(key);
         // A log delivers at once: there is no delay that could be cancelled.
         message.take_timer();
         let partition = self.partition_for(&message);
-        let appended = self.append_if(partition, message, |_| true);
-        debug_assert!(appended.is_ok(), "a log always has room");
+        let bytes = self.prepare(&mut message);
+        let appended = self.partitions[partition].append_all(&self.limits, std::iter::once((message, bytes)));
+        self.finish(partition, appended);
         self.forgo();
     }
 
@@ -192,15 +289,23 @@ impl<T: Send + Sync + 'static> Shelf<T> {
     }
 
     pub(crate) fn compact(&self, partition: usize, seal_first: bool) -> u64 {
-        let followers = self.followers();
-        let read_by_all = followers.iter().map(|follower| follower.read_up_to(partition)).min();
         let compaction = Compaction {
             limits: &self.limits,
             retention: &self.retention,
             tombstone: self.tombstone.as_deref(),
-            read_by_all: read_by_all.unwrap_or(u64::MAX),
+            read_by_all: &|| self.read_by_all(partition),
         };
         compaction.run(self.partition(partition), seal_first)
+    }
+
+    /// What is at an offset of a partition.
+    pub(crate) fn locate(&self, partition: usize, offset: u64) -> Located<T> {
+        self.partition(partition).locate(&self.limits, offset)
+    }
+
+    /// Who may append.
+    pub(crate) fn gate(&self) -> Gate {
+        self.partition(0).gate()
     }
 }
 

@@ -291,7 +291,8 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             unroutable: self.unroutable.get(),
             subscribers: self.subscribers() as u64,
             lagged: ring.map_or(0, |ring| ring.missed()),
-            disconnected: ring.map_or(0, |ring| ring.cut_off()),
+            disconnected: ring.map_or(0, |ring| ring.disconnected()),
+            expired: ring.map_or(0, |ring| ring.expired()),
         }
     }
 

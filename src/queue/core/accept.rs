@@ -275,14 +275,15 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// Sleeps until there may be room, or `until`; not if workers have left since `seen`.
     fn sleep_until_room(&self, until: Option<Timestamp>, seen: u64) {
-        let wake_at = self.arrange_wake(until);
         let mut outlet = self.outlet.lock();
         let over = until.is_some_and(|at| self.runtime.clock.now() >= at);
         if over || self.runtime.waits.changes() != seen || self.room_or_closed(&outlet).is_some() {
             return;
         }
         outlet.writers += 1;
-        match wake_at {
+        // Not before the lock: the call for somebody else's earlier deadline could come in between, and this
+        // one's would never be asked for again.
+        match self.arrange_wake(until) {
             Some(instant) => drop(self.writable.wait_until(&mut outlet, instant)),
             None => self.writable.wait(&mut outlet),
         }

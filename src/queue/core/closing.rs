@@ -68,7 +68,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     fn is_consumed_by(&self, horizon: Timestamp) -> bool {
         let comes_back = || {
             let crews = self.runtime.crews();
-            let mut ours = crews.iter().filter(|crew| *crew.queue() == *self.name);
+            let mut ours = crews.iter().filter(|crew| crew.queue_id() == self.number());
             ours.any(|crew| crew.available_at().is_some_and(|at| at <= horizon))
         };
         self.consumers.load(Ordering::SeqCst) > 0 || comes_back()

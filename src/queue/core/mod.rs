@@ -242,7 +242,7 @@ pub(crate) enum Patience {
 }
 
 impl Patience {
-    fn deadline(self) -> Option<Timestamp> {
+    pub(crate) fn deadline(self) -> Option<Timestamp> {
         match self {
             Self::Until(deadline) => Some(deadline),
             Self::None | Self::Forever => None,
@@ -353,7 +353,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Workers of all its consumers.
     pub(crate) fn workers(&self) -> usize {
         let crews = self.runtime.crews();
-        crews.iter().filter(|crew| *crew.queue() == *self.name).map(|crew| crew.workers()).sum()
+        crews.iter().filter(|crew| crew.queue_id() == self.number()).map(|crew| crew.workers()).sum()
     }
 
     pub(crate) fn is_closed(&self) -> bool {

@@ -6,8 +6,10 @@ use crate::dead_letter::{DeadLetter, Reason};
 use crate::message::{Message, Text};
 use crate::outcome::contained;
 use crate::queue::keyed::{Exhausted, Hold, Key, KeyRule, Keyed, Parked, Turn};
+use crate::request::End;
 use crate::runtime::Event;
 use crate::sync::Ordering;
+use std::sync::Arc;
 
 impl<T: Send + Sync + 'static> Core<T> {
     /// Whether its messages are ordered by key.
@@ -163,6 +165,11 @@ impl<T: Send + Sync + 'static> Core<T> {
         let lane = message.take_lane().expect("only an ordered queue parks, and only what it has handed out");
         let (id, stopped) = (message.id, self.settings.exhausted == Exhausted::Stop);
         message.redelivered = true;
+        // Whether there is a further attempt is up to whoever resumes the key, and when.
+        let told = message.take_request().map(|request| {
+            let error = message.history().last().map(|attempt| attempt.error.clone());
+            (request, End::Failed(Arc::clone(&self.name), reason.clone(), error))
+        });
         let hold = Hold { reason, since: self.runtime.clock.now() };
         let key = {
             let (mut outlet, mut intake) = self.both_sides();
@@ -176,6 +183,9 @@ impl<T: Send + Sync + 'static> Core<T> {
             keyed.key(lane).clone()
         };
         self.note_gone();
+        if let Some((request, end)) = told {
+            request.end(end);
+        }
         let (queue, key) = (self.name.to_string(), key.as_str().to_owned());
         self.runtime.tell(|| Event::KeyParked { queue, key, message: id, stopped });
     }
