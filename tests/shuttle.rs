@@ -829,7 +829,7 @@ fn receivers_of_a_closed_queue_end_when_the_last_turn_is_taken() {
         let (broker, _) = broker();
         let queue = broker.queue("q").ordered_by(|step: &(u32, u32)| step.0).declare().unwrap();
         let taken = Arc::new(AtomicUsize::new(0));
-        let receivers: Vec<_> = (0..2)
+        let receivers: Vec<_> = (0..3)
             .map(|_| {
                 let (queue, taken) = (queue.clone(), taken.clone());
                 thread::spawn(move || {
