@@ -134,6 +134,7 @@ mod dead_letter;
 mod consumer;
 mod request;
 mod log;
+mod transaction;
 mod alarm;
 mod describe;
 mod shutdown;
@@ -172,6 +173,7 @@ pub use stats::{GroupStats, HandlingTime, LogStats, QueueStats, Stats, TopicStat
 pub use subscriber::{Lag, Subscriber, SubscriberBuilder, Subscription};
 pub use timer::{Timer, TimerRef};
 pub use topic::{BindTarget, Receipt, Router, Routing, Topic, TopicBuilder};
+pub use transaction::{Obstacle, StageError, Transaction, TransactionError, Unpublished};
 
 /// Keeps the README's code compiling.
 #[cfg(doctest)]

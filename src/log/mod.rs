@@ -34,6 +34,7 @@ use crate::sync::Mutex;
 use lanes::GroupCore;
 use partition::{Gate, Located};
 use shelf::Shelf;
+pub(crate) use shelf::Wrote;
 use std::any::{Any, type_name};
 use std::collections::BTreeMap;
 use std::fmt;

@@ -8,7 +8,7 @@ use crate::clock::Timestamp;
 use crate::message::Message;
 use crate::outcome::drop_contained;
 use crate::runtime::{Registration, Runtime};
-use crate::scheduler::Timed;
+use crate::scheduler::{Timed, TimedId};
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, Padded};
 use std::sync::{Arc, Weak};
 
@@ -30,6 +30,13 @@ pub(crate) struct Shelf<T> {
     ageing: Registration,
     /// Something will be too old one day, and the scheduler knows.
     ages: AtomicBool,
+}
+
+/// A record that was written, and of which nobody was told yet.
+#[must_use]
+pub(crate) struct Wrote<T> {
+    partition: usize,
+    appended: Option<Appended<T>>,
 }
 
 /// Somebody who reads a log.
@@ -128,13 +135,49 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         let bytes = self.retention.size_of(message.payload());
         let appended = self.partitions[partition].append(&self.limits, message, bytes, may_pass)?;
         let offset = appended.offset;
+        self.appended(partition, appended);
+        Ok(Offset { partition, offset })
+    }
+
+    #[inline]
+    fn appended(&self, partition: usize, appended: Appended<T>) {
         if self.limits.age.is_some() && !self.ages.load(Ordering::SeqCst) {
             self.start_ageing();
         }
         if appended.ring || appended.compact || !appended.trash.is_empty() {
             self.follow_up(partition, appended);
         }
-        Ok(Offset { partition, offset })
+    }
+
+    /// What a promised record counts as. Asks the user's function.
+    pub(crate) fn size_of(&self, message: &Message<T>) -> u64 {
+        self.retention.size_of(message.payload())
+    }
+
+    /// As [`Shelf::redeem`], under locks of others: none of the user's code runs before [`Shelf::wrote`].
+    pub(crate) fn write(&self, mut message: Message<T>, bytes: u64) -> Wrote<T> {
+        message.take_timer();
+        message.attempt = 1;
+        if self.compact {
+            message.make_shared();
+        }
+        let partition = self.partition_for(&message);
+        let appended = self.partitions[partition].append(&self.limits, message, bytes, |_| true);
+        debug_assert!(appended.is_ok(), "a log always has room");
+        Wrote { partition, appended: appended.ok() }
+    }
+
+    /// The rest of it.
+    pub(crate) fn wrote(&self, wrote: Wrote<T>) {
+        if let Some(appended) = wrote.appended {
+            self.appended(wrote.partition, appended);
+        }
+        self.forgo();
+    }
+
+    /// Tells logs, rings and queues of one broker apart.
+    pub(crate) fn number(&self) -> TimedId {
+        self.ageing.id()
     }
 
     #[cold]

@@ -16,7 +16,7 @@ use crate::message::{Message, Text};
 use crate::outcome::drop_contained;
 use crate::queue::core::{Patience, Refusal};
 use crate::runtime::{AnyRing, Event, Registration, Runtime};
-use crate::scheduler::Timed;
+use crate::scheduler::{Timed, TimedId};
 use crate::shutdown::Leftover;
 use crate::simulation::Until;
 use crate::stats::Counter;
@@ -158,13 +158,13 @@ impl<T> State<T> {
         }
     }
 
-    /// Whether one more message may be promised a place.
-    fn has_room(&mut self) -> bool {
-        if self.tail + self.pledged < self.blocks_at {
+    /// Whether `n` more messages may be promised a place.
+    fn has_room(&mut self, n: u64) -> bool {
+        if self.tail + self.pledged + n <= self.blocks_at {
             return true;
         }
         self.blocks_at = self.limit_of(Lag::Block);
-        self.tail + self.pledged < self.blocks_at
+        self.tail + self.pledged + n <= self.blocks_at
     }
 
     /// The place that is too far for one of the seats with this policy.
@@ -300,7 +300,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
     pub(crate) fn offer(&self, message: Message<T>, waste: &mut Waste<T>) -> Result<(), (Message<T>, Refusal)> {
         let message = for_subscribers(message);
         let mut state = self.state.lock();
-        match self.let_in(&mut state) {
+        match self.let_in(&mut state, 1) {
             Ok(()) => {
                 self.write(state, message, waste);
                 Ok(())
@@ -315,10 +315,33 @@ impl<T: Send + Sync + 'static> Ring<T> {
 
     /// Promises to take one message, or says why not; [`Ring::redeem`] or [`Ring::forgo`] follows.
     pub(crate) fn pledge(&self) -> Result<(), Refusal> {
+        self.pledge_all(1)
+    }
+
+    /// As [`Ring::pledge`], for several messages; [`Ring::put_together`] or [`Ring::forgo_all`] follows.
+    pub(crate) fn pledge_all(&self, n: u64) -> Result<(), Refusal> {
         let mut state = self.state.lock();
-        self.let_in(&mut state)?;
-        state.pledged += 1;
+        self.let_in(&mut state, n)?;
+        state.pledged += n;
         Ok(())
+    }
+
+    /// A subscriber that is waited for, and could not take so many if it had read all.
+    pub(crate) fn never_takes(&self, n: u64) -> Option<(Arc<str>, u64)> {
+        let state = self.state.lock();
+        let small = state.seats.iter().find(|seat| seat.lag == Lag::Block && n > seat.capacity as u64)?;
+        Some((Arc::clone(&small.name), small.capacity as u64))
+    }
+
+    /// Writes what was promised, in order; nobody sees any of it before [`Writing::release`].
+    pub(crate) fn put_together(&self, messages: Vec<Arc<Message<T>>>) -> Writing<'_, T> {
+        let mut writing = Writing { ring: self, state: self.state.lock(), waste: Waste::new(), cut: Vec::new() };
+        for message in messages {
+            writing.state.pledged -= 1;
+            let cut = writing.state.append(message, &mut writing.waste);
+            writing.cut.extend(cut);
+        }
+        writing
     }
 
     pub(crate) fn redeem(&self, message: Arc<Message<T>>) {
@@ -330,19 +353,23 @@ impl<T: Send + Sync + 'static> Ring<T> {
     }
 
     pub(crate) fn forgo(&self) {
+        self.forgo_all(1);
+    }
+
+    pub(crate) fn forgo_all(&self, n: u64) {
         let mut state = self.state.lock();
-        state.pledged -= 1;
+        state.pledged -= n;
         drop(state);
         self.wake_everyone();
         self.runtime.note_progress();
     }
 
     #[inline]
-    fn let_in(&self, state: &mut State<T>) -> Result<(), Refusal> {
+    fn let_in(&self, state: &mut State<T>, n: u64) -> Result<(), Refusal> {
         if state.gate != Gate::Open && !(state.gate == Gate::Draining && self.runtime.is_worker()) {
             return Err(Refusal::Closed);
         }
-        if state.has_room() { Ok(()) } else { Err(Refusal::Full) }
+        if state.has_room(n) { Ok(()) } else { Err(Refusal::Full) }
     }
 
     #[inline]
@@ -523,9 +550,14 @@ impl<T: Send + Sync + 'static> Ring<T> {
 
     /// Blocks until no subscriber has to be waited for, holding nothing.
     pub(crate) fn wait_for_room(&self, patience: Patience) -> Result<(), Refusal> {
+        self.wait_for_rooms(1, patience)
+    }
+
+    /// As [`Ring::wait_for_room`], for `n` messages at once.
+    pub(crate) fn wait_for_rooms(&self, n: u64, patience: Patience) -> Result<(), Refusal> {
         let mut snoozes = 0;
         loop {
-            let Some(seat) = self.full_seat()? else { return Ok(()) };
+            let Some(seat) = self.full_seat(n)? else { return Ok(()) };
             if snoozes < self.spins() {
                 snooze(snoozes);
                 snoozes += 1;
@@ -535,27 +567,28 @@ impl<T: Send + Sync + 'static> Ring<T> {
             if !self.runtime.is_simulated() && deadline.is_some_and(|at| self.runtime.clock.now() >= at) {
                 return Err(Refusal::Timeout);
             }
-            self.wait_for_seat(&seat, deadline)?;
+            self.wait_for_seat(&seat, n, deadline)?;
         }
     }
 
-    fn wait_for_seat(&self, seat: &Arc<Seat>, deadline: Option<Timestamp>) -> Result<(), Refusal> {
+    fn wait_for_seat(&self, seat: &Arc<Seat>, n: u64, deadline: Option<Timestamp>) -> Result<(), Refusal> {
         let seen = self.runtime.waits.changes();
-        let Some(works_for) = self.runtime.works_for() else { return self.sleep_until_room(deadline, seen) };
-        let me: Weak<dyn Awaited> = self.me.clone();
-        let ticket = self.runtime.waits.begin(works_for, seat.identity(), me);
+        let Some(works_for) = self.runtime.works_for() else { return self.sleep_until_room(n, deadline, seen) };
+        let wait = Arc::new(Together { ring: self.me.clone(), n });
+        let weak: Weak<Together<T>> = Arc::downgrade(&wait);
+        let ticket = self.runtime.waits.begin(works_for, seat.identity(), weak);
         let circle = self.runtime.waits.circle(&ticket, |queue| self.runtime.drainers(queue));
         let result = match circle {
             Some(circle) => Err(Refusal::Deadlock(format!("only its own circle drains it: {circle}").into())),
-            None => self.sleep_until_room(deadline, seen),
+            None => self.sleep_until_room(n, deadline, seen),
         };
         self.runtime.waits.end(&ticket);
         result
     }
 
-    fn sleep_until_room(&self, deadline: Option<Timestamp>, seen: u64) -> Result<(), Refusal> {
+    fn sleep_until_room(&self, n: u64, deadline: Option<Timestamp>, seen: u64) -> Result<(), Refusal> {
         if self.runtime.is_simulated() {
-            let end = self.runtime.simulate_until(deadline, || !matches!(self.full_seat(), Ok(Some(_))));
+            let end = self.runtime.simulate_until(deadline, || !matches!(self.full_seat(n), Ok(Some(_))));
             return match end {
                 Until::Done => Ok(()),
                 Until::TimedOut => Err(Refusal::Timeout),
@@ -567,7 +600,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
         // Raised before the look: whoever reads after it sees that somebody has to be woken.
         self.writers.fetch_add(1, Ordering::SeqCst);
         let over = deadline.is_some_and(|at| self.runtime.clock.now() >= at);
-        if !over && self.runtime.waits.changes() == seen && state.gate != Gate::Closed && !state.has_room() {
+        if !over && self.runtime.waits.changes() == seen && state.gate != Gate::Closed && !state.has_room(n) {
             match wake_at {
                 Some(instant) => drop(self.writable.wait_until(&mut state, instant)),
                 None => self.writable.wait(&mut state),
@@ -579,24 +612,34 @@ impl<T: Send + Sync + 'static> Ring<T> {
     }
 
     /// The subscriber that has to be waited for.
-    fn full_seat(&self) -> Result<Option<Arc<Seat>>, Refusal> {
+    fn full_seat(&self, n: u64) -> Result<Option<Arc<Seat>>, Refusal> {
         let mut state = self.state.lock();
-        match self.let_in(&mut state) {
+        match self.let_in(&mut state, n) {
             Ok(()) => Ok(None),
             Err(Refusal::Full) => {
-                let end = state.tail + state.pledged;
+                let end = state.tail + state.pledged + n - 1;
                 Ok(state.seats.iter().find(|seat| seat.lag == Lag::Block && end >= seat.limit()).cloned())
             }
             Err(refusal) => Err(refusal),
         }
     }
 
-    /// Says of a message why it was not taken.
-    pub(crate) fn error(&self, (message, refusal): (Message<T>, Refusal)) -> PublishError<T> {
-        let waits_for = || match self.full_seat() {
+    /// The name of whoever has to be waited for.
+    pub(crate) fn waits_for(&self, n: u64) -> Arc<str> {
+        match self.full_seat(n) {
             Ok(Some(seat)) => Arc::clone(&seat.name),
             _ => Arc::clone(&self.topic),
-        };
+        }
+    }
+
+    /// Tells rings and queues of one broker apart.
+    pub(crate) fn number(&self) -> TimedId {
+        self.registration.id()
+    }
+
+    /// Says of a message why it was not taken.
+    pub(crate) fn error(&self, (message, refusal): (Message<T>, Refusal)) -> PublishError<T> {
+        let waits_for = || self.waits_for(1);
         match refusal {
             Refusal::Full => PublishError::Full(Refused::new(message, &waits_for())),
             Refusal::Timeout => PublishError::Timeout(Refused::new(message, &waits_for())),
@@ -678,13 +721,60 @@ impl<T: Send + Sync + 'static> Timed for Ring<T> {
     }
 }
 
-impl<T: Send + Sync + 'static> Awaited for Ring<T> {
+/// A wait for places for so many messages.
+struct Together<T> {
+    ring: Weak<Ring<T>>,
+    n: u64,
+}
+
+impl<T: Send + Sync + 'static> Awaited for Together<T> {
     fn wake_everyone(&self) {
-        Ring::wake_everyone(self);
+        if let Some(ring) = self.ring.upgrade() {
+            ring.wake_everyone();
+        }
     }
 
     fn keeps_waiting(&self) -> bool {
-        matches!(self.full_seat(), Ok(Some(_)))
+        self.ring.upgrade().is_some_and(|ring| matches!(ring.full_seat(self.n), Ok(Some(_))))
+    }
+}
+
+/// Messages that are written while the lock is still held.
+#[must_use]
+pub(crate) struct Writing<'a, T> {
+    ring: &'a Ring<T>,
+    state: MutexGuard<'a, State<T>>,
+    waste: Waste<T>,
+    cut: Vec<Arc<Seat>>,
+}
+
+impl<'a, T: Send + Sync + 'static> Writing<'a, T> {
+    /// Lets the messages be seen; the rest is done by [`Written::finish`], once no lock is held.
+    pub(crate) fn release(self) -> Written<'a, T> {
+        let Self { ring, mut state, waste, cut } = self;
+        let wake = std::mem::take(&mut state.sleepers);
+        drop(state);
+        if wake {
+            ring.readable.notify_all();
+        }
+        Written { ring, _waste: waste, cut }
+    }
+}
+
+#[must_use]
+pub(crate) struct Written<'a, T> {
+    ring: &'a Ring<T>,
+    /// Dropped when it is finished.
+    _waste: Waste<T>,
+    cut: Vec<Arc<Seat>>,
+}
+
+impl<T: Send + Sync + 'static> Written<'_, T> {
+    pub(crate) fn finish(self) {
+        if !self.cut.is_empty() {
+            self.ring.tell_cut(&self.cut);
+        }
+        self.ring.runtime.note_progress();
     }
 }
 

@@ -5,6 +5,7 @@ mod binding;
 mod builder;
 mod publish;
 mod route;
+mod stage;
 
 pub(crate) use self::accept::refusal_error;
 pub use self::binding::BindTarget;
@@ -12,6 +13,7 @@ use self::binding::Table;
 pub use self::builder::TopicBuilder;
 use self::builder::TopicSettings;
 use self::route::{LANES, Lane};
+pub(crate) use self::stage::Destinations;
 use crate::error::{BatchError, Error, PublishError};
 use crate::message::{Message, MessageId, Text};
 use crate::outcome::{IntoOutcome, Outcome};

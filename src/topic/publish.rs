@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 impl<T: Send + Sync + 'static> TopicCore<T> {
     #[inline]
-    pub(super) fn stamp(&self, message: &mut Message<T>, key: Text) {
+    pub(crate) fn stamp(&self, message: &mut Message<T>, key: Text) {
         self.runtime.prepare(message);
         message.routing_key = key;
     }

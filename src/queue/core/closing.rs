@@ -37,6 +37,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         drop((self.outlet.lock(), self.intake.lock()));
         self.readable.notify_all();
         self.writable.notify_all();
+        self.writable_together.notify_all();
     }
 
     /// Shutdown is about to report; whatever is settled later goes back instead.

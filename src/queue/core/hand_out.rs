@@ -381,9 +381,17 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.released.store(outlet.released, Ordering::Release);
         let writers = outlet.writers as u64;
         drop(outlet);
-        for _ in 0..writers.min(slots) {
+        if writers > 0 && slots > 0 {
+            self.wake_writers(writers.min(slots));
+        }
+    }
+
+    #[cold]
+    fn wake_writers(&self, n: u64) {
+        for _ in 0..n {
             self.writable.notify_one();
         }
+        self.writable_together.notify_all();
     }
 
     /// With a manual clock nobody's condvar times out: the scheduler wakes us when the clock is moved.

@@ -26,6 +26,7 @@ mod limits;
 mod order;
 mod place;
 mod refusal;
+mod together;
 
 use super::builder::Settings;
 use super::fifo::{Head, Tail};
@@ -46,6 +47,7 @@ use limits::ServiceRate;
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
+pub(crate) use together::{Pledges, Putting, Released};
 
 pub(crate) struct Core<T> {
     pub(crate) name: Arc<str>,
@@ -78,6 +80,9 @@ pub(crate) struct Core<T> {
     readable: Condvar,
     /// Waited on with the outlet.
     writable: Condvar,
+    /// The same, for writers that need room for several messages at once: a wake-up for one place is not
+    /// theirs, and must not be lost with them.
+    writable_together: Condvar,
     /// The gate is no longer open, for consumers that do not hold the intake.
     draining: AtomicBool,
     /// Somebody has received from it other than by a consumer.
@@ -128,7 +133,7 @@ struct Outlet<T> {
     released: u64,
     /// Messages taken out by a consumer that were found expired or too early and are not yet elsewhere.
     moving: u64,
-    /// Writers asleep on `writable`.
+    /// Writers asleep on `writable` or `writable_together`.
     writers: usize,
 }
 
@@ -289,6 +294,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             service: Mutex::new(ServiceRate::default()),
             readable: Condvar::new(),
             writable: Condvar::new(),
+            writable_together: Condvar::new(),
             draining: AtomicBool::new(false),
             by_hand: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -362,6 +368,22 @@ pub(crate) struct Pledge {
     slot: bool,
     /// The admission limit was asked.
     admitted: bool,
+}
+
+/// How much room a writer waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    One,
+    Together(u64),
+}
+
+impl Need {
+    fn slots(self) -> u64 {
+        match self {
+            Self::One => 1,
+            Self::Together(n) => n,
+        }
+    }
 }
 
 /// On what grounds a message enters without being offered.
