@@ -101,7 +101,7 @@ impl<T> Refused<T> {
         self.message
     }
 
-    fn detail(&self) -> &str {
+    pub(crate) fn detail(&self) -> &str {
         self.detail.as_deref().unwrap_or("")
     }
 }

@@ -128,6 +128,7 @@ mod runtime;
 mod queue;
 mod name;
 mod subscriber;
+mod half;
 mod topic;
 mod delivery;
 mod dead_letter;
@@ -154,6 +155,10 @@ pub use error::{
     AppendError, BatchError, BroadcastError, Error, LogError, PublishError, RecvError, RecvTimeoutError, Refused,
     SendError, SendTimeoutError, SettleError, TryRecvError, TrySendError,
 };
+pub use half::{
+    CheckBack, Half, HalfError, HalfFate, IntoResolution, PrepareError, Published, Resolution, TransactionalError,
+    Unsettled,
+};
 pub use log::{
     Group, GroupBuilder, GroupConsumerBuilder, Log, LogBuilder, Offset, Reader, Record, Replay, Retention, Start,
 };
@@ -169,7 +174,7 @@ pub use runtime::Event;
 pub use schedule::{Missed, Schedule, ScheduleBuilder, ScheduleInfo};
 pub use shutdown::{Leftover, ShutdownReport};
 pub use simulation::Simulation;
-pub use stats::{GroupStats, HandlingTime, LogStats, QueueStats, Stats, TopicStats};
+pub use stats::{GroupStats, HalfStats, HandlingTime, LogStats, QueueStats, Stats, TopicStats};
 pub use subscriber::{Lag, Subscriber, SubscriberBuilder, Subscription};
 pub use timer::{Timer, TimerRef};
 pub use topic::{BindTarget, Receipt, Router, Routing, Topic, TopicBuilder};

@@ -100,6 +100,15 @@ pub enum Event {
         /// The oldest offset that is still there.
         oldest: u64,
     },
+    /// A topic's check-back panicked; the half message is asked about again.
+    CheckBackPanicked {
+        /// The topic.
+        topic: String,
+        /// The half message.
+        message: MessageId,
+        /// What the panic said.
+        text: String,
+    },
     /// A consumer's probe has succeeded: it works as before.
     CircuitClosed {
         /// The consumer's queue.

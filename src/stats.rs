@@ -246,6 +246,34 @@ pub struct TopicStats {
     /// Subscribers that were cut off because they were too slow.
     #[serde(default)]
     pub disconnected: u64,
+    /// Its half messages.
+    #[serde(default)]
+    pub halves: HalfStats,
+}
+
+/// A topic's half messages since it was declared:
+/// `prepared = committed + rolled_back + unresolved + drained + open`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct HalfStats {
+    /// Half messages prepared.
+    pub prepared: u64,
+    /// Half messages published, by their producer or the check-back; each also counts as published.
+    pub committed: u64,
+    /// Half messages dropped, by their producer or the check-back.
+    pub rolled_back: u64,
+    /// Half messages that became dead letters.
+    pub unresolved: u64,
+    /// Half messages taken out by `drain_halves`.
+    pub drained: u64,
+    /// Handles that were dropped without a word.
+    pub unknown: u64,
+    /// How often the check-back was asked.
+    pub checked: u64,
+    /// How often it panicked.
+    pub panicked: u64,
+    /// Half messages that are neither published nor dropped yet.
+    pub open: u64,
 }
 
 /// A log's counters since it was declared, and what it holds now: `appended = retained + trimmed +

@@ -5,6 +5,7 @@ use super::route::Lane;
 use super::{Router, Routing, Topic, TopicCore};
 use crate::broker::Broker;
 use crate::error::Error;
+use crate::half::{CheckBack, Halves, Timing};
 use crate::queue::Queue;
 use crate::queue::builder::name_problems;
 use crate::queue::throttle::Throttle;
@@ -25,6 +26,7 @@ pub struct TopicBuilder<T> {
     pub(super) settings: TopicSettings,
     pub(super) router: Option<Box<dyn Router<T>>>,
     pub(super) alternate: Option<Queue<T>>,
+    pub(super) check_back: Option<CheckBack<T>>,
     pub(super) broker: Broker,
     pub(super) payload: PhantomData<fn() -> T>,
 }
@@ -37,12 +39,13 @@ pub(super) struct TopicSettings {
     pub(super) alternate: Option<Arc<str>>,
     pub(super) admission: Option<Rate>,
     pub(super) retention: Retention,
+    pub(super) check_back: Option<Timing>,
 }
 
 impl<T: Send + Sync + 'static> TopicBuilder<T> {
     pub(crate) fn of(broker: Broker, name: String) -> Self {
         let settings = TopicSettings::default();
-        Self { name, settings, router: None, alternate: None, broker, payload: PhantomData }
+        Self { name, settings, router: None, alternate: None, check_back: None, broker, payload: PhantomData }
     }
 
     /// How it chooses among its bindings. Default [`Routing::Pattern`].
@@ -108,6 +111,14 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
         self
     }
 
+    /// Lets it take [half messages](Topic::prepare), and says who is asked what became of those that nobody
+    /// settles. Two listeners cannot be compared and count as alike. Default: it takes none.
+    pub fn check_back(mut self, check_back: CheckBack<T>) -> Self {
+        self.settings.check_back = Some(check_back.timing.clone());
+        self.check_back = Some(check_back);
+        self
+    }
+
     /// Makes the topic, or finds the one that has been declared alike. Two routers of one's own cannot be
     /// compared and count as alike.
     ///
@@ -119,6 +130,11 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
         let mut problems = name_problems(&self.name);
         if self.alternate.as_ref().is_some_and(|queue| !Arc::ptr_eq(&queue.core.runtime, self.broker.runtime())) {
             problems.push("its alternate queue belongs to another broker".into());
+        }
+        problems.extend(self.check_back.iter().flat_map(CheckBack::problems));
+        let dead_letters = self.check_back.as_ref().and_then(|check_back| check_back.dead_letters.as_ref());
+        if dead_letters.is_some_and(|queue| !Arc::ptr_eq(&queue.core.runtime, self.broker.runtime())) {
+            problems.push("the dead-letter queue of its check-back belongs to another broker".into());
         }
         let admission = self.settings.admission.and_then(|rate| rate.checked().err());
         problems.extend(admission.map(|problem| format!("admission: {problem}")));
@@ -139,7 +155,12 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
         &self.name
     }
 
-    pub(crate) fn build(self, runtime: Arc<Runtime>) -> Topic<T> {
+    /// Whether it has to be given a dead-letter queue.
+    pub(crate) fn needs_dead_letters(&self) -> bool {
+        self.check_back.as_ref().is_some_and(|check_back| check_back.dead_letters.is_none())
+    }
+
+    pub(crate) fn build(self, runtime: Arc<Runtime>, dead_name: String) -> Topic<T> {
         let admission = self.settings.admission.as_ref().map(Throttle::new);
         let retention = self.settings.retention;
         let core = TopicCore {
@@ -154,11 +175,18 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
             limited: AtomicBool::new(admission.is_some()),
             admission: Mutex::new(admission),
             unroutable: Counter::default(),
+            halves: OnceLock::new(),
         };
         if retention.is_any() {
             core.ring();
         }
-        Topic { core: Arc::new(core) }
+        let core = Arc::new(core);
+        if let Some(mut check_back) = self.check_back {
+            let given = check_back.dead_letters.take();
+            let dead = given.unwrap_or_else(|| Queue::for_letters(dead_name.into(), Arc::clone(&core.runtime)));
+            let _ = core.halves.set(Halves::new(&core, check_back, dead.core));
+        }
+        Topic { core }
     }
 
     /// The topic declared before under this name, if it is alike.
@@ -192,6 +220,9 @@ impl fmt::Display for TopicSettings {
         }
         if self.retention.by_key {
             f.write_str(", keeps the latest by key")?;
+        }
+        if let Some(check_back) = &self.check_back {
+            write!(f, ", {check_back}")?;
         }
         Ok(())
     }

@@ -14,7 +14,9 @@ pub use self::builder::TopicBuilder;
 use self::builder::TopicSettings;
 use self::route::{LANES, Lane};
 pub(crate) use self::stage::Destinations;
+use crate::dead_letter::DeadLetter;
 use crate::error::{BatchError, Error, PublishError};
+use crate::half::Halves;
 use crate::message::{Message, MessageId, Text};
 use crate::outcome::{IntoOutcome, Outcome};
 use crate::queue::core::{Core, Patience};
@@ -145,6 +147,8 @@ pub(crate) struct TopicCore<T> {
     ring: OnceLock<Arc<Ring<T>>>,
     admission: Mutex<Option<Throttle>>,
     unroutable: Counter,
+    /// Set once it is built, if it has a check-back.
+    halves: OnceLock<Arc<Halves<T>>>,
 }
 
 impl<T: Send + Sync + 'static> Topic<T> {
@@ -294,7 +298,18 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             subscribers: self.subscribers() as u64,
             lagged: ring.map_or(0, |ring| ring.missed()),
             disconnected: ring.map_or(0, |ring| ring.cut_off()),
+            halves: self.halves.get().map_or_else(Default::default, |halves| halves.stats()),
         }
+    }
+
+    pub(crate) fn halves(&self) -> Option<&Arc<Halves<T>>> {
+        self.halves.get()
+    }
+
+    /// Where unresolved half messages go, unless it was given another queue.
+    pub(crate) fn own_dead_letters(&self) -> Option<Arc<Core<DeadLetter<T>>>> {
+        let halves = self.halves.get().filter(|halves| halves.timing.dead_letters.is_none())?;
+        Some(halves.dead.queue().core)
     }
 
     /// `None` for a router of the user's own.
