@@ -121,6 +121,7 @@ mod route;
 mod retry;
 mod breaker;
 mod heap;
+mod idempotency;
 mod scheduler;
 mod deadlock;
 mod simulation;
@@ -159,6 +160,7 @@ pub use half::{
     CheckBack, Half, HalfError, HalfFate, IntoResolution, PrepareError, Published, Resolution, TransactionalError,
     Unsettled,
 };
+pub use idempotency::{Claim, Claimed, Idempotency, Window};
 pub use log::{
     Group, GroupBuilder, GroupConsumerBuilder, Log, LogBuilder, Offset, Reader, Record, Replay, Retention, Start,
 };

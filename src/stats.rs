@@ -193,6 +193,9 @@ pub struct QueueStats {
     /// Deliveries taken back because they were not settled within the ack timeout; each also counts as
     /// retried or dead-lettered.
     pub timed_out: u64,
+    /// The part of `acked` that an idempotent queue has recognised as duplicates, and never handed to anybody.
+    #[serde(default)]
+    pub duplicates: u64,
     /// Deliveries settled after they had been taken back.
     pub settled_late: u64,
     /// The part of `published` that came back from a dead-letter queue.

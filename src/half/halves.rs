@@ -19,6 +19,7 @@ use crate::scheduler::Timed;
 use crate::stats::{Counter, HalfStats};
 use crate::sync::{AtomicBool, Mutex, Ordering};
 use crate::topic::{Receipt, TopicCore};
+use crate::transaction::Obstacle;
 use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -255,6 +256,12 @@ impl<T: Send + Sync + 'static> Halves<T> {
                 self.counts.committed.add(1);
                 self.removed(id, HalfFate::Committed);
             }
+            Err((message, HalfError::Refused { why: Obstacle::Duplicate { under_way: false }, .. })) => {
+                // It was published in another way, so there is nothing left to do.
+                drop_contained(message);
+                self.counts.committed.add(1);
+                self.removed(id, HalfFate::Committed);
+            }
             Err((message, _)) => {
                 if let Some(entry) = self.table.lock().get_mut(id) {
                     entry.decided = true;
@@ -418,7 +425,7 @@ impl<T> Drop for Table<T> {
 }
 
 /// Why a publish was refused, without the message.
-impl<T> From<&PublishError<T>> for crate::transaction::Obstacle {
+impl<T> From<&PublishError<T>> for Obstacle {
     fn from(error: &PublishError<T>) -> Self {
         match error {
             PublishError::Full(_) => Self::Full,
@@ -427,6 +434,7 @@ impl<T> From<&PublishError<T>> for crate::transaction::Obstacle {
             PublishError::Unroutable(_) => Self::Unroutable,
             PublishError::Deadlock(refused) => Self::Deadlock(refused.detail().to_owned()),
             PublishError::Limited(refused) => Self::Limited(refused.retry_in().unwrap_or_default()),
+            PublishError::Duplicate(refused) => Self::Duplicate { under_way: refused.is_under_way() },
             PublishError::Panicked(refused) => Self::Panicked(refused.detail().to_owned()),
         }
     }

@@ -1,11 +1,13 @@
 //! How a topic is described and declared.
 
 use super::binding::Table;
+use super::once::Published;
 use super::route::Lane;
 use super::{Router, Routing, Topic, TopicCore};
 use crate::broker::Broker;
 use crate::error::Error;
 use crate::half::{CheckBack, Halves, Timing};
+use crate::idempotency::Window;
 use crate::queue::Queue;
 use crate::queue::builder::name_problems;
 use crate::queue::throttle::Throttle;
@@ -38,6 +40,7 @@ pub(super) struct TopicSettings {
     pub(super) mandatory: bool,
     pub(super) alternate: Option<Arc<str>>,
     pub(super) admission: Option<Rate>,
+    pub(super) refuse_duplicates: Option<Window>,
     pub(super) retention: Retention,
     pub(super) check_back: Option<Timing>,
 }
@@ -80,6 +83,35 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
     /// no limit.
     pub fn admission(mut self, rate: Rate) -> Self {
         self.settings.admission = Some(rate);
+        self
+    }
+
+    /// Refuses a message whose id was published here within a window of time, as [`PublishError::Duplicate`]. Only
+    /// ids that messages bring along count ([`Message::with_id`]), and only once their publish has succeeded. While
+    /// another thread is just publishing the same id, and may fail, a publish is refused too; the error's
+    /// [`is_under_way`](crate::Refused::is_under_way) tells the two apart. Dead letters that are redriven to their
+    /// queue do not come this way. Default: duplicates are published.
+    ///
+    /// ```
+    /// use postroom::{Broker, Message, PublishError, Queue, Topic};
+    /// use std::time::Duration;
+    ///
+    /// let broker = Broker::new();
+    /// let orders: Topic<&str> = broker.topic("orders").refuse_duplicates(Duration::from_secs(60)).declare()?;
+    /// let queue: Queue<&str> = broker.queue("queue").declare()?;
+    /// orders.bind(&queue, "#")?;
+    ///
+    /// orders.publish("placed", Message::new("tea").with_id(17)).unwrap();
+    /// let refused = orders.publish("placed", Message::new("tea").with_id(17));
+    /// assert!(matches!(refused, Err(PublishError::Duplicate(_))));
+    /// assert_eq!(queue.len(), 1);
+    /// # Ok::<(), postroom::Error>(())
+    /// ```
+    ///
+    /// [`PublishError::Duplicate`]: crate::PublishError::Duplicate
+    /// [`Message::with_id`]: crate::Message::with_id
+    pub fn refuse_duplicates(mut self, window: impl Into<Window>) -> Self {
+        self.settings.refuse_duplicates = Some(window.into());
         self
     }
 
@@ -131,6 +163,7 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
         if self.alternate.as_ref().is_some_and(|queue| !Arc::ptr_eq(&queue.core.runtime, self.broker.runtime())) {
             problems.push("its alternate queue belongs to another broker".into());
         }
+        problems.extend(self.settings.refuse_duplicates.iter().flat_map(Window::problems));
         problems.extend(self.check_back.iter().flat_map(CheckBack::problems));
         let dead_letters = self.check_back.as_ref().and_then(|check_back| check_back.dead_letters.as_ref());
         if dead_letters.is_some_and(|queue| !Arc::ptr_eq(&queue.core.runtime, self.broker.runtime())) {
@@ -162,6 +195,7 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
 
     pub(crate) fn build(self, runtime: Arc<Runtime>, dead_name: String) -> Topic<T> {
         let admission = self.settings.admission.as_ref().map(Throttle::new);
+        let published = self.settings.refuse_duplicates.map(Published::new);
         let retention = self.settings.retention;
         let core = TopicCore {
             ring: OnceLock::new(),
@@ -172,7 +206,8 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
             runtime,
             table: Mutex::new(Table { index: Index::default(), bound: Vec::new() }),
             lanes: std::array::from_fn(|_| Padded(Mutex::new(Lane::new()))),
-            limited: AtomicBool::new(admission.is_some()),
+            limited: AtomicBool::new(admission.is_some() || published.is_some()),
+            published,
             admission: Mutex::new(admission),
             unroutable: Counter::default(),
             halves: OnceLock::new(),
@@ -214,6 +249,9 @@ impl fmt::Display for TopicSettings {
         }
         if let Some(rate) = &self.admission {
             write!(f, ", admission {rate}")?;
+        }
+        if let Some(window) = &self.refuse_duplicates {
+            write!(f, ", refuses duplicates within {window}")?;
         }
         if self.retention.last > 0 {
             write!(f, ", keeps the last {}", self.retention.last)?;

@@ -3,6 +3,7 @@
 mod accept;
 mod binding;
 mod builder;
+mod once;
 mod publish;
 mod route;
 mod stage;
@@ -12,6 +13,8 @@ pub use self::binding::BindTarget;
 use self::binding::Table;
 pub use self::builder::TopicBuilder;
 use self::builder::TopicSettings;
+pub(crate) use self::once::Duplicate;
+use self::once::Published;
 use self::route::{LANES, Lane};
 pub(crate) use self::stage::Destinations;
 use crate::dead_letter::DeadLetter;
@@ -146,6 +149,7 @@ pub(crate) struct TopicCore<T> {
     /// Made for the first subscriber.
     ring: OnceLock<Arc<Ring<T>>>,
     admission: Mutex<Option<Throttle>>,
+    published: Option<Published>,
     unroutable: Counter,
     /// Set once it is built, if it has a check-back.
     halves: OnceLock<Arc<Halves<T>>>,
@@ -209,7 +213,9 @@ impl<T: Send + Sync + 'static> Topic<T> {
         let text = Text::new(key.as_ref());
         let messages = messages.into_iter().map(|message| {
             let mut message = message.into();
-            self.core.stamp(&mut message, text.clone());
+            if !self.core.refuses_duplicates() {
+                self.core.stamp(&mut message, text.clone());
+            }
             message
         });
         in_chunks(messages, |chunk| self.core.publish_chunk(&text, chunk))
@@ -263,7 +269,7 @@ impl<T: Send + Sync + 'static> Topic<T> {
         let rate = rate.map_err(|problem| Error::new(format!("topic {:?}", self.name()), problem))?;
         let mut admission = self.core.admission.lock();
         *admission = Throttle::changed(*admission, rate, self.core.runtime.clock.now());
-        self.core.limited.store(rate.is_some(), Ordering::SeqCst);
+        self.core.limited.store(rate.is_some() || self.core.refuses_duplicates(), Ordering::SeqCst);
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use super::route::{Found, LANES, Route, Unresolved, Wide};
 use super::{Receipt, TopicCore};
 use crate::deadlock::QueueRef;
 use crate::error::{PublishError, Refused};
-use crate::message::{Message, Text};
+use crate::message::{Message, MessageId, Text};
 use crate::queue::core::Patience;
 use crate::queue::throttle::Throttle;
 use crate::runtime::thread_slot;
@@ -27,10 +27,11 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         mut message: Message<T>,
         patience: Patience,
     ) -> Result<Receipt, PublishError<T>> {
+        let given = message.id != MessageId::default();
         self.stamp(&mut message, Text::new(key));
         let id = message.id;
         if self.limited.load(Ordering::Relaxed) {
-            return self.publish_otherwise(message, patience);
+            return self.publish_limited(message, given, patience);
         }
         // The common case: a key that is known to lead to one plain queue, which has room. No user code runs
         // under these locks, and nothing waits.
@@ -48,12 +49,12 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
     }
 
     #[cold]
-    fn publish_otherwise(&self, mut message: Message<T>, patience: Patience) -> Result<Receipt, PublishError<T>> {
+    pub(super) fn publish_otherwise(
+        &self,
+        mut message: Message<T>,
+        patience: Patience,
+    ) -> Result<Receipt, PublishError<T>> {
         let id = message.id;
-        let limited = self.limited.load(Ordering::Relaxed);
-        if limited {
-            message = self.admit(message)?;
-        }
         // A route may hold the last handle to a queue, whose messages must not be dropped under the lock.
         let mut outdated = Vec::new();
         let mut waste = Waste::new();
@@ -73,11 +74,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
                 route => route.clone(),
             }
         };
-        let published = self.publish_slowly(&route, message, patience);
-        if limited && published.is_err() {
-            self.unadmit();
-        }
-        published
+        self.publish_slowly(&route, message, patience)
     }
 
     /// What was admitted did not get in after all, so it does not count.
@@ -132,6 +129,10 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             return result.map_err(|refused| refusal_error(queue, refused));
         }
         while let Some(message) = chunk.pop_front() {
+            if self.refuses_duplicates() {
+                self.publish(key.as_str(), message, Patience::Forever)?;
+                continue;
+            }
             let message = if limited { self.admit(message)? } else { message };
             if let Err(error) = self.publish_slowly(&route, message, Patience::Forever) {
                 if limited {

@@ -1,9 +1,9 @@
 //! What a transaction needs of a topic: where a message would go, and what comes of it once it has gone.
 
-use super::TopicCore;
 use super::route::{Found, LANES, Route, Unresolved};
+use super::{Duplicate, TopicCore};
 use crate::log::LogCore;
-use crate::message::{Message, Text};
+use crate::message::{Message, MessageId, Text};
 use crate::queue::core::Core;
 use crate::queue::throttle::Throttle;
 use crate::runtime::thread_slot;
@@ -70,25 +70,31 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         }
     }
 
-    /// Lets the message in if the topic's limit allows it.
-    pub(crate) fn pass(&self, _: &Message<T>) -> Result<(), Obstacle> {
+    /// Lets a message in if the topic's limits allow it; see `TopicCore::publish_limited`.
+    pub(crate) fn pass(&self, id: MessageId, given: bool) -> Result<(), Obstacle> {
         if !self.limited.load(Ordering::Relaxed) {
             return Ok(());
         }
         let now = self.runtime.clock.now();
         let passed = self.admission.lock().as_mut().map_or(Ok(()), |throttle: &mut Throttle| throttle.try_pass(now));
-        passed.map_err(Obstacle::Limited)
+        passed.map_err(Obstacle::Limited)?;
+        self.claim_id(id, given).map_err(|Duplicate { under_way }| {
+            self.unadmit();
+            Obstacle::Duplicate { under_way }
+        })
     }
 
     /// It did not get in after all.
-    pub(crate) fn unpass(&self, _: &Message<T>) {
+    pub(crate) fn unpass(&self, id: MessageId, given: bool) {
         if self.limited.load(Ordering::Relaxed) {
             self.unadmit();
+            self.end_claim(id, given, false);
         }
     }
 
     /// It is as good as published.
-    pub(crate) fn passed(&self, _: &Message<T>, unroutable: bool) {
+    pub(crate) fn passed(&self, id: MessageId, given: bool, unroutable: bool) {
+        self.end_claim(id, given, true);
         self.count(1);
         self.unroutable.add(u64::from(unroutable));
     }

@@ -135,7 +135,10 @@ pub enum Obstacle {
     Panicked(String),
     /// A message of its id was published before, or is being published; see
     /// [`TopicBuilder::refuse_duplicates`](crate::TopicBuilder::refuse_duplicates).
-    Duplicate,
+    Duplicate {
+        /// It is just being published, and that may fail.
+        under_way: bool,
+    },
 }
 
 impl fmt::Display for Obstacle {
@@ -149,7 +152,8 @@ impl fmt::Display for Obstacle {
             Self::Deadlock(why) => write!(f, "would never have room: {why}"),
             Self::Limited(wait) => write!(f, "is over its admission limit; again in {wait:?}"),
             Self::Panicked(words) => write!(f, "could not route it: {words}"),
-            Self::Duplicate => f.write_str("has got a message of this id before"),
+            Self::Duplicate { under_way: false } => f.write_str("has got a message of this id before"),
+            Self::Duplicate { under_way: true } => f.write_str("is just getting a message of this id"),
         }
     }
 }

@@ -146,9 +146,11 @@ impl Transaction {
         message: impl Into<Message<T>>,
     ) -> Result<MessageId, StageError<T>> {
         let core = Arc::clone(&topic.core);
-        let message = self.claim(message.into(), &core.runtime, &core.name)?;
+        let message = message.into();
+        let given = message.id != MessageId::default();
+        let message = self.claim(message, &core.runtime, &core.name)?;
         let id = message.id;
-        self.operations.push(Box::new(Publish::new(core, message, key.as_ref())));
+        self.operations.push(Box::new(Publish::new(core, message, key.as_ref(), given)));
         Ok(id)
     }
 

@@ -87,12 +87,14 @@ pub(super) struct Publish<T> {
     topic: Arc<TopicCore<T>>,
     message: Message<T>,
     key: Text,
+    /// The message brought its id along.
+    given: bool,
     to: Option<Destinations<T>>,
 }
 
 impl<T: Send + Sync + 'static> Publish<T> {
-    pub(super) fn new(topic: Arc<TopicCore<T>>, message: Message<T>, key: &str) -> Self {
-        Self { topic, message, key: Text::new(key), to: None }
+    pub(super) fn new(topic: Arc<TopicCore<T>>, message: Message<T>, key: &str, given: bool) -> Self {
+        Self { topic, message, key: Text::new(key), given, to: None }
     }
 }
 
@@ -110,15 +112,15 @@ impl<T: Send + Sync + 'static> Staged for Publish<T> {
         Ok(())
     }
     fn admit(&self) -> Result<(), (Arc<str>, Obstacle)> {
-        self.topic.pass(&self.message).map_err(|why| (Arc::clone(&self.topic.name), why))
+        self.topic.pass(self.message.id, self.given).map_err(|why| (Arc::clone(&self.topic.name), why))
     }
     fn unadmit(&self) {
-        self.topic.unpass(&self.message);
+        self.topic.unpass(self.message.id, self.given);
     }
     fn deliver(self: Box<Self>, baskets: &mut Baskets) {
-        let Self { topic, mut message, to, .. } = *self;
+        let Self { topic, mut message, given, to, .. } = *self;
         let Some(Destinations { mut queues, rings, logs, unroutable }) = to else { return };
-        topic.passed(&message, unroutable);
+        topic.passed(message.id, given, unroutable);
         for log in logs {
             let copy = message.share();
             let bytes = log.shelf.size_of(&copy);

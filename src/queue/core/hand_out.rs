@@ -36,6 +36,13 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// Hands out the next message, if one is ready now.
     pub(crate) fn try_take(&self) -> Result<Message<T>, Nothing> {
+        match self.take_unscreened() {
+            Ok(message) if self.claims.is_some() => self.screen(message, || self.take_unscreened()),
+            answer => answer,
+        }
+    }
+
+    fn take_unscreened(&self) -> Result<Message<T>, Nothing> {
         match self.take_ready() {
             // What waits for its time comes back to a closed queue too.
             Err(Nothing::Closed) if self.expects_more() => Err(Nothing::Empty),

@@ -26,6 +26,7 @@ mod limits;
 mod order;
 mod place;
 mod refusal;
+mod screen;
 mod together;
 
 use super::builder::Settings;
@@ -44,6 +45,8 @@ use crate::scheduler::{DelayHeap, Timed, TimedId};
 use crate::stats::{Counter, Tally};
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, Ordering, Padded, spin_loop, yield_now};
 use limits::ServiceRate;
+pub(crate) use screen::ClaimKey;
+use screen::Claims;
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -53,6 +56,8 @@ pub(crate) struct Core<T> {
     pub(crate) name: Arc<str>,
     pub(crate) settings: Settings,
     pub(crate) keys: KeyRule<T>,
+    /// Of an idempotent queue.
+    claims: Option<Claims<T>>,
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) dead: Option<Arc<dyn DeadLetterSink<T>>>,
     /// Other queues send their dead letters here, so nothing may be given up on: there is nowhere to go.
@@ -157,6 +162,18 @@ enum Waiting<T> {
     Burial(Box<DeadLetter<T>>),
 }
 
+/// What a queue finds in its messages: what it orders them by, and what it tells them apart by.
+pub(crate) struct Keys<T> {
+    pub(crate) order: KeyRule<T>,
+    pub(crate) claim: Option<ClaimKey<T>>,
+}
+
+impl<T> From<KeyRule<T>> for Keys<T> {
+    fn from(order: KeyRule<T>) -> Self {
+        Self { order, claim: None }
+    }
+}
+
 /// Counted rarely enough to be shared.
 #[derive(Default)]
 pub(crate) struct Counts {
@@ -172,6 +189,7 @@ pub(crate) struct Counts {
     expired: Counter,
     cancelled: Counter,
     pub(crate) timed_out: Counter,
+    duplicates: Counter,
     late: Counter,
 }
 
@@ -266,16 +284,19 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn new(
         name: Arc<str>,
         settings: Settings,
-        keys: KeyRule<T>,
+        keys: impl Into<Keys<T>>,
         runtime: Arc<Runtime>,
         dead: Option<Arc<dyn DeadLetterSink<T>>>,
     ) -> Arc<Self> {
+        let Keys { order: keys, claim } = keys.into();
+        let claims = settings.idempotent.map(|(window, _)| Claims::new(window, claim));
         let intake = Intake::new(&settings);
         let core = Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             name,
             settings,
             keys,
+            claims,
             runtime,
             dead,
             terminal: AtomicBool::new(false),
@@ -521,6 +542,7 @@ impl<T> Core<T> {
         while let Some(waiting) = delayed.pop_due(Timestamp::MAX) {
             drop_contained(waiting);
         }
+        self.claims.iter().flat_map(Claims::take_waiting).for_each(drop_contained);
         let mut leases = self.leases.lock();
         while let Some(copy) = leases.pop_due(Timestamp::MAX) {
             drop_contained(copy);

@@ -91,8 +91,8 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Tells consumers whether they have to look at more than the head.
     pub(super) fn note_aside(&self, intake: &Intake<T>) {
         let limited = intake.pace.is_some() || intake.key_pace.is_some() || self.limits_in_flight();
-        // What is ordered by key is never anywhere else.
-        let limited = limited || self.is_ordered();
+        // What is ordered by key is never anywhere else, and what claims its key is looked at closely.
+        let limited = limited || self.is_ordered() || self.claims.is_some();
         self.aside.store(intake.aside.available() + usize::from(limited), Ordering::Relaxed);
     }
 
