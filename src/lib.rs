@@ -47,6 +47,9 @@
 //! | have every listener see every message | [`Topic::subscribe`], [`Subscriber`], [`Lag`] |
 //! | keep each key's messages in order | [`QueueBuilder::ordered_by`], [`Exhausted`], [`Queue::parked`] |
 //! | deliver later, or regularly | [`Message::with_delay`], [`Timer`], [`Broker::schedule`] |
+//! | publish several things together, or none | [`Broker::transaction`], [`ConsumerBuilder::start_transactional`] |
+//! | publish what a database transaction decides | [`Topic::prepare`], [`Topic::publish_transactional`], [`CheckBack`] |
+//! | do once what comes twice | [`QueueBuilder::idempotent`], [`Idempotency`], [`TopicBuilder::refuse_duplicates`] |
 //! | limit and protect | [`QueueBuilder::rate_limit`], [`QueueBuilder::admission`], [`CircuitBreaker`], [`Alarm`] |
 //! | say how often to try again | [`Retry`], [`DelayLevel`] |
 //! | look after what failed | [`DeadLetter`], [`Queue::redrive`] |
@@ -79,6 +82,7 @@
 //! | ready, not reached by a consumer yet | the queue's tail | the producers' lock |
 //! | ready, next to be handed out | the queue's head | the consumers' lock |
 //! | waiting for its retry | the queue's heap of delayed messages | that heap's lock |
+//! | prepared, not yet published | the topic's table of half messages | that table's lock |
 //! | in flight | the [`Delivery`], or the worker that handles it | nothing |
 //! | given up on | the dead-letter queue | as in any queue |
 //!
@@ -89,7 +93,10 @@
 //! [`max_in_flight`](QueueBuilder::max_in_flight) it takes the producers'). None of your code (handlers,
 //! hooks, filters, routers, destructors of payloads) runs under any of these locks.
 //!
-//! **Threads.** Each worker of a [`Consumer`] is one. A broker has one more, the scheduler, from the first
+//! A transaction holds the locks of all queues it fills for as long as that takes, in one order for all.
+//!
+//! **Threads.** Each worker of a [`Consumer`] is one, and each topic that has a [`CheckBack`] and prepares half
+//! messages has one. A broker has one more, the scheduler, from the first
 //! moment something has to wait for time; it moves due messages back into their queues and, under load,
 //! refreshes the clock reading that stamps messages. There is no other.
 //!
