@@ -21,26 +21,33 @@ fn payload(n: u64) -> Payload {
 }
 
 fn main() {
-    let (mut pushes, mut appends, mut batches) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        pushes.push(locked_push());
-        appends.push(append());
-        batches.push(append_batch());
+    if let Some(only) = std::env::args().nth(1).filter(|arg| arg != "--bench") {
+        // One kind of work alone, for a profiler.
+        return (0..ROUNDS).for_each(|_| println!("{only}: {:.1}", one_round(&only)));
     }
-    let push = median(pushes);
-    let envelopes = median((0..ROUNDS).map(|_| locked_push_of_messages()).collect());
-    println!("the same, Message {envelopes:6.1} ns");
-    let append = median(appends);
-    println!("locked Vec push   {push:6.1} ns");
-    println!("append            {append:6.1} ns = {:.2} x", append / push);
-    let batch = median(batches);
-    println!("append_batch(64)  {batch:6.1} ns = {:.2} x", batch / push);
-    let mut tails: Vec<_> = (0..ROUNDS).map(|_| tail(8)).collect();
-    tails.sort_by(f64::total_cmp);
-    println!("8 groups tailing  {:6.1} M records/s in all", tails[ROUNDS / 2] / 1e6);
-    let mut reads: Vec<_> = (0..ROUNDS).map(|_| catch_up(8)).collect();
-    reads.sort_by(f64::total_cmp);
-    println!("8 groups reading  {:6.1} M records/s in all", reads[ROUNDS / 2] / 1e6);
+    let kinds = ["push", "push of messages", "append", "batch"];
+    let rounds: Vec<_> = (0..ROUNDS).map(|_| kinds.map(one_round)).collect();
+    for (n, kind) in kinds.into_iter().enumerate() {
+        let time = median(rounds.iter().map(|round| round[n]).collect());
+        let ratio = median(rounds.iter().map(|round| round[n] / round[0]).collect());
+        println!("{kind:<17} {time:6.1} ns = {ratio:.2} x a locked Vec push");
+    }
+    for kind in ["tail", "read"] {
+        let rate = median((0..ROUNDS).map(|_| one_round(kind)).collect());
+        println!("8 groups {kind:<8} {rate:6.1} M records/s in all");
+    }
+}
+
+/// Nanoseconds a record, or millions of records a second.
+fn one_round(kind: &str) -> f64 {
+    match kind {
+        "push" => locked_push(),
+        "push of messages" => locked_push_of_messages(),
+        "append" => append(),
+        "batch" => append_batch(),
+        "tail" => tail(8) / 1e6,
+        _ => catch_up(8) / 1e6,
+    }
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -9,6 +9,8 @@ use crate::log::{AnyLog, Log, LogBuilder, LogCore};
 use crate::name::Name;
 use crate::queue::core::Core;
 use crate::queue::{Queue, QueueBuilder, dead_letter_name};
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+use crate::runtime::Companion;
 use crate::runtime::{Event, EventHook, Options, Runtime};
 use crate::schedule::{Schedule, ScheduleBuilder, ScheduleInfo, Schedules};
 use crate::shutdown::{self, Places, ShutdownReport};
@@ -137,7 +139,7 @@ fn options(seed: Option<u64>, blocked_warning: Option<Duration>, events: Option<
     Options { seed, events, blocked_warning: blocked_warning.unwrap_or(Duration::from_secs(1)) }
 }
 
-fn random_seed() -> u64 {
+pub(crate) fn random_seed() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     std::collections::hash_map::RandomState::new().build_hasher().finish()
 }
@@ -288,6 +290,17 @@ impl Broker {
         (registry.queues.values().cloned().collect(), registry.topics.values().cloned().collect())
     }
 
+    /// Has it end with the broker, unless that has ended.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub(crate) fn adopt(&self, companion: Arc<dyn Companion>) -> Result<(), Error> {
+        let registry = self.inner.registry.lock();
+        if registry.closed {
+            return Err(Error::new(companion.name(), "the broker was shut down"));
+        }
+        self.inner.runtime.accompany(companion);
+        Ok(())
+    }
+
     pub(crate) fn declare_queue<T: Send + Sync + 'static>(&self, builder: QueueBuilder<T>) -> Result<Queue<T>, Error> {
         let mut problems = builder.problems();
         if let Some(dead) = &builder.dead_letters
@@ -427,6 +440,14 @@ impl WeakBroker {
         registry.queues.insert(Arc::clone(&queue.core.name), queue.core.clone());
         Ok(queue)
     }
+
+    /// Forgets such a queue if it has never held a letter; whether it did.
+    pub(crate) fn forget_dead_letters(&self, name: &str) -> bool {
+        let Some(inner) = self.0.upgrade() else { return true };
+        let mut registry = inner.registry.lock();
+        registry.forget_unused(name);
+        !registry.queues.contains_key(name)
+    }
 }
 
 impl Registry {
@@ -465,6 +486,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 impl Drop for Inner {
     fn drop(&mut self) {
         self.schedules.close();
+        let companions = self.runtime.take_companions();
+        companions.iter().for_each(|companion| companion.stop_bringing());
         let crews = self.runtime.crews();
         crews.iter().for_each(|crew| crew.order_stop());
         let (closed, queues) = {
@@ -480,6 +503,7 @@ impl Drop for Inner {
             queues.iter().for_each(|queue| queue.close());
             crews.iter().for_each(|crew| _ = crew.join(None));
         }
+        companions.iter().for_each(|companion| _ = companion.end(Some(Instant::now() + PATIENCE)));
         self.runtime.scheduler.stop();
     }
 }

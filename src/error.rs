@@ -61,6 +61,7 @@ impl std::error::Error for Error {}
 pub struct Refused<T> {
     message: Message<T>,
     by: Arc<str>,
+    kind: Kind,
     detail: Option<Box<str>>,
     retry_in: Option<Duration>,
     under_way: bool,
@@ -70,7 +71,7 @@ impl<T> Refused<T> {
     pub(crate) fn new(mut message: Message<T>, by: &Arc<str>) -> Self {
         message.forget_request();
         message.leave_order();
-        Self { message, by: Arc::clone(by), detail: None, retry_in: None, under_way: false }
+        Self { message, by: Arc::clone(by), kind: Kind::Queue, detail: None, retry_in: None, under_way: false }
     }
 
     pub(crate) fn because(mut self, detail: impl Into<Box<str>>) -> Self {
@@ -94,7 +95,17 @@ impl<T> Refused<T> {
         self.under_way
     }
 
-    /// The queue or topic that did not take it.
+    pub(crate) fn by_subscriber(mut self) -> Self {
+        self.kind = Kind::Subscriber;
+        self
+    }
+
+    pub(crate) fn by_topic(mut self) -> Self {
+        self.kind = Kind::Topic;
+        self
+    }
+
+    /// The queue, topic, log or subscriber that did not take it.
     #[must_use]
     pub fn by(&self) -> &str {
         &self.by
@@ -116,6 +127,24 @@ impl<T> Refused<T> {
     pub(crate) fn detail(&self) -> &str {
         self.detail.as_deref().unwrap_or("")
     }
+
+    /// What refused it, with its kind.
+    fn place(&self) -> String {
+        let kind = match self.kind {
+            Kind::Queue => "queue",
+            Kind::Subscriber => "subscriber",
+            Kind::Topic => "topic",
+        };
+        format!("{kind} {:?}", self.by())
+    }
+}
+
+/// What refused a message.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Queue,
+    Subscriber,
+    Topic,
 }
 
 impl<T> Deref for Refused<T> {
@@ -129,11 +158,12 @@ impl<T> Deref for Refused<T> {
 #[derive(ThisError)]
 #[non_exhaustive]
 pub enum PublishError<T> {
-    /// A queue it matches is full: `try_publish` with the policy `Wait`, or any publish with `Reject`.
-    #[error("queue {:?} is full", .0.by())]
+    /// A queue it matches is full: `try_publish` with the policy `Wait`, or any publish with `Reject`. Or, for
+    /// `try_publish`, a subscriber that is waited for ([`Lag::Block`](crate::Lag::Block)) is too far behind.
+    #[error("{} is full", .0.place())]
     Full(Refused<T>),
-    /// A queue it matches stayed full for the whole timeout.
-    #[error("queue {:?} stayed full until the timeout", .0.by())]
+    /// A queue it matches stayed full, or a subscriber too far behind, for the whole timeout.
+    #[error("{} stayed full until the timeout", .0.place())]
     Timeout(Refused<T>),
     /// The broker is shutting down, or a queue it matches was closed.
     #[error("{:?} is closed", .0.by())]
@@ -141,8 +171,9 @@ pub enum PublishError<T> {
     /// The topic is `mandatory` and nothing matches the message.
     #[error("no binding of topic {:?} matches routing key {:?}", .0.by(), .0.routing_key())]
     Unroutable(Refused<T>),
-    /// Waiting for room would never end, because nothing else can drain the queue.
-    #[error("waiting for queue {:?} would never end: {}", .0.by(), .0.detail())]
+    /// Waiting for room would never end, because nothing else can drain the queue or
+    /// have the subscriber catch up.
+    #[error("waiting for {} would never end: {}", .0.place(), .0.detail())]
     Deadlock(Refused<T>),
     /// An admission limit lets nothing pass now; [`Refused::retry_in`] says when it will.
     #[error("{:?} is over its admission limit; again in {:?}", .0.by(), .0.retry_in().unwrap_or_default())]
@@ -151,7 +182,7 @@ pub enum PublishError<T> {
     /// [`TopicBuilder::refuse_duplicates`](crate::TopicBuilder::refuse_duplicates).
     #[error("topic {:?} has got a message of id {} before", .0.by(), .0.id())]
     Duplicate(Refused<T>),
-    /// A filter, a user's router, or a queue's function for the ordering key panicked while the message was
+    /// A filter, a user's router, or a queue's or log's function for the ordering key panicked while the message was
     /// routed.
     #[error("routing at {:?} {}", .0.by(), .0.detail())]
     Panicked(Refused<T>),
@@ -227,6 +258,9 @@ pub enum AppendError<T> {
     /// The broker is shutting down.
     #[error("log {:?} is closed", .0.by())]
     Closed(Refused<T>),
+    /// The log's function for the ordering key panicked.
+    #[error("finding the ordering key for log {:?} {}", .0.by(), .0.detail())]
+    Panicked(Refused<T>),
 }
 
 /// Why a log could not be read, or a group's position not be changed.
@@ -270,6 +304,9 @@ pub enum LogError {
     /// The log is closed and read to its end.
     #[error("the log is closed and read to its end")]
     Closed,
+    /// The group has been removed.
+    #[error("the group has been removed")]
+    Removed,
     /// In a simulation: nothing that could still run would ever append a record.
     #[error("waiting would never end: nothing in the simulation can append a record")]
     Deadlock,
@@ -411,5 +448,5 @@ gives_message_back! {
     SendError { Full, Closed, Deadlock, Limited, Panicked }
     TrySendError { Full, Closed, Limited, Panicked }
     SendTimeoutError { Timeout, Full, Closed, Deadlock, Limited, Panicked }
-    AppendError { Closed }
+    AppendError { Closed, Panicked }
 }

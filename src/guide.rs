@@ -184,7 +184,8 @@
 //! * threads of your own: only workers are looked at, and a thread that a handler starts is not one;
 //! * waits for anything but room: a mutex, a reply, a message of another queue.
 //!
-//! For these there is [`Event::WorkerBlocked`], told when a worker has waited for room for a second
+//! For these there is [`Event::WorkerBlocked`], told when a worker has waited for room, or for a
+//! [subscriber](#broadcast), for a second
 //! ([`Builder::blocked_warning`](crate::Builder::blocked_warning)). In a simulation a blocking call reports
 //! any standstill of the whole.
 //!
@@ -247,6 +248,7 @@
 //! * **Cancelling and firing exclude each other.** `true` means that no queue delivers the message, `false`
 //!   that each one does which took it, or that there was none. Publishing again with the same timer replaces
 //!   what is pending. A name is forgotten once its timer has fired or was cancelled.
+//! * **Subscribers** get it when it is due, too; see [Broadcast](#broadcast).
 //! * **Capacity.** A delayed message is accepted and routed at once and takes room while it waits: a queue has
 //!   to hold all that is pending. When it is due it becomes ready behind what is ready then.
 //! * **The wall clock.** A time is turned into a delay when the message is published, by the system's clock as
@@ -348,7 +350,9 @@
 //! ```
 //!
 //! Order by priority is strict, so as long as there are higher messages, lower ones wait: give them a
-//! [share](crate::QueueBuilder::low_priority_share), or a queue and workers of their own.
+//! [share](crate::QueueBuilder::low_priority_share), or a queue and workers of their own. When such a queue is
+//! full, [`Overflow::DropOldest`] throws away the oldest of the lowest level, and a new message that is lower than
+//! all that wait is itself the one.
 //!
 //! # Ack timeout
 //!
@@ -429,7 +433,136 @@
 //! A queue is first in, first out. With one worker, messages are handled in the order in which they were
 //! accepted, each producer's in its own order. What changes that: more workers, a failure (the message comes
 //! back after its delay, ahead of fresh ones), [`Delivery::requeue`] (the message goes to the end), a
-//! [delay](#delay), [priorities](#priorities), and a rate limit per key. Order by key, kept through failures and across workers, is not there yet.
+//! [delay](#delay), [priorities](#priorities), and a rate limit per key.
+//!
+//! Where that matters, a queue is [ordered by a key](crate::QueueBuilder::ordered_by): messages of one key are
+//! handed out one at a time and in the order they were accepted, whatever the number of workers and through
+//! failures, retries and panics; a key that waits holds up no other. Keys take turns: one of which thousands
+//! wait gets at most every thousandth turn or so while as many others have something. What happens after the
+//! last attempt, [`on_exhausted`](crate::QueueBuilder::on_exhausted) says.
+//! [`one_at_a_time`](crate::QueueBuilder::one_at_a_time) is the same with one key for all.
+//!
+//! ```
+//! use postroom::{Broker, Exhausted, Queue, Retry};
+//!
+//! let broker = Broker::new();
+//! let steps: Queue<(u32, &str)> = broker
+//!     .queue("steps")
+//!     .ordered_by(|(order, _): &(u32, &str)| *order)
+//!     .retry(Retry::none())
+//!     .on_exhausted(Exhausted::Park)
+//!     .declare()?;
+//! for step in [(7, "paid"), (7, "shipped"), (8, "paid")] {
+//!     steps.send(step).unwrap();
+//! }
+//! steps.recv().unwrap().retry().unwrap(); // fails for good: order 7 is parked
+//! assert_eq!(**steps.recv().unwrap(), (8, "paid"));
+//! assert_eq!((steps.parked()[0].key.as_str(), steps.parked()[0].waiting), ("7", 2));
+//! assert!(steps.release_key("7")); // repaired: it goes on from where it failed
+//! assert_eq!(**steps.recv().unwrap(), (7, "paid"));
+//! # Ok::<(), postroom::Error>(())
+//! ```
+//!
+//! It costs about twice what a plain queue does: each message is sorted into the lane of its key.
+//!
+//! # Broadcast
+//!
+//! A [subscriber](crate::Topic::subscribe) sees every message that is published to its topic after it
+//! subscribed, whatever the routing key, and none twice. It [receives](crate::Subscriber) by hand or has a
+//! [handler](crate::SubscriberBuilder::start) called. All subscribers share one message; nothing is cloned. One
+//! that falls behind by more than its capacity, 1,024 messages unless told otherwise, lags, and its [`Lag`]
+//! says what happens; it is never silent:
+//!
+//! | policy | the publisher | the subscriber |
+//! |---|---|---|
+//! | [`DropOldest`](crate::Lag::DropOldest), the default | does not notice | its next receive says [`Lagged(n)`](crate::BroadcastError::Lagged), then it goes on with the oldest message left |
+//! | [`Block`](crate::Lag::Block) | waits for it, as for a full queue; `try_publish` gives the message back | misses nothing |
+//! | [`Disconnect`](crate::Lag::Disconnect) | does not notice | is cut off, and told so |
+//!
+//! ```
+//! use postroom::{Broker, BroadcastError, Lag, Message, PublishError, Topic};
+//!
+//! let broker = Broker::new();
+//! let settings: Topic<u32> = broker.topic("settings").keep_latest_by_key().declare()?;
+//! let cache = settings.subscribe().name("cache").capacity(2).open()?;
+//! let audit = settings.subscribe().name("audit").capacity(3).lag(Lag::Block).open()?;
+//! for limit in [10, 20, 30] {
+//!     settings.publish("", Message::new(limit).with_key("limit")).unwrap();
+//! }
+//! assert_eq!(cache.recv().unwrap_err(), BroadcastError::Lagged(1));
+//! assert_eq!(**cache.recv().unwrap(), 20);
+//!
+//! let Err(PublishError::Full(refused)) = settings.try_publish("", 40) else { panic!("audit is waited for") };
+//! assert_eq!(refused.by(), "audit");
+//!
+//! let late = settings.subscribe().replay_latest_by_key().open()?; // starts with what holds now
+//! assert_eq!(**late.recv().unwrap(), 30);
+//! # drop(audit);
+//! # Ok::<(), postroom::Error>(())
+//! ```
+//!
+//! * **What it costs.** A publish writes once, into a ring that all subscribers of the topic read, each at its
+//!   own place. Neither the writing nor the memory grows with their number. The ring has a lock, which a
+//!   subscriber takes once for up to an eighth of its capacity, at most 128 messages. What it has taken ahead it
+//!   cannot miss any more, and nobody waits for; so it may be behind by that much more than its capacity.
+//! * **The past.** A topic remembers [the last n](crate::TopicBuilder::keep_last) messages, or [the latest of each
+//!   key](crate::TopicBuilder::keep_latest_by_key), if it is declared so. A late subscriber starts with them
+//!   ([`replay_last`](crate::SubscriberBuilder::replay_last),
+//!   [`replay_latest_by_key`](crate::SubscriberBuilder::replay_latest_by_key)) and goes on with what is published
+//!   from then on, without a gap and without a message twice.
+//! * **All or none** counts subscribers that are waited for as well: a publish that one of them has no room for
+//!   reaches no queue either. Such a wait closes circles as one for a queue does: a handler whose publish could
+//!   only be taken by itself gets [`PublishError::Deadlock`].
+//! * **Nothing is settled.** A handler that panics is [told of](crate::Event::HandlerPanicked), and the next
+//!   message follows. What must be retried belongs in a queue; bind one beside the subscribers.
+//! * **A delayed message** reaches, when it is due, whoever has subscribed by then; its [`Timer`] cancels it for
+//!   queues and subscribers alike. It takes no subscriber's room before, and if there is none when it is due, it
+//!   waits for some. **One that has outlived its time to live** is left out, and counted in
+//!   [`TopicStats::expired`](crate::TopicStats::expired). Priorities mean nothing here.
+//! * **Shutdown** lets handlers finish. Who receives by hand gets what is left, and then
+//!   [`Closed`](crate::BroadcastError::Closed).
+//!
+//! # Request and reply
+//!
+//! A module that needs an answer publishes a [request](crate::Topic::request) and waits; the other side returns
+//! the reply from a handler started with [`respond`](crate::ConsumerBuilder::respond), or gives it with
+//! [`Message::reply`](crate::Message::reply), now or later, on any thread. A request is an ordinary message: it
+//! is routed, retried and limited like any other, and the replier need not know who asks.
+//!
+//! ```
+//! use postroom::{Broker, Failure, Message, Queue, RequestError, Retry, Topic};
+//! use std::time::Duration;
+//!
+//! let (broker, _simulation) = Broker::simulated(1);
+//! let tickets: Topic<u32> = broker.topic("tickets").declare()?;
+//! let desk: Queue<u32> = broker.queue("desk").retry(Retry::immediate(2)).declare()?;
+//! tickets.bind(&desk, "ticket.*")?;
+//! desk.consumer().respond(|seat: &Message<u32>| match **seat {
+//!     0 => Err(Failure::permanent("no such seat")),
+//!     seat => Ok(format!("ticket for seat {seat}")),
+//! })?;
+//!
+//! let minute = Duration::from_secs(60);
+//! assert_eq!(tickets.request::<String>("ticket.buy", 7, minute).unwrap(), "ticket for seat 7");
+//! let failed = tickets.request::<String>("ticket.buy", 0, minute).unwrap_err();
+//! assert_eq!(failed.to_string(), "queue \"desk\" gave up on the request (permanent failure): no such seat");
+//! let lost = tickets.request::<String>("prize.pay", 7, minute).unwrap_err();
+//! assert!(matches!(lost, RequestError::Publish(_))); // nobody got it; it is inside
+//! # Ok::<(), postroom::Error>(())
+//! ```
+//!
+//! * **The requester hears as soon as it is certain** that nobody will reply, without waiting for its timeout:
+//!   the message became a dead letter or was parked, expired, was purged or left at shutdown, was acked without a
+//!   reply. [`RequestError`](crate::RequestError) says which. While attempts are left, it waits for the next.
+//! * **A timeout is no cancellation.** The message may be handled afterwards; its reply then counts in
+//!   [`Stats::late_replies`](crate::Stats::late_replies). A request that is safe to repeat is worth some effort.
+//! * **Several queues** may get a request; the first reply counts, and a failure is told only when all of them
+//!   have given up. Subscribers and logs see it and cannot reply.
+//! * **A key that is held back** ([`Exhausted::Park`](crate::Exhausted::Park)): the request that failed is
+//!   answered at once, though its message may be handled later; those behind it wait until the key is released, or
+//!   for their timeout.
+//! * **A worker may ask.** It is busy meanwhile, and its queue has one worker less. If only its own circle could
+//!   reply, it is told so ([`RequestError::Deadlock`](crate::RequestError::Deadlock)) instead of hanging.
 //!
 //! # Dead letters keep everything
 //!
@@ -477,6 +610,68 @@
 //! If it is full, the message that should go there is kept, takes up room in its own queue, and is tried
 //! again every second; [`Event::DeadLettersFull`] tells the owner.
 //!
+//! # Replay
+//!
+//! A queue forgets a message once it is settled. A [`Log`] keeps what is appended for as long as its
+//! [`Retention`] says (so many records, so many bytes, so long, or everything), and any number of
+//! [groups](crate::Group) read it, each all of it and at its own pace. A topic can be [bound](crate::Topic::bind) to
+//! a log as to a queue. Readers share the log's memory, nothing is copied.
+//!
+//! A log has partitions. Messages with the same key (their own, or one that a
+//! [function](crate::LogBuilder::keyed_by) names) go to the same one, where each record has an offset that
+//! never changes. The members of a group, which are workers or [`Reader`](crate::Reader)s by hand, share the
+//! partitions: one member reads a partition at a time, so its order is kept, and they may come and go.
+//!
+//! How far a group has come is committed after the handler has succeeded, or by hand; it goes back only when
+//! told to.
+//!
+//! ```
+//! use postroom::{Broker, Log, LogError, Message, Record, Retention, Start};
+//!
+//! let (broker, simulation) = Broker::simulated(1);
+//! let lines: Log<&str> = broker.log("lines").partitions(2).retain(Retention::count(1_000)).declare()?;
+//! for line in ["started", "ready", "stopped"] {
+//!     lines.append(Message::new(line).with_key("web-1")).unwrap();
+//! }
+//!
+//! let indexer = lines.group("indexer").start(Start::Earliest)?;
+//! indexer.consumer().workers(2).start(|line: &Record<&str>| assert_eq!(line.key(), Some("web-1")))?;
+//! simulation.run_until_idle();
+//! assert_eq!((indexer.lag(), indexer.stats().delivered), (0, 3));
+//!
+//! indexer.rewind(Start::Earliest)?; // everything once more
+//! simulation.run_until_idle();
+//! assert_eq!(indexer.stats().delivered, 6);
+//!
+//! // A group that comes late reads it all, here by hand.
+//! let archive = lines.group("archive").start(Start::Earliest)?;
+//! let mut reader = archive.reader();
+//! let first = reader.recv()?;
+//! archive.commit(first.partition(), first.offset())?;
+//! assert_eq!((*first.payload(), archive.lag()), ("started", 2));
+//!
+//! // Old offsets are trimmed, and whoever asks for one is told which is the oldest.
+//! lines.append_batch((0..5_000).map(|_| Message::new("busy").with_key("web-1"))).unwrap();
+//! assert!(matches!(reader.recv(), Err(LogError::Trimmed { asked: 1, oldest: 3_000.., .. })));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! A group begins at the earliest record, the latest, an offset or a time ([`Start`]), and is given records as
+//! fast as it takes them or [at the pace](crate::Replay::original_pace) at which they were published. A record that
+//! fails is tried again by the group's retry policy while its partition waits and the others flow; after the last
+//! attempt it is a dead letter, and the partition goes on. If the dead-letter queue is full, the partition waits
+//! for room there, and whoever reads it next, worker or reader, tries again.
+//!
+//! With [`compact`](crate::LogBuilder::compact), a log keeps the latest record of each key, so that a late
+//! group gets the state of things instead of their history; a [tombstone](crate::LogBuilder::tombstone) says
+//! that a key is no more, and goes once every group has read it. A group that nobody needs any more holds
+//! tombstones back until it is [removed](crate::Log::remove_group).
+//!
+//! Where it ends: retention waits for no group. Workers that are too slow go on at the oldest record, which
+//! [`skipped`](crate::GroupStats::skipped) counts and [`Event::LogTrimmed`] tells. By hand, nothing happens to a
+//! record that is not committed until its reader is dropped: then it comes again. A [`Record`](crate::Record)
+//! that is kept, and a dead letter, keep their segment of the log in memory (up to 1,024 records, or a quarter
+//! of what is retained). A log lives in memory, as queues do.
 //! # Transactions
 //!
 //! [`Broker::transaction`](crate::Broker::transaction) publishes several messages, to any mix of topics, queues and
@@ -510,10 +705,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! * **Nobody sees half of it.** The messages are put in under the locks of all the queues and subscribers they go
-//!   to, held together and let go of when the last is in place. Records of a log can be read an instant before the
-//!   rest, and those of several partitions or logs appear one after the other, since readers of a log take no lock.
-//!   What has a delay appears when that ends.
+//! * **Nobody sees half of it.** The messages are put in under the locks of all the queues, partitions and subscribers
+//!   they go to, held together and let go of when the last is in place: whoever sees one finds the others. What has
+//!   a delay appears when that ends; what a full queue makes a dead letter comes right after the rest.
 //! * **Waiting** is as for a publish: for room in queues whose policy that is, holding nothing meanwhile, so two
 //!   transactions never wait for each other, whatever their order. A worker that would wait for itself gets
 //!   [`Obstacle::Deadlock`](crate::Obstacle::Deadlock). All of a transaction's messages to one queue need room at the
@@ -873,10 +1067,128 @@
 //!
 //! * Catch the signal that ends your process, call [`Broker::shutdown`], and write down what
 //!   [`Queue::drain`] returns, dead letters included.
-//! * Keep the truth where it survives. Commit the order to the database first, with a column that says
-//!   what remains to be done; publish after that; on start, publish again what the column says. With
-//!   idempotent consumers that loses nothing.
+//! * Keep the truth where it survives: commit the message to your database together with the order, and
+//!   have it published from there; see [outbox and inbox](#outbox-and-inbox). With idempotent consumers that
+//!   loses nothing.
 //! * Where neither will do, use a broker or a table that is durable today.
+//!
+//! # Outbox and inbox
+//!
+//! With the feature `sqlite` or `postgres`, a message can be part of a transaction of your own database, and
+//! the work it leads to can be part of another.
+//!
+//! An **outbox** (`SqliteOutbox`, `PostgresOutbox`) is a table. `put` writes a message into it on your own
+//! connection, in your own open transaction, so a change and its message are both committed or neither is. A
+//! **relay**, a thread of the broker, publishes committed rows to their topics and marks a row as done once
+//! every queue that got its message has handled it.
+//!
+//! An **inbox** (`SqliteInbox`, `PostgresInbox`) is a table in the consumer's database. `handle` runs your work
+//! and notes the message's id in one transaction; if the id is there already, the work is not done again.
+//!
+//! ```
+//! # #[cfg(feature = "sqlite")]
+//! # {
+//! use postroom::rusqlite::{self, Connection};
+//! use postroom::{Broker, Failure, Message, SqliteInbox, SqliteOutbox, TopicName};
+//! use std::sync::Mutex;
+//! use std::time::Duration;
+//!
+//! const PAID: TopicName<i64> = TopicName::new("paid");
+//!
+//! # let directory = std::env::temp_dir().join(format!("postroom-guide-outbox-{}", std::process::id()));
+//! # std::fs::create_dir_all(&directory).unwrap();
+//! # let path = directory.join("shop.db");
+//! let mut shop = Connection::open(&path)?;
+//! shop.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE orders (cents INTEGER)")?;
+//! let outbox = SqliteOutbox::new("outbox").unwrap();
+//! outbox.create_table(&shop).unwrap();
+//!
+//! let mut books = Connection::open_in_memory()?; // another module's database
+//! books.execute_batch("CREATE TABLE income (cents INTEGER)")?;
+//! let inbox = SqliteInbox::new("inbox", "books").unwrap();
+//! inbox.create_table(&books).unwrap();
+//!
+//! let broker = Broker::new();
+//! let paid = broker.topic(PAID).declare().unwrap();
+//! let queue = broker.queue("books").declare().unwrap();
+//! paid.bind(&queue, "#").unwrap();
+//! let books = Mutex::new(books);
+//! queue.consumer().start(move |cents: &Message<i64>| -> Result<_, Failure> {
+//!     let once = inbox.handle(&mut books.lock().unwrap(), cents, |tx| {
+//!         tx.execute("INSERT INTO income VALUES (?1)", [cents.payload()])
+//!     })?;
+//!     Ok(once)
+//! }).unwrap();
+//! let file = path.clone();
+//! let relay = outbox.relay(&broker, move || Connection::open(&file)).topic(&paid).start().unwrap();
+//! outbox.watch(&shop).unwrap(); // its commits wake the relay
+//!
+//! let tx = shop.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+//! tx.execute("INSERT INTO orders VALUES (4200)", [])?;
+//! outbox.put(&tx, PAID, "order.paid", 4200).unwrap();
+//! tx.commit()?;
+//! # let end = std::time::Instant::now() + Duration::from_secs(10);
+//! # while relay.stats().done == 0 && std::time::Instant::now() < end { std::thread::yield_now() }
+//! assert!(broker.shutdown(Duration::from_secs(10)).is_clean());
+//! assert_eq!(outbox.stats(&shop).unwrap().done, 1);
+//! # drop(shop);
+//! # std::fs::remove_dir_all(&directory).unwrap();
+//! # }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! **What survives what.** Queues are in memory, so what counts is when a row is marked.
+//!
+//! | the process dies | what happens to the message |
+//! |---|---|
+//! | before your commit, or you roll back | there is none |
+//! | after the commit, before or during the publish | the next relay publishes it |
+//! | when it is in a queue, delayed, waiting for a retry, or in a handler | its row is not done, so the next relay publishes it again, under the same id |
+//! | after the handler, before the row is marked | it comes again; through an inbox, its effect does not |
+//! | after the row is marked | it was handled |
+//!
+//! So delivery is at least once, and with an inbox the effect is there exactly once. As many messages may come
+//! again after a crash as were under way, at most the relay's `window`. With `done_when_published` a row is done
+//! as soon as the queues have it: fewer messages come again, and those in the queues are lost with the process.
+//!
+//! | a queue | the row is |
+//! |---|---|
+//! | acked it; its consumer discarded it; it was purged or drained, expired, or its delay was cancelled | done |
+//! | made a dead letter of it, or dropped it because it was full | dead, with the reason |
+//! | still had it at shutdown, or was dropped with its broker | as it was, so it comes again |
+//!
+//! Of several queues, each has to be done with it. Logs and subscribers have what they get at once: nothing is
+//! waited for, and they keep nothing beyond the process. A row that cannot be decoded, or that no binding
+//! matches, is dead as well, and the rows behind it go on. As long as nothing at all is bound to a topic its
+//! rows wait.
+//!
+//! **Dead rows** stay until you decide: `dead` lists them, `retry` has them published again under their ids,
+//! `delete_dead` deletes them. A message that a queue gave up on is in that queue's dead letters too, while the
+//! process lives. Redriving it there does not change its row; trying both leads to a repeated message.
+//!
+//! **Order.** Rows are published in the order of their ids, so messages of one key keep their order up to the
+//! queue; a queue ordered by key keeps it from there. A retry of a dead row comes after what has passed it.
+//!
+//! **Ids.** The row gives the message its id, which is the same after every restart and differs from those of
+//! other tables. The ids that a broker gives begin at 1 in each process, so an inbox refuses them: for messages
+//! that did not come from an outbox, name a key of your own (`handle_as`).
+//!
+//! **Several relays** on one table are fine, in one process or many. For each topic one of them has a lease and
+//! publishes; the others wait for it to end. A relay that could not prolong its lease publishes nothing more.
+//! Stopped in order, it gives the lease back; after a crash another has to wait for its end (5 s by default).
+//!
+//! **When the database fails**, the relay tries again after a pause that grows from 20 ms to 2 s, connects anew,
+//! and goes on where it was; nothing is lost and nothing is published twice by that alone, unless its lease has
+//! ended meanwhile and another relay has taken over. It says so in `RelayStats::trouble` and by
+//! [`Event::OutboxFailing`].
+//!
+//! **In time.** PostgreSQL tells the relay of commits (`LISTEN` and `NOTIFY`, sent by `put`). SQLite tells only
+//! the connection that commits, so `watch` that; commits of other connections and processes are found by a
+//! look at a counter every 250 ms (`poll`). A relay works in real time, whatever clock its broker has, and not
+//! in simulations.
+//!
+//! In SQLite, begin transactions that write with `IMMEDIATE`: one that reads first and then finds that another
+//! has written meanwhile can only be rolled back.
 //!
 //! # Testing with simulations
 //!
@@ -923,6 +1235,8 @@
 //! * **Two steps must both happen or neither, at the same moment.** A queue makes the second happen later. Use one
 //!   database transaction, or accept "later" with a [half message](#half-messages).
 //! * **Messages must survive the process, or leave it.** Not yet here: use a database table, or a broker.
+//! * **Messages must survive the process, or leave it.** With a database, see [outbox and
+//!   inbox](#outbox-and-inbox); otherwise not yet here: use a broker.
 //! * **You only hand values to a thread.** With nothing to retry, route or watch, a channel is simpler and
 //!   faster.
 //! * **You want to use all cores for one computation.** Use a data-parallel library.
@@ -934,11 +1248,13 @@
 //! [`Alarm`]: crate::Alarm
 //! [`CircuitBreaker`]: crate::CircuitBreaker
 //! [`DelayLevel`]: crate::DelayLevel
+//! [`Event::OutboxFailing`]: crate::Event::OutboxFailing
 //! [`Event::SettledLate`]: crate::Event::SettledLate
 //! [`Event::WorkerBlocked`]: crate::Event::WorkerBlocked
 //! [`Expired::Drop`]: crate::Expired::Drop
 //! [`Reason::Expired`]: crate::Reason::Expired
 //! [`SettleError::Late`]: crate::SettleError::Late
+//! [`Lag`]: crate::Lag
 //! [`Timer`]: crate::Timer
 //! [`Broker::new`]: crate::Broker::new
 //! [`Broker::simulated`]: crate::Broker::simulated
@@ -967,3 +1283,7 @@
 //! [`Reason`]: crate::Reason
 //! [`ManualClock`]: crate::ManualClock
 //! [`Event::DeadLettersFull`]: crate::Event::DeadLettersFull
+//! [`Event::LogTrimmed`]: crate::Event::LogTrimmed
+//! [`Log`]: crate::Log
+//! [`Retention`]: crate::Retention
+//! [`Start`]: crate::Start

@@ -32,7 +32,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Messages live in memory: what is not settled when the process dies is lost. The [`guide`] says what is
+//! Messages live in memory: what is not settled when the process dies is lost, unless it came through an
+//! [outbox](guide#outbox-and-inbox). The [`guide`] says what is
 //! promised, shows it, and says [when a queue is the wrong tool](guide#when-a-queue-is-the-wrong-tool).
 //!
 //! # Where to find what
@@ -45,6 +46,7 @@
 //! | consume by hand | [`Queue::recv`], [`Delivery`], [`Batch`] |
 //! | ask and wait for the reply | [`Topic::request`], [`Queue::request`], [`ConsumerBuilder::respond`], [`Message::reply`] |
 //! | have every listener see every message | [`Topic::subscribe`], [`Subscriber`], [`Lag`] |
+//! | keep everything, read it again | [`Broker::log`], [`Log`], [`Group`], [`Retention`], [`Replay`] |
 //! | keep each key's messages in order | [`QueueBuilder::ordered_by`], [`Exhausted`], [`Queue::parked`] |
 //! | deliver later, or regularly | [`Message::with_delay`], [`Timer`], [`Broker::schedule`] |
 //! | publish several things together, or none | [`Broker::transaction`], [`ConsumerBuilder::start_transactional`] |
@@ -52,8 +54,10 @@
 //! | do once what comes twice | [`QueueBuilder::idempotent`], [`Idempotency`], [`TopicBuilder::refuse_duplicates`] |
 //! | limit and protect | [`QueueBuilder::rate_limit`], [`QueueBuilder::admission`], [`CircuitBreaker`], [`Alarm`] |
 //! | say how often to try again | [`Retry`], [`DelayLevel`] |
+//! | commit messages with your own rows, and do work once | `SqliteOutbox`, `PostgresOutbox`, and [their section of the guide](guide#outbox-and-inbox) |
 //! | look after what failed | [`DeadLetter`], [`Queue::redrive`] |
 //! | watch | [`Broker::stats`], [`Broker::describe`], [`Event`] |
+//! | keep things in a file (feature `sqlite`) | the module `store` |
 //! | end | [`Broker::shutdown`], [`ShutdownReport`], [`Queue::drain`] |
 //! | test | [`Broker::simulated`], [`Simulation`], [`ManualClock`], [`Broker::wait_idle`] |
 //!
@@ -85,20 +89,36 @@
 //! | prepared, not yet published | the topic's table of half messages | that table's lock |
 //! | in flight | the [`Delivery`], or the worker that handles it | nothing |
 //! | given up on | the dead-letter queue | as in any queue |
+//! | in a log | the log, shared with whoever reads it | its partition's lock until it is read, then nothing |
+//!
+//! **Subscribers** share. A topic that has any keeps one ring: a publish writes into it once, under its lock, and
+//! each subscriber has a cursor of its own. It takes a chunk of messages at a time, shared with all others, so
+//! that the lock is not taken, and no count of references changes, for each message and subscriber. A chunk
+//! is let go of when neither a capacity, nor what the topic is to remember, nor a subscriber that is waited for
+//! needs it; who still reads in it keeps it alive. With queues beside subscribers, the ring promises a place
+//! like a queue.
 //!
 //! **Locks.** The hand-off is not lock-free. A queue has two short mutexes, one for producers and one for
 //! consumers; a consumer takes both only when the head is empty, a producer both only when the queue is
 //! full, and a whole chunk of messages changes sides at once. A topic has eight route caches, each under a
-//! mutex, and spreads threads over them. Settling an ack takes no lock (with
+//! mutex, and spreads threads over them. A ring has one mutex; a subscriber that finds nothing new watches an
+//! atomic for a moment before it sleeps. Settling an ack takes no lock (with
 //! [`max_in_flight`](QueueBuilder::max_in_flight) it takes the producers'). None of your code (handlers,
 //! hooks, filters, routers, destructors of payloads) runs under any of these locks.
 //!
 //! A transaction holds the locks of all queues it fills for as long as that takes, in one order for all.
 //!
+//! **Logs.** A partition is a row of sealed segments and a tail. An append is a push to the tail under the
+//! partition's lock; whoever reads up to the tail seals it, and goes through segments without a lock. A group keeps
+//! a position for each partition, and a board of which partitions are ready, held, at rest or at their end; a worker
+//! claims the next that is ready, handles some records, commits each, and gives it back. A compaction works beside
+//! all that, on shares of the sealed segments, and replaces them in one step.
+//!
 //! **Threads.** Each worker of a [`Consumer`] is one, and each topic that has a [`CheckBack`] and prepares half
 //! messages has one. A broker has one more, the scheduler, from the first
 //! moment something has to wait for time; it moves due messages back into their queues and, under load,
-//! refreshes the clock reading that stamps messages. There is no other.
+//! refreshes the clock reading that stamps messages. A relay of an outbox is one, on PostgreSQL two. There is no
+//! other.
 //!
 //! **When something goes wrong.**
 //!
@@ -117,6 +137,7 @@
 // In reading order.
 mod sync;
 mod error;
+mod codec;
 mod message;
 mod outcome;
 mod clock;
@@ -142,19 +163,30 @@ mod delivery;
 mod dead_letter;
 mod consumer;
 mod request;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod track;
 mod log;
 mod transaction;
+#[cfg(feature = "sqlite")]
+pub mod store;
 mod alarm;
 mod describe;
 mod shutdown;
 mod schedule;
 mod broker;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod outbox;
 pub mod guide;
 
 pub use alarm::{Alarm, AlarmHandle, Alert, Level};
 pub use breaker::{Circuit, CircuitBreaker};
 pub use broker::{Broker, Builder};
 pub use clock::ManualClock;
+#[cfg(feature = "json")]
+pub use codec::Json;
+#[cfg(feature = "protobuf")]
+pub use codec::Protobuf;
+pub use codec::{Codec, CodecError};
 pub use consumer::{Consumer, ConsumerBuilder};
 pub use dead_letter::{DeadLetter, Reason, Redrive, Redriven};
 pub use delivery::{Batch, Delivery};
@@ -173,6 +205,12 @@ pub use log::{
 };
 pub use message::{Attempt, Message, MessageId};
 pub use name::{LogName, Name, QueueName, TopicName};
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub use outbox::{DeadRow, InboxError, Once, OutboxError, OutboxStats, Relay, RelayBuilder, RelayStats};
+#[cfg(feature = "postgres")]
+pub use outbox::{PostgresInbox, PostgresOutbox};
+#[cfg(feature = "sqlite")]
+pub use outbox::{SqliteInbox, SqliteOutbox};
 pub use outcome::{Classify, Failure, IntoOutcome, Outcome};
 pub use queue::{Exhausted, Expired, Overflow, Parked, Queue, QueueBuilder};
 pub use rate::Rate;
@@ -188,6 +226,13 @@ pub use subscriber::{Lag, Subscriber, SubscriberBuilder, Subscription};
 pub use timer::{Timer, TimerRef};
 pub use topic::{BindTarget, Receipt, Router, Routing, Topic, TopicBuilder};
 pub use transaction::{Obstacle, StageError, Transaction, TransactionError, Unpublished};
+
+/// The version of the `postgres` crate that the outbox and inbox take connections of.
+#[cfg(feature = "postgres")]
+pub use ::postgres;
+/// The version of the `rusqlite` crate that the outbox and inbox take connections of.
+#[cfg(feature = "sqlite")]
+pub use ::rusqlite;
 
 /// Keeps the README's code compiling.
 #[cfg(doctest)]

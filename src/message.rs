@@ -54,6 +54,18 @@ pub struct Attempt {
     pub error: String,
 }
 
+const HISTORY_LIMIT: usize = 64;
+
+impl Attempt {
+    /// Of a long history, the first half and the latest are kept.
+    pub(crate) fn add_to(self, history: &mut Vec<Self>) {
+        if history.len() == HISTORY_LIMIT {
+            history.remove(HISTORY_LIMIT / 2);
+        }
+        history.push(self);
+    }
+}
+
 /// A payload on its way, with everything known about its journey.
 ///
 /// Dereferences to the payload, so a handler reads `message.total` rather than `message.payload().total`.
@@ -199,7 +211,7 @@ impl<T> Message<T> {
     /// the classic levels. A later call of this or [`Message::with_delivery_at`] replaces an earlier one.
     ///
     /// Never early; a delay beyond the year 2554 ends then. It is accepted and routed at once, and occupies
-    /// capacity while it waits.
+    /// a queue's capacity while it waits. Those who have subscribed to the topic when it is due get it then.
     #[must_use]
     pub fn with_delay(mut self, delay: impl Into<Duration>) -> Self {
         self.extras_mut().delay = Some(Delay::For(delay.into()));
@@ -249,8 +261,14 @@ impl<T> Message<T> {
     }
 
     /// The payload; the same as dereferencing.
+    #[inline]
     #[must_use]
     pub fn payload(&self) -> &T {
+        // Apart from the others: it is the common case, which then costs a comparison and no jump by table.
+        if let Body::Own(payload) = &self.body { payload } else { self.payload_elsewhere() }
+    }
+
+    fn payload_elsewhere(&self) -> &T {
         match &self.body {
             Body::Own(payload) => payload,
             Body::Shared(payload) => payload,
@@ -288,6 +306,14 @@ impl<T> Message<T> {
     #[must_use]
     pub fn key(&self) -> Option<&str> {
         self.extras.as_ref()?.key.as_ref().map(Text::as_str)
+    }
+
+    /// Takes the ordering key that was found for it.
+    #[inline]
+    pub(crate) fn take_key(&mut self, key: Option<Text>) {
+        if key.is_some() {
+            self.extras_mut().key = key;
+        }
     }
 
     pub(crate) fn key_text(&self) -> Option<&Text> {
@@ -360,15 +386,11 @@ impl<T> Message<T> {
     }
 
     /// How many failed attempts [`Message::history`] keeps.
-    pub const HISTORY_LIMIT: usize = 64;
+    pub const HISTORY_LIMIT: usize = HISTORY_LIMIT;
 
     pub(crate) fn record_failure(&mut self, at: Timestamp, error: String) {
-        let number = self.attempt;
-        let history = &mut self.extras_mut().history;
-        if history.len() == Self::HISTORY_LIMIT {
-            history.remove(Self::HISTORY_LIMIT / 2);
-        }
-        history.push(Attempt { number, at: at.to_system_time(), error });
+        let attempt = Attempt { number: self.attempt, at: at.to_system_time(), error };
+        attempt.add_to(&mut self.extras_mut().history);
     }
 
     /// Whether it has to wait for its time, or may replace one that does.
@@ -390,6 +412,17 @@ impl<T> Message<T> {
 
     pub(crate) fn take_timer(&mut self) -> Option<TimerRef> {
         self.extras.as_mut()?.timer.take()
+    }
+
+    /// Whether it has a time to live of its own.
+    #[inline]
+    pub(crate) fn expires(&self) -> bool {
+        self.extras.as_ref().is_some_and(|extras| extras.expires.is_some())
+    }
+
+    /// Whether its own time to live is over.
+    pub(crate) fn is_overdue(&self, now: Timestamp) -> bool {
+        self.extras.as_ref().and_then(|extras| extras.expires).is_some_and(|expires| expires <= now)
     }
 
     #[inline]

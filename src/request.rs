@@ -18,6 +18,8 @@ use crate::scheduler::Timed;
 use crate::simulation::Until;
 use crate::sync::{AtomicBool, Condvar, Mutex, MutexGuard, Ordering};
 use crate::topic::{Topic, refusal_error};
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+use crate::track::{Track, Tracks};
 use std::any::{Any, TypeId, type_name};
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -298,7 +300,19 @@ impl<T> Message<T> {
     }
 
     fn slot(&self) -> Option<&Arc<Slot>> {
-        self.extras.as_ref()?.request.0.as_ref().map(|share| &share.slot)
+        match &self.extras.as_ref()?.request.0.as_ref()?.way {
+            Way::Slot(slot) => Some(slot),
+            #[cfg(any(feature = "sqlite", feature = "postgres"))]
+            Way::Track(_) => None,
+        }
+    }
+
+    /// Has `owner` told once every queue that gets it is done with it; see [`Tracking`].
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub(crate) fn track(&mut self, row: i64, owner: Arc<dyn Tracks>) -> Tracking {
+        let way = Way::Track(Track::new(row, owner));
+        self.extras_mut().request = Request(Some(Share::of(&way)));
+        Tracking(Share::of(&way))
     }
 
     #[inline]
@@ -308,7 +322,7 @@ impl<T> Message<T> {
 
     /// As [`Message::share`], for another queue that can have it answered as well.
     pub(crate) fn share_with_queue(&mut self) -> Self {
-        self.share_and(|share| Share::of(&share.slot))
+        self.share_and(|share| Share::of(&share.way))
     }
 
     /// As [`Message::share`], for the same queue, which may have either copy answered.
@@ -339,10 +353,10 @@ impl<T> Message<T> {
         request.0.is_some().then(|| std::mem::take(request))
     }
 
-    /// The requester has it back, and knows.
+    /// The requester has it back, and knows; or it goes to somebody who can neither reply nor settle it.
     pub(crate) fn forget_request(&mut self) {
-        if let Some(extras) = &mut self.extras {
-            extras.request = Request::default();
+        if let Some(share) = self.take_request().and_then(|request| request.0) {
+            share.give_up();
         }
     }
 
@@ -374,7 +388,7 @@ pub(crate) struct Request(Option<Arc<Share>>);
 
 impl Request {
     fn to(slot: &Arc<Slot>) -> Self {
-        Self(Some(Share::of(slot)))
+        Self(Some(Share::of(&Way::Slot(Arc::clone(slot)))))
     }
 
     pub(crate) fn is_some(&self) -> bool {
@@ -401,22 +415,72 @@ impl fmt::Debug for Request {
     }
 }
 
+/// Who hears what became of a message.
+#[derive(Clone)]
+enum Way {
+    /// A requester.
+    Slot(Arc<Slot>),
+    /// Somebody who keeps it until it has been handled.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    Track(Arc<Track>),
+}
+
 /// One queue's part in a request, held by the message and by the copy that a deadline may bring back.
 struct Share {
-    slot: Arc<Slot>,
+    way: Way,
     ended: AtomicBool,
 }
 
 impl Share {
-    fn of(slot: &Arc<Slot>) -> Arc<Self> {
-        slot.state.lock().shares += 1;
-        Arc::new(Self { slot: Arc::clone(slot), ended: AtomicBool::new(false) })
+    fn of(way: &Way) -> Arc<Self> {
+        match way {
+            Way::Slot(slot) => slot.state.lock().shares += 1,
+            #[cfg(any(feature = "sqlite", feature = "postgres"))]
+            Way::Track(track) => track.add_share(),
+        }
+        Arc::new(Self { way: way.clone(), ended: AtomicBool::new(false) })
     }
 
     /// The queue is done with it, whoever may still have a copy in hand.
     fn end(&self, end: Option<End>) {
-        if !self.ended.swap(true, Ordering::SeqCst) {
-            self.slot.share_ended(end);
+        if self.ended.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        match &self.way {
+            Way::Slot(slot) => slot.share_ended(end),
+            #[cfg(any(feature = "sqlite", feature = "postgres"))]
+            Way::Track(track) => track.share_ended(end),
+        }
+    }
+
+    /// There is no queue that will be done with it.
+    fn give_up(&self) {
+        if self.ended.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        match &self.way {
+            Way::Slot(slot) => slot.share_ended(None),
+            #[cfg(any(feature = "sqlite", feature = "postgres"))]
+            Way::Track(track) => track.share_given_up(),
+        }
+    }
+}
+
+/// Held by whoever publishes a tracked message, so that nothing is reported before the publish is over.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) struct Tracking(Arc<Share>);
+
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+impl Tracking {
+    /// From now on it is reported when all are done with it, which may be at once.
+    pub(crate) fn published(self) {
+        self.0.give_up();
+    }
+
+    /// Nobody got it, so nothing is reported.
+    pub(crate) fn call_off(self) {
+        if let Way::Track(track) = &self.0.way {
+            track.call_off();
         }
     }
 }

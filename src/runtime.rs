@@ -37,14 +37,14 @@ pub enum Event {
         /// What the panic said.
         text: String,
     },
-    /// A worker has been waiting for room in a full queue for longer than the threshold (see
+    /// A worker has been waiting for room in a full queue, or for a subscriber, for longer than the threshold (see
     /// `Builder::blocked_warning`); told once per wait.
     WorkerBlocked {
         /// The worker's thread.
         worker: String,
         /// The queue whose messages it handles.
         works_for: String,
-        /// The full queue.
+        /// The full queue, or the subscriber.
         waits_for: String,
     },
     /// A delivery was settled after its queue's ack timeout had given the message to another.
@@ -109,6 +109,27 @@ pub enum Event {
         /// What the panic said.
         text: String,
     },
+    /// A relay cannot do its work on an outbox's table; it goes on trying. Told once until it recovers.
+    OutboxFailing {
+        /// The table.
+        outbox: String,
+        /// What went wrong.
+        error: String,
+    },
+    /// A relay's operations on an outbox's table succeed again.
+    OutboxRecovered {
+        /// The table.
+        outbox: String,
+    },
+    /// A relay has given up on a row of an outbox's table, which keeps it with the reason.
+    OutboxRowDead {
+        /// The table.
+        outbox: String,
+        /// The row's id.
+        row: i64,
+        /// Why.
+        reason: String,
+    },
     /// A consumer's probe has succeeded: it works as before.
     CircuitClosed {
         /// The consumer's queue.
@@ -149,6 +170,7 @@ pub(crate) struct Runtime {
     /// Replies whose requester did not wait any more.
     pub(crate) late_replies: Counter,
     rings: Mutex<Vec<Weak<dyn AnyRing>>>,
+    companions: Mutex<Vec<Arc<dyn Companion>>>,
     watchers: AtomicUsize,
     watched: Mutex<()>,
     moved: Condvar,
@@ -200,6 +222,7 @@ impl Runtime {
             crews: Mutex::new(Vec::new()),
             late_replies: Counter::default(),
             rings: Mutex::new(Vec::new()),
+            companions: Mutex::new(Vec::new()),
             watchers: AtomicUsize::new(0),
             watched: Mutex::new(()),
             moved: Condvar::new(),
@@ -309,6 +332,26 @@ impl Runtime {
         self.rings.lock().iter().filter_map(Weak::upgrade).collect()
     }
 
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub(crate) fn accompany(&self, companion: Arc<dyn Companion>) {
+        self.companions.lock().push(companion);
+    }
+
+    pub(crate) fn companions(&self) -> Vec<Arc<dyn Companion>> {
+        self.companions.lock().clone()
+    }
+
+    pub(crate) fn take_companions(&self) -> Vec<Arc<dyn Companion>> {
+        std::mem::take(&mut *self.companions.lock())
+    }
+
+    /// It has ended.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub(crate) fn dismiss(&self, companion: &Arc<dyn Companion>) {
+        let mut companions = self.companions.lock();
+        companions.retain(|other| !Arc::ptr_eq(other, companion));
+    }
+
     /// Called after anything was settled or taken out, never under a queue's lock. Costs a load while
     /// nobody watches.
     #[inline]
@@ -355,13 +398,23 @@ impl Runtime {
     }
 }
 
+/// Something with a thread of its own that brings messages in for a broker, and ends with it.
+pub(crate) trait Companion: Send + Sync {
+    fn name(&self) -> &str;
+    /// The broker is coming to rest: nothing more is to be brought in.
+    fn stop_bringing(&self);
+    /// Everything that will be settled has been. Ends the thread; how many have not ended by `deadline`.
+    fn end(&self, deadline: Option<Instant>) -> usize;
+}
+
 /// What the subscribers of one topic read, without its type.
 pub(crate) trait AnyRing: Send + Sync {
     /// From now on only the broker's own workers may publish.
     fn start_draining(&self);
     fn close(&self);
-    /// What handlers still have to do, and a number that changes whenever anything moves.
-    fn unrest(&self) -> (u64, u64);
+    /// What handlers still have to do, with what becomes due for them by `horizon`, and a number that changes
+    /// whenever anything moves.
+    fn unrest(&self, horizon: Timestamp) -> (u64, u64);
     /// What handlers have not got to.
     fn leftovers(&self) -> Vec<Leftover>;
 }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 pub struct ShutdownReport {
     /// Queues that still hold messages, dead-letter queues apart; [`Queue::drain`](crate::Queue::drain)
     /// takes them out, typed. Also subscribers whose handler had not got to all when the time was up; those
-    /// messages are gone. Also, as `log/group`, the groups of logs that are not at the end; a
+    /// messages are gone; and, under their topic's name, those that were delayed for subscribers. Also, as `log/group`, the groups of logs that are not at the end; a
     /// [`Reader`](crate::Reader) takes out what they have not handled.
     pub undelivered: Vec<Leftover>,
     /// Dead-letter queues that hold messages.
@@ -27,7 +27,8 @@ pub struct ShutdownReport {
     /// [`Topic::drain_halves`](crate::Topic::drain_halves) takes them out, typed.
     #[serde(default)]
     pub half_messages: Vec<(String, u64)>,
-    /// Queues whose workers did not come back from their handler in time, and how many those are.
+    /// Queues whose workers did not come back from their handler in time, and how many those are. Also the
+    /// tables of relays that could not end in time.
     pub stuck_workers: Vec<(String, usize)>,
 }
 
@@ -35,7 +36,7 @@ pub struct ShutdownReport {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Leftover {
-    /// The queue's name, or the log's and the group's (`log/group`).
+    /// The queue's name, the subscriber's, the topic's, or the log's and the group's (`log/group`).
     pub queue: String,
     /// Messages that were never handed out, or came back.
     pub ready: u64,
@@ -96,6 +97,7 @@ pub(crate) fn run(runtime: &Runtime, places: &Places, timeout: Duration) -> Shut
     let deadline = Instant::now().checked_add(timeout);
     let queues = &places.queues;
     places.halves.iter().for_each(|halves| halves.start_draining());
+    runtime.companions().iter().for_each(|companion| companion.stop_bringing());
     places.logs.iter().for_each(|log| log.start_draining());
     queues.iter().for_each(|queue| queue.start_draining());
     runtime.rings().iter().for_each(|ring| ring.start_draining());
@@ -106,14 +108,14 @@ pub(crate) fn run(runtime: &Runtime, places: &Places, timeout: Duration) -> Shut
     let crews = runtime.crews();
     crews.iter().for_each(|crew| crew.order_stop());
     if join_all(&crews, deadline).is_empty() {
-        return finish(runtime, places, Vec::new());
+        return finish(runtime, places, deadline, Vec::new());
     }
     // Those who wait for room, a message or a reply from some queue have not failed to return: let them.
     queues.iter().for_each(|queue| queue.close());
     queues.iter().for_each(|queue| queue.end_requests());
     runtime.rings().iter().for_each(|ring| ring.close());
     let stuck_workers = join_all(&crews, Some(Instant::now() + GRACE));
-    finish(runtime, places, stuck_workers)
+    finish(runtime, places, deadline, stuck_workers)
 }
 
 /// The queues whose workers were late, with the number of those.
@@ -122,9 +124,18 @@ fn join_all(crews: &[Arc<dyn Crew>], deadline: Option<Instant>) -> Vec<(String, 
     late.filter(|(_, late)| *late > 0).collect()
 }
 
-fn finish(runtime: &Runtime, places: &Places, stuck_workers: Vec<(String, usize)>) -> ShutdownReport {
+fn finish(
+    runtime: &Runtime,
+    places: &Places,
+    deadline: Option<Instant>,
+    mut stuck_workers: Vec<(String, usize)>,
+) -> ShutdownReport {
     runtime.scheduler.stop();
     places.halves.iter().for_each(|halves| halves.end());
+    for companion in runtime.take_companions() {
+        let late = companion.end(deadline);
+        stuck_workers.extend((late > 0).then(|| (companion.name().to_owned(), late)));
+    }
     places.queues.iter().for_each(|queue| queue.end());
     places.logs.iter().for_each(|log| log.end());
     let rings = runtime.rings();
@@ -174,7 +185,7 @@ fn at_rest(runtime: &Runtime, places: &Places, horizon: Timestamp) -> bool {
         let queues = places.queues.iter().map(|queue| queue.unrest(horizon));
         let logs = places.logs.iter().map(|log| log.unrest(horizon));
         let halves = places.halves.iter().map(|halves| halves.unrest(horizon));
-        let mut all = queues.chain(logs).chain(halves).chain(rings.iter().map(|ring| ring.unrest()));
+        let mut all = queues.chain(logs).chain(halves).chain(rings.iter().map(|ring| ring.unrest(horizon)));
         all.try_fold(0_u64, |moves, (unrest, moved)| (unrest == 0).then(|| moves.wrapping_add(moved)))
     };
     let first = look();

@@ -249,6 +249,9 @@ pub struct TopicStats {
     /// Subscribers that were cut off because they were too slow.
     #[serde(default)]
     pub disconnected: u64,
+    /// Messages that subscribers did not get since their time to live was over, counted once per subscriber.
+    #[serde(default)]
+    pub expired: u64,
     /// Its half messages.
     #[serde(default)]
     pub halves: HalfStats,

@@ -4,8 +4,8 @@ mod common;
 
 use common::{eventually, within};
 use postroom::{
-    Broker, Event, Message, Overflow, Queue, QueueBuilder, Reason, Retry, SendError, SendTimeoutError, Topic,
-    TrySendError,
+    Broker, Event, ManualClock, Message, Overflow, Queue, QueueBuilder, Reason, Retry, SendError, SendTimeoutError,
+    Topic, TrySendError,
 };
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -206,4 +206,25 @@ fn max_in_flight_bounds_what_is_handed_out() {
     assert_eq!(*queue.try_recv().unwrap().payload(), 0);
     batch.ack().unwrap();
     assert_eq!(queue.recv_batch(9).unwrap().len(), 2);
+}
+
+#[test]
+fn on_a_manual_clock_each_of_several_waits_for_room_times_out() {
+    for _ in 0..20 {
+        let clock = ManualClock::new();
+        let broker = Broker::builder().clock(clock.clone()).build().unwrap();
+        let queue: Queue<u32> = broker.queue("q").capacity(1).declare().unwrap();
+        queue.send(0).unwrap();
+        let waits: Vec<_> = [3, 1, 2]
+            .map(|seconds| {
+                let queue = queue.clone();
+                thread::spawn(move || queue.send_timeout(1, Duration::from_secs(seconds)).unwrap_err())
+            })
+            .into();
+        eventually("all of them end", || {
+            clock.advance(Duration::from_millis(100));
+            waits.iter().all(thread::JoinHandle::is_finished)
+        });
+        waits.into_iter().for_each(|wait| assert!(matches!(wait.join().unwrap(), SendTimeoutError::Timeout(_))));
+    }
 }

@@ -3,6 +3,8 @@
 #![allow(missing_docs)]
 #![cfg(not(shuttle))]
 
+mod common;
+
 use postroom::{Binding, BroadcastError, Broker, Event, Lag, Message, Outcome, PublishError, Queue, Subscriber, Topic};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
@@ -164,16 +166,79 @@ fn a_late_binding_counts_for_subscribers() {
 }
 
 #[test]
-fn a_broadcast_ignores_delays() {
+fn a_message_that_is_refused_as_mandatory_is_not_remembered() {
+    let broker = Broker::new();
+    let topic: Topic<u32> = broker.topic("t").keep_last(3).mandatory().declare().unwrap();
+    assert!(matches!(topic.publish("n", 1), Err(PublishError::Unroutable(_))));
+    let subscriber = topic.subscribe().replay_last(3).open().unwrap();
+    publish(&topic, [2]);
+    drop(subscriber);
+    assert!(matches!(topic.publish("n", 3), Err(PublishError::Unroutable(_))));
+    assert_eq!(take_all(&topic.subscribe().replay_last(3).open().unwrap()).0, [2]);
+}
+
+#[test]
+fn a_queue_ordered_by_key_and_subscribers_each_get_their_order() {
     let (broker, simulation) = Broker::simulated(1);
     let topic = topic(&broker);
-    let queue: Queue<u32> = broker.queue("q").declare().unwrap();
+    let queue: Queue<u32> = broker.queue("q").ordered_by(|n| n % 2).declare().unwrap();
     topic.bind(&queue, "#").unwrap();
     let subscriber = topic.subscribe().open().unwrap();
-    topic.publish("n", Message::new(1).with_delay(SECOND)).unwrap();
-    assert_eq!((take_all(&subscriber).0, queue.len()), (vec![1], 0));
+    publish(&topic, 0..6);
+    assert_eq!(take_all(&subscriber).0, (0..6).collect::<Vec<_>>());
+    let handled = Arc::new(Mutex::new(Vec::new()));
+    let record = handled.clone();
+    let handler = move |n: &Message<u32>| {
+        let fails = **n == 0 && n.attempt() == 1;
+        if !fails {
+            record.lock().unwrap().push(**n);
+        }
+        if fails { Outcome::Retry } else { Outcome::Ack }
+    };
+    queue.consumer().workers(2).start(handler).unwrap();
+    simulation.run_until_idle();
     simulation.advance(SECOND);
-    assert_eq!((take_all(&subscriber).0, queue.len()), (vec![], 1));
+    let handled = handled.lock().unwrap();
+    let of = |rest| handled.iter().copied().filter(|n| n % 2 == rest).collect::<Vec<_>>();
+    assert_eq!((of(0), of(1)), (vec![0, 2, 4], vec![1, 3, 5]));
+    assert_eq!(take_all(&subscriber).0, [0_u32; 0], "a retry concerns only its queue");
+}
+
+#[test]
+fn a_batch_larger_than_a_subscriber_waits_for_comes_whole_and_in_order() {
+    let broker = Broker::new();
+    let topic = topic(&broker);
+    let capacities = [1, 3, 8, 64, 1000];
+    let readers = capacities.map(|capacity| {
+        let subscriber = topic.subscribe().capacity(capacity).lag(Lag::Block).open().unwrap();
+        thread::spawn(move || {
+            let mut next = 0;
+            while next < 5_000 {
+                for message in subscriber.recv_batch(50).unwrap() {
+                    assert_eq!(**message, next);
+                    next += 1;
+                }
+            }
+        })
+    });
+    assert_eq!(topic.publish_batch("n", 0..5_000).unwrap(), 5_000);
+    readers.into_iter().for_each(|reader| reader.join().unwrap());
+    assert_eq!(topic.stats().published, 5_000);
+}
+
+#[test]
+fn a_batch_that_is_refused_half_way_gives_the_rest_back() {
+    let (broker, _simulation) = Broker::simulated(1);
+    let topic = topic(&broker);
+    let subscriber = topic.subscribe().name("slow").capacity(100).lag(Lag::Block).open().unwrap();
+    let refused = topic.publish_batch("n", 0..300).unwrap_err();
+    assert_eq!((refused.accepted, *refused.cause.into_message(), refused.rest.len()), (100, 100, 199));
+    assert_eq!(topic.stats().published, 100);
+    assert_eq!(take_all(&subscriber).0, (0..100).collect::<Vec<_>>());
+    broker.shutdown(Duration::ZERO);
+    let refused = topic.publish_batch("n", 0..3).unwrap_err();
+    assert!(matches!(refused.cause, PublishError::Closed(_)));
+    assert_eq!((refused.accepted, refused.rest.len()), (0, 2));
 }
 
 // Lag
@@ -241,6 +306,68 @@ fn disconnect_cuts_off_who_falls_too_far_behind() {
 }
 
 #[test]
+fn after_the_last_subscriber_was_cut_off_messages_reach_nobody_and_that_is_told() {
+    let broker = Broker::new();
+    let caught: Queue<u32> = broker.queue("caught").declare().unwrap();
+    let mandatory: Topic<u32> = broker.topic("m").mandatory().declare().unwrap();
+    let alternate: Topic<u32> = broker.topic("a").alternate(&caught).declare().unwrap();
+    for topic in [&mandatory, &alternate] {
+        let slow = topic.subscribe().capacity(1).lag(Lag::Disconnect).open().unwrap();
+        publish(topic, 0..2);
+        assert_eq!(topic.stats().disconnected, 1);
+        let next = topic.publish("n", 2);
+        assert_eq!(next.is_ok(), topic.name() == "a", "{next:?}");
+        drop(slow);
+    }
+    assert_eq!(caught.len(), 1);
+}
+
+#[test]
+fn who_hears_of_a_disconnect_may_publish_to_the_topic() {
+    let told = Arc::new(AtomicU64::new(0));
+    let (count, back) = (told.clone(), Arc::new(Mutex::new(None::<Topic<u32>>)));
+    let to = back.clone();
+    let hook = move |event: &Event| {
+        if matches!(event, Event::SubscriberDisconnected { .. }) {
+            let topic = to.lock().unwrap().clone();
+            topic.unwrap().publish("n", 7).unwrap();
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+    };
+    let broker = Broker::builder().on_event(hook).build().unwrap();
+    let topic = topic(&broker);
+    *back.lock().unwrap() = Some(topic.clone());
+    let watching = topic.subscribe().open().unwrap();
+    let slow = topic.subscribe().capacity(1).lag(Lag::Disconnect).open().unwrap();
+    common::within(LONG, move || publish(&topic, 0..2));
+    assert_eq!(told.load(Ordering::SeqCst), 1);
+    assert_eq!(take_all(&watching).0, [0, 1, 7]);
+    *back.lock().unwrap() = None;
+    drop(slow);
+}
+
+#[test]
+fn a_worker_that_waits_for_a_subscriber_is_told_of() {
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let told = events.clone();
+    let hook = move |event: &Event| told.lock().unwrap().push(event.clone());
+    let broker = Broker::builder().blocked_warning(Duration::from_millis(20)).on_event(hook).build().unwrap();
+    let topic = topic(&broker);
+    let slow = topic.subscribe().name("slow").capacity(1).lag(Lag::Block).open().unwrap();
+    publish(&topic, [0]);
+    let queue: Queue<u32> = broker.queue("work").declare().unwrap();
+    let onward = topic.clone();
+    queue.consumer().start(move |n: &Message<u32>| onward.publish("n", **n)).unwrap();
+    queue.send(1).unwrap();
+    common::eventually("it is told of", || !events.lock().unwrap().is_empty());
+    thread::sleep(Duration::from_millis(60));
+    assert_eq!([slow.recv(), slow.recv()].map(|n| **n.unwrap()), [0, 1]);
+    let events = events.lock().unwrap();
+    let [Event::WorkerBlocked { works_for, waits_for, .. }] = &events[..] else { panic!("{events:?}") };
+    assert_eq!((works_for.as_str(), waits_for.as_str()), ("work", "slow"));
+}
+
+#[test]
 fn block_is_a_full_queue_for_every_form_of_publishing() {
     let broker = Broker::new();
     let topic = topic(&broker);
@@ -248,6 +375,7 @@ fn block_is_a_full_queue_for_every_form_of_publishing() {
     publish(&topic, 0..2);
     let Err(PublishError::Full(refused)) = topic.try_publish("n", 2) else { panic!("not full") };
     assert_eq!((refused.by(), **refused), ("node", 2));
+    assert_eq!(PublishError::Full(refused).to_string(), "subscriber \"node\" is full");
     let refused = topic.publish_timeout("n", 2, Duration::from_millis(10));
     assert!(matches!(refused, Err(PublishError::Timeout(_))), "{refused:?}");
     assert_eq!(**subscriber.recv().unwrap(), 0);

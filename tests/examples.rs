@@ -66,6 +66,23 @@ fn delayed_messages_hold() {
 }
 
 #[test]
+#[cfg(feature = "sqlite")]
+fn data_sync_holds() {
+    let copies_are_equal = [
+        "killed right after a commit: 7",
+        "killed: 9",
+        "shut down: nothing left",
+        "old versions",
+        "Both copies equal the source: 150 users",
+    ];
+    run("04_data_sync", &[], "").succeeds().says(&copies_are_equal);
+    run("04_data_sync", &["--frobnicate"], "").ends_with(2).complains(&["usage: 04_data_sync"]);
+    if let (true, Ok(url)) = (cfg!(feature = "postgres"), std::env::var("POSTROOM_TEST_POSTGRES")) {
+        run("04_data_sync", &["--postgres", &url], "").succeeds().says(&copies_are_equal).says(&["in PostgreSQL"]);
+    }
+}
+
+#[test]
 fn broadcast_holds() {
     run("06_broadcast", &[], "").succeeds().says(&[
         "5 nodes x 2000 changes seen, all caches equal",
@@ -457,6 +474,9 @@ fn sources_changed() -> SystemTime {
 fn build_all(profile: &Path) {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--examples"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    if cfg!(feature = "sqlite") {
+        cargo.arg("--all-features");
+    }
     if profile.ends_with("release") {
         cargo.arg("--release");
     }

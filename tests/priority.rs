@@ -2,7 +2,7 @@
 
 #![cfg(not(shuttle))]
 
-use postroom::{Broker, Expired, Message, Overflow, Queue, QueueBuilder, Retry, Simulation};
+use postroom::{Broker, Expired, Message, Overflow, Queue, QueueBuilder, Retry, Simulation, Topic};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -93,6 +93,22 @@ fn overflow_throws_the_oldest_of_the_lowest_away() {
     queue.send(of(303)).unwrap();
     queue.send(of(304)).unwrap();
     assert_eq!((ready(&queue), queue.stats().dropped), (vec![301, 303, 304], 2));
+    is_conserved(&queue);
+}
+
+#[test]
+fn overflow_never_throws_a_higher_one_away_for_a_lower() {
+    let (broker, _simulation, queue) = queue(|q| q.capacity(3).overflow(Overflow::DropOldest));
+    let topic: Topic<u32> = broker.topic("t").declare().unwrap();
+    topic.bind(&queue, "#").unwrap();
+    queue.send_batch([301, 202, 203].map(of)).unwrap();
+    assert_eq!(topic.publish("k", of(104)).unwrap().routed(), 0, "lower than all: itself");
+    assert_eq!(queue.stats().dropped, 1);
+    assert_eq!(topic.publish("k", of(205)).unwrap().routed(), 1, "as low as the lowest: the oldest of those");
+    queue.send(of(306)).unwrap();
+    queue.send(Message::new(999).with_priority(255)).unwrap();
+    queue.send(of(207)).unwrap();
+    assert_eq!((ready(&queue), queue.stats().dropped), (vec![301, 306, 999], 5));
     is_conserved(&queue);
 }
 

@@ -4,8 +4,8 @@
 #![cfg(not(shuttle))]
 
 use postroom::{
-    Alarm, Broker, Delivery, Expired, Failure, Fate, ManualClock, Message, Overflow, PublishError, Queue, Reason,
-    ReplyError, RequestError, Retry, Routing, Timer, Topic,
+    Alarm, Broker, Delivery, Exhausted, Expired, Failure, Fate, Log, ManualClock, Message, Overflow, PublishError,
+    Queue, Reason, ReplyError, RequestError, Retry, Routing, Timer, Topic,
 };
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -203,6 +203,68 @@ fn a_panic_without_a_further_attempt_is_told_with_its_words() {
     let error = queue.request::<u32>(1, LONG).unwrap_err();
     assert!(matches!(&error, RequestError::Failed { error: Some(e), .. } if e == "panicked: out of paper"), "{error}");
     assert_eq!(queue.dead_letters().len(), 1);
+}
+
+#[test]
+fn a_request_that_is_parked_has_failed_and_is_handled_later_all_the_same() {
+    for exhausted in [Exhausted::Park, Exhausted::Stop] {
+        let (broker, simulation) = Broker::simulated(1);
+        let queue: Queue<u32> = broker
+            .queue("q")
+            .ordered_by(|n| n % 2)
+            .retry(Retry::immediate(2))
+            .on_exhausted(exhausted)
+            .declare()
+            .unwrap();
+        let broken = Arc::new(AtomicUsize::new(3));
+        let attempts = broken.clone();
+        let handler = move |n: &Message<u32>| {
+            let fails = attempts.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+            if fails { Err(Failure::transient("the till is out")) } else { doubled(n) }
+        };
+        queue.consumer().respond(handler).unwrap();
+        let start = simulation.now();
+        match queue.request::<u32>(1, LONG) {
+            Err(RequestError::Failed { queue, reason, error }) => {
+                assert_eq!(
+                    (queue.as_str(), reason, error.as_deref()),
+                    ("q", Reason::Exhausted, Some("the till is out"))
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(simulation.now().duration_since(start).unwrap() < LONG);
+        let parked = queue.parked();
+        assert_eq!(parked.len(), 1);
+        if exhausted == Exhausted::Stop {
+            queue.resume();
+        } else {
+            queue.release_key(&parked[0].key);
+        }
+        simulation.run_until_idle();
+        assert_eq!((queue.stats().acked, broker.stats().late_replies), (1, 0), "{exhausted:?}");
+    }
+}
+
+#[test]
+fn those_who_watch_neither_reply_nor_keep_the_requester_waiting() {
+    let (broker, simulation) = Broker::simulated(1);
+    let topic: Topic<u32> = broker.topic("numbers").declare().unwrap();
+    let queue: Queue<u32> = broker.queue("doubler").retry(Retry::none()).declare().unwrap();
+    let log: Log<u32> = broker.log("numbers").declare().unwrap();
+    let watching = topic.subscribe().open().unwrap();
+    // Only subscribers, then a log as well: nobody could answer, which is certain at once.
+    assert!(matches!(topic.request::<u32>("n", 1, LONG), Err(RequestError::Nobody)));
+    topic.bind(&log, "#").unwrap();
+    assert!(matches!(topic.request::<u32>("n", 2, LONG), Err(RequestError::Nobody)));
+    let seen = [watching.recv().unwrap(), watching.recv().unwrap()];
+    assert!(seen.iter().all(|message| message.reply(1_u32) == Err(ReplyError::NotARequest)));
+    topic.bind(&queue, "#").unwrap();
+    queue.consumer().respond(doubled).unwrap();
+    let start = simulation.now();
+    assert_eq!(topic.request::<u32>("n", 3, LONG).unwrap(), 6);
+    assert_eq!(simulation.now(), start);
+    assert_eq!((**watching.recv().unwrap(), log.stats().appended), (3, 2));
 }
 
 #[test]
@@ -594,6 +656,30 @@ fn a_worker_that_asks_a_queue_nobody_serves_is_not_stuck_in_shutdown() {
     let report = broker.shutdown(SHORT);
     assert_eq!(report.stuck_workers, [], "{report}");
     assert_eq!(silent.len(), 1);
+}
+
+#[test]
+fn shutdown_tells_whoever_waits_behind_a_key_that_is_held() {
+    let broker = Broker::new();
+    let queue: Queue<u32> = broker
+        .queue("q")
+        .ordered_by(|_| "one key")
+        .retry(Retry::none())
+        .on_exhausted(Exhausted::Park)
+        .declare()
+        .unwrap();
+    queue.consumer().respond(|_: &Message<u32>| -> Result<u32, Failure> { Err(Failure::transient("broken")) }).unwrap();
+    let first = queue.request::<u32>(1, LONG);
+    assert!(matches!(first, Err(RequestError::Failed { .. })), "{first:?}");
+    thread::scope(|scope| {
+        let second = scope.spawn(|| queue.request::<u32>(2, LONG));
+        while queue.len() < 2 {
+            thread::yield_now();
+        }
+        let report = broker.shutdown(SHORT);
+        assert_eq!(report.undelivered[0].ready, 2, "{report}");
+        expect_fate(second.join().unwrap(), Fate::Left);
+    });
 }
 
 // ---- under contention --------------------------------------------------------------------------------

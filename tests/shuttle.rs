@@ -8,36 +8,18 @@
 #![cfg(shuttle)]
 #![allow(missing_docs)]
 
+mod common;
+
+use common::interleavings::{SECOND, broker, explore};
 use postroom::{
-    Binding, BroadcastError, Broker, CheckBack, Claimed, Consumer, Failure, HalfError, HalfFate, Lag, ManualClock,
+    Binding, BroadcastError, Broker, CheckBack, Claimed, Consumer, Exhausted, Failure, HalfError, HalfFate, Lag,
     Message, Outcome, Overflow, PublishError, Queue, RecvTimeoutError, Resolution, Retry, SendError, Topic,
     Transaction, TransactionError,
 };
-use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::sync::atomic::{AtomicUsize, Ordering};
 use shuttle::thread::{self, JoinHandle};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-
-const ITERATIONS: usize = 3_000;
-/// More than ten times what any scenario takes; one that gets there is going round in circles.
-const MOST_STEPS: usize = 50_000;
-const SECOND: Duration = Duration::from_secs(1);
-
-/// Explores at random, then with few but adversarial preemptions.
-fn explore(scenario: impl Fn() + Send + Sync + Clone + 'static) {
-    let mut config = shuttle::Config::new();
-    config.max_steps = shuttle::MaxSteps::FailAfter(MOST_STEPS);
-    let random = RandomScheduler::new(ITERATIONS);
-    shuttle::Runner::new(random, config.clone()).run(scenario.clone());
-    shuttle::Runner::new(PctScheduler::new(3, ITERATIONS), config).run(scenario);
-}
-
-fn broker() -> (Broker, ManualClock) {
-    let clock = ManualClock::new();
-    let broker = Broker::builder().clock(clock.clone()).seed(1).build().unwrap();
-    (broker, clock)
-}
 
 /// What handlers and receivers have seen. No scheduling happens while it is locked, so a plain lock will do.
 #[derive(Clone, Default)]
@@ -666,6 +648,81 @@ fn a_blocked_publisher_is_woken_by_a_receive_and_by_an_unsubscribe() {
 }
 
 #[test]
+fn strict_subscribers_come_and_go_at_capacity_one() {
+    explore(|| {
+        let (broker, _) = broker();
+        let topic: Topic<u32> = broker.topic("t").declare().unwrap();
+        let strict = |topic: &Topic<u32>| topic.subscribe().capacity(1).lag(Lag::Block).open().unwrap();
+        let stays = strict(&topic);
+        let visitor = {
+            let topic = topic.clone();
+            thread::spawn(move || {
+                for _ in 0..2 {
+                    let subscriber = strict(&topic);
+                    // Whatever it sees follows each other without a gap.
+                    let seen: Vec<u32> =
+                        subscriber.try_recv().into_iter().chain(subscriber.try_recv()).map(|n| **n).collect();
+                    assert!(seen.windows(2).all(|pair| pair[1] == pair[0] + 1), "{seen:?}");
+                }
+            })
+        };
+        let publisher = publish(&topic, 0..3);
+        let seen: Vec<u32> = (0..3).map(|_| **stays.recv().unwrap()).collect();
+        assert_eq!(seen, [0, 1, 2]);
+        [publisher, visitor].into_iter().for_each(|thread| thread.join().unwrap());
+    });
+}
+
+#[test]
+fn a_batch_goes_on_when_its_last_subscriber_leaves() {
+    explore(|| {
+        let (broker, _) = broker();
+        let topic: Topic<u32> = broker.topic("t").declare().unwrap();
+        let subscriber = topic.subscribe().capacity(1).lag(Lag::Block).open().unwrap();
+        let (onward, reader) = (topic.clone(), thread::spawn(move || **subscriber.recv().unwrap()));
+        let publisher = thread::spawn(move || onward.publish_batch("k", 0..4).unwrap());
+        assert_eq!((reader.join().unwrap(), publisher.join().unwrap()), (0, 4));
+    });
+}
+
+#[test]
+fn a_publisher_that_waits_for_a_subscriber_hears_of_the_close() {
+    explore(|| {
+        let (broker, _) = broker();
+        let topic: Topic<u32> = broker.topic("t").declare().unwrap();
+        let subscriber = topic.subscribe().capacity(1).lag(Lag::Block).open().unwrap();
+        let onward = topic.clone();
+        let publisher = thread::spawn(move || (0..3).filter(|n| onward.publish("k", *n).is_ok()).count());
+        let reader = thread::spawn(move || {
+            let first = subscriber.recv().is_ok();
+            // Nothing is read any more, and the subscriber stays.
+            (subscriber, first)
+        });
+        broker.shutdown(SECOND);
+        let accepted = publisher.join().unwrap();
+        let (subscriber, first) = reader.join().unwrap();
+        let left = std::iter::from_fn(|| subscriber.try_recv().ok()).count();
+        assert_eq!(accepted, left + usize::from(first));
+    });
+}
+
+#[test]
+fn what_is_due_waits_for_a_full_subscriber_and_is_not_forgotten() {
+    explore(|| {
+        let (broker, clock) = broker();
+        let topic: Topic<u32> = broker.topic("t").declare().unwrap();
+        let subscriber = topic.subscribe().capacity(1).lag(Lag::Block).open().unwrap();
+        topic.publish("k", Message::new(9).with_delay(SECOND)).unwrap();
+        let publisher = publish(&topic, 0..2);
+        let mover = thread::spawn(move || clock.advance(SECOND));
+        let mut seen: Vec<u32> = (0..3).map(|_| **subscriber.recv().unwrap()).collect();
+        seen.sort_unstable();
+        assert_eq!(seen, [0, 1, 9]);
+        [publisher, mover].into_iter().for_each(|thread| thread.join().unwrap());
+    });
+}
+
+#[test]
 fn shutdown_lets_broadcast_handlers_finish() {
     explore(|| {
         let (broker, _) = broker();
@@ -741,6 +798,101 @@ fn a_retry_keeps_its_place_in_its_key() {
         assert!(broker.shutdown(SECOND).is_clean());
         assert_eq!((of_key(&done, 0), of_key(&done, 1)), (vec![0, 1], vec![0]));
         assert_eq!((queue.stats().retried, queue.stats().keys), (1, 0));
+    });
+}
+
+/// Receives and acks this many; a wake-up that is lost leaves it asleep for ever.
+fn receive(queue: &Queue<(u32, u32)>, many: usize) -> JoinHandle<()> {
+    let queue = queue.clone();
+    thread::spawn(move || (0..many).for_each(|_| queue.recv().unwrap().ack().unwrap()))
+}
+
+#[test]
+fn whoever_sleeps_for_a_turn_is_woken_by_a_publish_or_by_a_freed_key() {
+    explore(|| {
+        let (broker, _) = broker();
+        let topic: Topic<(u32, u32)> = broker.topic("t").declare().unwrap();
+        let queue = broker.queue("q").ordered_by(|step: &(u32, u32)| step.0).capacity(3).declare().unwrap();
+        topic.bind(&queue, "#").unwrap();
+        let receivers = [receive(&queue, 2), receive(&queue, 3)];
+        let publisher = thread::spawn(move || [(0, 0), (0, 1), (1, 0)].map(|step| topic.publish("k", step).unwrap()));
+        [(2, 0), (2, 1)].iter().for_each(|step| _ = queue.send(*step).unwrap());
+        publisher.join().unwrap();
+        receivers.into_iter().for_each(|r| r.join().unwrap());
+        let stats = queue.stats();
+        assert_eq!((stats.acked, stats.keys, stats.unaccounted()), (5, 0, 0), "{stats:?}");
+    });
+}
+
+#[test]
+fn receivers_of_a_closed_queue_end_when_the_last_turn_is_taken() {
+    explore(|| {
+        let (broker, _) = broker();
+        let queue = broker.queue("q").ordered_by(|step: &(u32, u32)| step.0).declare().unwrap();
+        let taken = Arc::new(AtomicUsize::new(0));
+        let receivers: Vec<_> = (0..2)
+            .map(|_| {
+                let (queue, taken) = (queue.clone(), taken.clone());
+                thread::spawn(move || {
+                    while let Ok(delivery) = queue.recv() {
+                        taken.fetch_add(1, Ordering::SeqCst);
+                        delivery.ack().unwrap();
+                    }
+                })
+            })
+            .collect();
+        (0..3).for_each(|n| _ = queue.send((0, n)).unwrap());
+        queue.close();
+        receivers.into_iter().for_each(|r| r.join().unwrap());
+        assert_eq!((taken.load(Ordering::SeqCst), queue.stats().keys), (3, 0));
+    });
+}
+
+#[test]
+fn a_parked_key_is_released_amid_traffic_and_a_stop_is_lifted() {
+    for policy in [Exhausted::Park, Exhausted::Stop] {
+        explore(move || {
+            let (broker, _) = broker();
+            let queue = broker.queue("q").ordered_by(|step: &(u32, u32)| step.0).on_exhausted(policy);
+            let queue = queue.retry(Retry::none()).declare().unwrap();
+            queue.send((0, 0)).unwrap();
+            queue.recv().unwrap().retry().unwrap();
+            let receivers = [receive(&queue, 1), receive(&queue, 2)];
+            let operator = {
+                let queue = queue.clone();
+                thread::spawn(move || match policy {
+                    Exhausted::Stop => assert!(queue.resume()),
+                    _ => assert!(queue.release_key("0")),
+                })
+            };
+            [(0, 1), (1, 0)].iter().for_each(|step| _ = queue.send(*step).unwrap());
+            operator.join().unwrap();
+            receivers.into_iter().for_each(|r| r.join().unwrap());
+            let stats = queue.stats();
+            assert_eq!((stats.acked, stats.keys, stats.parked, stats.unaccounted()), (3, 0, 0, 0), "{stats:?}");
+        });
+    }
+}
+
+#[test]
+fn ordered_batches_and_a_limit_in_flight_leave_nobody_asleep() {
+    explore(|| {
+        let (broker, _) = broker();
+        let queue = broker.queue("q").ordered_by(|step: &(u32, u32)| step.0).max_in_flight(1).declare().unwrap();
+        let receivers = [receive(&queue, 2), receive(&queue, 2)];
+        queue.send_batch([(0, 0), (0, 1), (1, 0), (1, 1)]).unwrap();
+        receivers.into_iter().for_each(|r| r.join().unwrap());
+
+        let left = Arc::new(AtomicUsize::new(4));
+        let many = broker.queue("many").ordered_by(|step: &(u32, u32)| step.0).declare().unwrap();
+        let counted = left.clone();
+        let handler = move |batch: &[Message<(u32, u32)>]| {
+            counted.fetch_sub(batch.len(), Ordering::SeqCst);
+        };
+        many.consumer().workers(2).start_batch(3, Duration::ZERO, handler).unwrap();
+        many.send_batch([(0, 0), (0, 1), (1, 0), (1, 1)]).unwrap();
+        assert!(broker.shutdown(SECOND).is_clean());
+        assert_eq!((left.load(Ordering::SeqCst), many.stats().keys, queue.stats().keys), (0, 0, 0));
     });
 }
 

@@ -253,6 +253,22 @@ fn keys_priorities_and_expiry_hold_as_for_single_messages() {
 }
 
 #[test]
+fn a_delayed_broadcast_needs_no_room_now_and_appears_when_it_is_due() {
+    let (broker, simulation) = Broker::simulated(1);
+    let topic: Topic<u32> = broker.topic("t").declare().unwrap();
+    let slow = topic.subscribe().capacity(1).lag(Lag::Block).open().unwrap();
+    topic.publish("k", 0).unwrap();
+    let later =
+        |tx: &mut Transaction| staged(tx.publish(&topic, "k", Message::new(1).with_delay(Duration::from_secs(1))));
+    broker.try_transaction(later).unwrap();
+    assert_eq!(*refused(broker.try_transaction(|tx| staged(tx.publish(&topic, "k", 2)))).why(), Obstacle::Full);
+    assert_eq!(**slow.recv().unwrap(), 0);
+    assert!(slow.try_recv().is_err());
+    simulation.advance(Duration::from_secs(1));
+    assert_eq!(**slow.try_recv().unwrap(), 1);
+}
+
+#[test]
 fn user_code_that_panics_while_routing_is_named_and_publishes_nothing() {
     quiet();
     let broker = Broker::new();
@@ -385,7 +401,7 @@ fn nobody_sees_half_of_it() {
         let (a, b) = (queue(&broker, "a", 9, Overflow::Wait), queue(&broker, "b", 9, Overflow::Wait));
         let levels: Queue<u32> = broker.queue("levels").priority_levels(3).declare().unwrap();
         let watcher = topic.subscribe().open().unwrap();
-        let log: Log<u32> = broker.log("log").declare().unwrap();
+        let log: Log<u32> = broker.log("log").partitions(2).declare().unwrap();
         const ROUNDS: u32 = 3_000;
         let start = Arc::new(Barrier::new(2));
         let writer = {
@@ -402,7 +418,7 @@ fn nobody_sees_half_of_it() {
                                 1 => staged(tx.send(&b, n)),
                                 2 => staged(tx.send(&levels, n)),
                                 3 => staged(tx.publish(&topic, "k", n)),
-                                _ => staged(tx.append(&log, n)),
+                                _ => (0..4).try_for_each(|i| staged(tx.append(&log, i))),
                             }?;
                         }
                         Ok(())
@@ -421,7 +437,7 @@ fn nobody_sees_half_of_it() {
                 other.try_recv().expect("the other half").ack().unwrap();
             }
             watcher.try_recv().expect("the other half");
-            assert_eq!(log.len(), u64::from(n) + 1);
+            assert_eq!(log.len(), 4 * (u64::from(n) + 1));
             first.ack().unwrap();
         }
         writer.join().unwrap();

@@ -6,9 +6,11 @@ mod roster;
 mod single;
 mod squad;
 mod staging;
+mod staff;
 mod work;
 
 pub use self::builder::ConsumerBuilder;
+pub(crate) use self::staff::{Staff, join};
 use crate::breaker::Circuit;
 use crate::clock::Timestamp;
 use crate::error::Error;

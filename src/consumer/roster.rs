@@ -1,24 +1,19 @@
 //! Who works, and on what terms.
 
+use super::staff::Staff;
 use crate::breaker::{Breaker, Circuit, Permit};
 use crate::simulation::Task;
 use crate::stats::Tally;
-use crate::sync::JoinHandle;
 use std::sync::Arc;
 
 #[derive(Default)]
 pub(super) struct Roster {
-    pub(super) target: usize,
-    pub(super) present: usize,
+    pub(super) staff: Staff,
     pub(super) paused: bool,
     pub(super) stopping: bool,
     pub(super) breaker: Option<Breaker>,
     /// Among the queue's active consumers.
     pub(super) counted: bool,
-    pub(super) hired: usize,
-    /// Workers that wait in [`Crew::join`] for the others.
-    pub(super) waiting: usize,
-    pub(super) threads: Vec<JoinHandle<()>>,
     /// Keeps the consumer alive where no thread does.
     pub(super) simulated: Option<Arc<dyn Task>>,
     pub(super) tally: Option<Arc<Tally>>,

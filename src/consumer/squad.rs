@@ -1,6 +1,7 @@
 //! The workers of one consumer: they come, take, wait, and leave.
 
 use super::roster::{Pass, Roster};
+use super::staff::join;
 use super::work::Work;
 use super::{Crew, subject};
 use crate::breaker::{Breaker, Change, Circuit, CircuitBreaker, Permit, Sign};
@@ -12,7 +13,7 @@ use crate::runtime::{Event, Registration};
 use crate::scheduler::{Timed, TimedId};
 use crate::simulation::Task;
 use crate::stats::Tally;
-use crate::sync::{AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, ThreadBuilder, current_thread};
+use crate::sync::{AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -88,7 +89,7 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
     pub(super) fn report(&self) -> Option<Pass> {
         let mut roster = self.roster.lock();
         loop {
-            if roster.stopping || roster.present > roster.target {
+            if roster.stopping || roster.staff.present > roster.staff.target {
                 self.strike_off(roster);
                 return None;
             }
@@ -181,7 +182,7 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
     }
 
     pub(super) fn strike_off(&self, mut roster: MutexGuard<'_, Roster>) {
-        roster.present -= 1;
+        roster.staff.present -= 1;
         self.update(&mut roster);
         drop(roster);
         self.changed.notify_all();
@@ -199,7 +200,7 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
             _ => {}
         }
         roster.counted = active;
-        let orders = roster.paused || roster.stopping || roster.present > roster.target;
+        let orders = roster.paused || roster.stopping || roster.staff.present > roster.staff.target;
         self.orders.store(orders, Ordering::Release);
         self.attention.store(orders || circuit != Circuit::Closed, Ordering::Release);
     }
@@ -216,12 +217,7 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
             self.hire_simulated(roster, squad);
             return Ok(());
         }
-        let name = format!("{}-{}", self.core.name, roster.hired);
-        roster.threads.retain(|thread| !thread.is_finished());
-        roster.threads.push(ThreadBuilder::new().name(name).spawn(move || squad.serve())?);
-        roster.hired += 1;
-        roster.present += 1;
-        Ok(())
+        roster.staff.hire(&self.core.name, move || squad.serve())
     }
 
     /// Hands in what was counted once stopped, but not before the handler that ordered the stop is done.
@@ -232,7 +228,7 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
     }
 
     pub(super) fn hire_simulated(&self, roster: &mut Roster, squad: Arc<Self>) {
-        roster.present += 1;
+        roster.staff.present += 1;
         if roster.simulated.is_none() {
             let weak: Weak<Self> = Arc::downgrade(&squad);
             self.core.runtime.executor.as_ref().expect("in a simulation").add(weak);
@@ -253,11 +249,11 @@ impl<T: Send + Sync + 'static, W: Work<T>> Crew for Squad<T, W> {
 
     fn drainers(&self) -> Option<usize> {
         let roster = self.roster.lock();
-        (!roster.paused && !self.core.has_receivers()).then_some(roster.present)
+        (!roster.paused && !self.core.has_receivers()).then_some(roster.staff.present)
     }
 
     fn workers(&self) -> usize {
-        self.roster.lock().target
+        self.roster.lock().staff.target
     }
 
     fn scale_to(&self, workers: usize) -> Result<(), Error> {
@@ -270,16 +266,16 @@ impl<T: Send + Sync + 'static, W: Work<T>> Crew for Squad<T, W> {
             problems.push("it was stopped".to_owned());
         }
         Error::unless_none(subject(&self.core.name), problems)?;
-        roster.target = workers;
+        roster.staff.target = workers;
         if self.core.runtime.is_simulated() {
-            roster.present = roster.present.min(workers);
+            roster.staff.present = roster.staff.present.min(workers);
         }
         let mut hired = Ok(());
-        while roster.present < roster.target && hired.is_ok() {
+        while roster.staff.present < roster.staff.target && hired.is_ok() {
             hired = self.hire(&mut roster);
         }
         if let Err(error) = hired {
-            roster.target = roster.present;
+            roster.staff.target = roster.staff.present;
             return Err(Error::new(subject(&self.core.name), format!("the system refused a thread: {error}")));
         }
         self.update(&mut roster);
@@ -311,9 +307,9 @@ impl<T: Send + Sync + 'static, W: Work<T>> Crew for Squad<T, W> {
     fn order_stop(&self) {
         let mut roster = self.roster.lock();
         roster.stopping = true;
-        roster.target = 0;
+        roster.staff.target = 0;
         if roster.tally.is_some() {
-            roster.present = 0;
+            roster.staff.present = 0;
             self.retire_simulated(&mut roster);
         }
         let simulated = roster.simulated.take();
@@ -324,36 +320,7 @@ impl<T: Send + Sync + 'static, W: Work<T>> Crew for Squad<T, W> {
     }
 
     fn join(&self, deadline: Option<Instant>) -> usize {
-        let mut roster = self.roster.lock();
-        let myself = current_thread().id();
-        let own = usize::from(roster.threads.iter().any(|thread| thread.thread().id() == myself));
-        // Workers that wait in here themselves cannot leave before this returns.
-        roster.waiting += own;
-        self.changed.notify_all();
-        let expected = |roster: &Roster| roster.present.saturating_sub(if own > 0 { roster.waiting } else { 0 });
-        while expected(&roster) > 0 {
-            let timed_out = match deadline {
-                Some(at) => self.changed.wait_until(&mut roster, at).timed_out(),
-                None => {
-                    self.changed.wait(&mut roster);
-                    false
-                }
-            };
-            if timed_out {
-                break;
-            }
-        }
-        let late = expected(&roster);
-        let others_wait = roster.waiting > own;
-        roster.waiting -= own;
-        if late == 0 && !others_wait {
-            let threads = std::mem::take(&mut roster.threads);
-            drop(roster);
-            // Their bodies contain every panic, so there is nothing to hear from them.
-            let others = threads.into_iter().filter(|thread| thread.thread().id() != myself);
-            others.for_each(|thread| drop(thread.join()));
-        }
-        late
+        join(&self.roster, &self.changed, deadline, |roster| &mut roster.staff)
     }
 }
 
@@ -361,7 +328,7 @@ impl<T: Send + Sync + 'static, W: Work<T>> Task for Squad<T, W> {
     fn poll(&self) -> bool {
         let (tally, pass) = {
             let mut roster = self.roster.lock();
-            let idle = roster.paused || roster.stopping || self.busy.load(Ordering::SeqCst) >= roster.present;
+            let idle = roster.paused || roster.stopping || self.busy.load(Ordering::SeqCst) >= roster.staff.present;
             let Some(tally) = roster.tally.clone().filter(|_| !idle) else { return false };
             let Some(pass) = roster.pass() else { return false };
             (tally, pass)

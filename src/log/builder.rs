@@ -1,14 +1,14 @@
 //! Describing a log.
 
 use super::retention::Retention;
-use super::shelf::{Shelf, Tombstone};
+use super::shelf::{KeyOf, Shelf, Tombstone};
 use super::{Log, LogCore};
 use crate::broker::{Broker, WeakBroker};
 use crate::error::Error;
+use crate::message::Text;
 use crate::queue::builder::name_problems;
 use crate::runtime::Runtime;
 use crate::sync::Mutex;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -20,17 +20,42 @@ pub struct LogBuilder<T> {
     retention: Retention<T>,
     compact: bool,
     tombstone: Option<Tombstone<T>>,
+    keys: Option<KeyOf<T>>,
     broker: Broker,
 }
 
 impl<T: Send + Sync + 'static> LogBuilder<T> {
     pub(crate) fn of(broker: Broker, name: String) -> Self {
-        Self { name, partitions: 1, retention: Retention::everything(), compact: false, tombstone: None, broker }
+        let retention = Retention::everything();
+        Self { name, partitions: 1, retention, compact: false, tombstone: None, keys: None, broker }
     }
 
     /// How many partitions it has: how many members of a group can read at the same time. Default 1.
     pub fn partitions(mut self, n: usize) -> Self {
         self.partitions = n;
+        self
+    }
+
+    /// The ordering key of messages that come without one: it decides on the partition, is what compaction
+    /// goes by, and readers see it as [`Message::key`](crate::Message::key). Default: none, such messages go
+    /// around.
+    ///
+    /// Called once for each such message, by whoever appends it. If it panics, the message comes back in
+    /// [`AppendError::Panicked`](crate::AppendError::Panicked), or in
+    /// [`PublishError::Panicked`](crate::PublishError::Panicked) with nothing published anywhere.
+    ///
+    /// ```
+    /// use postroom::{Broker, Log};
+    ///
+    /// struct Reading { sensor: u32, celsius: f64 }
+    ///
+    /// let readings: Log<Reading> = Broker::new().log("readings").keyed_by(|r: &Reading| r.sensor).declare()?;
+    /// let at = readings.append(Reading { sensor: 7, celsius: 21.5 }).unwrap();
+    /// assert_eq!(readings.read(at.partition, at.offset).unwrap().key(), Some("7"));
+    /// # Ok::<(), postroom::Error>(())
+    /// ```
+    pub fn keyed_by<K: fmt::Display + 'static>(mut self, key: impl Fn(&T) -> K + Send + Sync + 'static) -> Self {
+        self.keys = Some(Box::new(move |payload| Text::showing(&key(payload))));
         self
     }
 
@@ -104,6 +129,11 @@ impl<T: Send + Sync + 'static> LogBuilder<T> {
         if !shelf.retention.is_like(&self.retention) {
             found.push(format!("it exists with retention {}, asked for {}", shelf.retention, self.retention));
         }
+        match (shelf.is_keyed(), self.keys.is_some()) {
+            (true, false) => found.push("it exists with a function for the key, asked for without".into()),
+            (false, true) => found.push("it exists without a function for the key, asked for with one".into()),
+            _ => {}
+        }
         let compaction = |compact: bool, tombstone: bool| match (compact, tombstone) {
             (false, _) => "no compaction",
             (true, false) => "compaction",
@@ -118,9 +148,9 @@ impl<T: Send + Sync + 'static> LogBuilder<T> {
     }
 
     pub(crate) fn build(self, runtime: Arc<Runtime>, broker: WeakBroker) -> Log<T> {
-        let Self { name, partitions, retention, compact, tombstone, .. } = self;
-        let shelf = Shelf::new(name.into(), runtime, partitions, retention, (compact, tombstone));
-        Log { core: Arc::new(LogCore { shelf, groups: Mutex::new(BTreeMap::new()), broker }) }
+        let Self { name, partitions, retention, compact, tombstone, keys, .. } = self;
+        let shelf = Shelf::new(name.into(), runtime, partitions, retention, (compact, tombstone), keys);
+        Log { core: Arc::new(LogCore { shelf, groups: Mutex::default(), broker }) }
     }
 }
 

@@ -2,13 +2,13 @@
 
 use super::LogCore;
 use super::consumer::GroupConsumerBuilder;
-use super::lanes::{GroupCore, GroupSettings, LaneCounts};
-use super::partition::Gate;
+use super::core::{GroupCore, GroupSettings};
+use super::lane::LaneCounts;
+use super::partition::{Gate, Partition};
 use super::reader::Reader;
-use super::record::Record;
 use super::replay::{Replay, Start};
 use crate::clock::Timestamp;
-use crate::dead_letter::DeadLetter;
+use crate::dead_letter::{DeadLetter, DeadLetterSink};
 use crate::error::{Error, LogError};
 use crate::queue::Queue;
 use crate::queue::builder::name_problems;
@@ -63,29 +63,39 @@ impl<T: Send + Sync + 'static> GroupBuilder<T> {
     /// broker that was shut down.
     pub fn start(self, start: Start) -> Result<Group<T>, Error> {
         let mut groups = self.log.groups.lock();
-        let existing = groups.get(self.name.as_str()).cloned();
+        let existing = groups.by_name.get(self.name.as_str()).cloned();
         let mut problems = name_problems(&self.name);
         problems.extend(self.settings.retry.problems());
         problems.extend(self.settings.replay.problem());
+        if self.log.shelf.gate() != Gate::Open {
+            problems.push("the broker was shut down".into());
+        }
         let runtime = &self.log.shelf.runtime;
         if self.dead_letters.as_ref().is_some_and(|queue| !Arc::ptr_eq(&queue.core.runtime, runtime)) {
             problems.push("its dead-letter queue belongs to another broker".into());
         }
         if let Some(group) = existing {
+            problems.extend(group.is_removed().then(|| "it is being removed".to_owned()));
             problems.extend(group.settings.differences(&self.settings));
             return Error::unless_none(self.subject(), problems).map(|()| Group { core: group });
         }
         let (positions, more) = positions(&self.log, start);
         problems.extend(more);
         Error::unless_none(self.subject(), problems)?;
-        let dead = match &self.dead_letters {
-            Some(queue) => queue.clone(),
-            None => self.log.broker.adopt_dead_letters(&format!("{}/{}.dead", self.log.shelf.name, self.name))?,
+        let queue = match (&self.dead_letters, groups.dead_letters.get(self.name.as_str())) {
+            (Some(queue), _) => queue.clone(),
+            (None, Some(left)) => left.queue(),
+            (None, None) => {
+                self.log.broker.adopt_dead_letters(&format!("{}/{}.dead", self.log.shelf.name, self.name))?
+            }
         };
-        dead.core.make_terminal();
+        queue.core.make_terminal();
+        let dead: Arc<dyn DeadLetterSink<T>> = queue.core;
         let name: Arc<str> = self.name.into();
-        let core = GroupCore::new(Arc::clone(&name), Arc::clone(&self.log.shelf), self.settings, dead.core, positions);
-        groups.insert(name, Arc::clone(&core));
+        let core = GroupCore::new(Arc::clone(&name), Arc::clone(&self.log.shelf), self.settings, dead, positions);
+        groups.by_name.insert(name, Arc::clone(&core));
+        // Shutdown shuts the log before it looks for groups.
+        core.shut(self.log.shelf.gate());
         Ok(Group { core })
     }
 
@@ -94,7 +104,7 @@ impl<T: Send + Sync + 'static> GroupBuilder<T> {
     /// # Errors
     /// If there is none.
     pub fn find(self) -> Result<Group<T>, Error> {
-        let core = self.log.groups.lock().get(self.name.as_str()).cloned();
+        let core = self.log.groups.lock().by_name.get(self.name.as_str()).cloned();
         core.map(|core| Group { core }).ok_or_else(|| Error::new(self.subject(), "there is none of that name"))
     }
 
@@ -120,7 +130,7 @@ fn positions<T: Send + Sync + 'static>(log: &LogCore<T>, start: Start) -> (Vec<u
     (positions, problems)
 }
 
-fn start_in<T>(partition: &super::partition::Partition<T>, start: Start) -> u64 {
+fn start_in<T>(partition: &Partition<T>, start: Start) -> u64 {
     match start {
         Start::Earliest => partition.range().0,
         Start::Latest => partition.range().1,
@@ -312,34 +322,6 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
     pub(super) fn workers(&self, runtime: &Runtime) -> usize {
         let crews = runtime.crews();
         crews.iter().filter(|crew| crew.queue_id() == self.timing.id()).map(|crew| crew.workers()).sum()
-    }
-
-    /// Up to `most` records of one partition, from `first` on.
-    pub(super) fn collect(&self, first: Record<T>, most: usize) -> Vec<Record<T>> {
-        let partition = first.partition();
-        let mut next = first.clone();
-        let mut batch = vec![first];
-        while batch.len() < most {
-            if !next.advance() {
-                let after = next.offset() + 1;
-                let super::partition::Located::At { segment, index, .. } =
-                    self.shelf.partition(partition).locate(after)
-                else {
-                    break;
-                };
-                next = Record::new(segment, index, partition, 1);
-            }
-            batch.push(next.clone());
-        }
-        batch
-    }
-
-    pub(super) fn shut(&self, gate: Gate) {
-        match gate {
-            Gate::Open => {}
-            Gate::Draining => self.drain(),
-            Gate::Closed => self.close(),
-        }
     }
 }
 

@@ -9,9 +9,14 @@ mod compaction;
 mod shelf;
 mod builder;
 mod replay;
-mod lanes;
+mod board;
+mod lane;
+mod core;
+mod claim;
 mod settle;
 mod consumer;
+mod squad;
+mod hand;
 mod reader;
 mod group;
 
@@ -25,16 +30,17 @@ pub use retention::Retention;
 
 use crate::broker::WeakBroker;
 use crate::clock::Timestamp;
+use crate::dead_letter::DeadLetterSink;
 use crate::describe::{GroupDescription, LogDescription};
-use crate::error::{AppendError, BatchError, LogError, Refused};
+use crate::error::{AppendError, BatchError, Error, LogError, Refused};
 use crate::message::Message;
 use crate::shutdown::Leftover;
 use crate::stats::LogStats;
 use crate::sync::Mutex;
-use lanes::GroupCore;
+use core::GroupCore;
 use partition::{Gate, Located};
 use shelf::Shelf;
-pub(crate) use shelf::Wrote;
+pub(crate) use shelf::{Placed, Putting, Written};
 use std::any::{Any, type_name};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -73,8 +79,20 @@ pub struct Log<T> {
 
 pub(crate) struct LogCore<T> {
     pub(crate) shelf: Arc<Shelf<T>>,
-    groups: Mutex<BTreeMap<Arc<str>, Arc<GroupCore<T>>>>,
+    groups: Mutex<Groups<T>>,
     broker: WeakBroker,
+}
+
+struct Groups<T> {
+    by_name: BTreeMap<Arc<str>, Arc<GroupCore<T>>>,
+    /// Of groups that have been removed.
+    dead_letters: BTreeMap<Arc<str>, Arc<dyn DeadLetterSink<T>>>,
+}
+
+impl<T> Default for Groups<T> {
+    fn default() -> Self {
+        Self { by_name: BTreeMap::new(), dead_letters: BTreeMap::new() }
+    }
 }
 
 impl<T: Send + Sync + 'static> Log<T> {
@@ -99,43 +117,67 @@ impl<T: Send + Sync + 'static> Log<T> {
     /// Appends a message; where that was.
     ///
     /// # Errors
-    /// Gives the message back if the broker is shutting down.
+    /// Gives the message back if the broker is shutting down, or if the log's function for the key panics.
     #[inline]
     pub fn append(&self, message: impl Into<Message<T>>) -> Result<Offset, AppendError<T>> {
         let shelf = &self.core.shelf;
         let mut message = message.into();
+        match shelf.key_for(&message) {
+            Ok(key) => message.take_key(key),
+            Err(words) => return Err(self.panicked(message, words)),
+        }
         shelf.stamp(&mut message);
-        shelf.append(shelf.partition_for(&message), message).map_err(|message| self.closed(message))
+        let partition = shelf.partition_for(&message);
+        // It stays where it is until it goes to its place.
+        let Some(mut place) = shelf.place_for(partition, &mut message) else { return Err(self.closed(message)) };
+        place.tail().push(message);
+        Ok(shelf.placed(partition, place))
     }
 
     /// Appends many messages; where each was. Those without a key all go to one partition.
     ///
+    /// All or none are taken. What goes to one partition is appended at once: it stands there together and in
+    /// this order, with nothing of anybody else between. Partitions follow one another, so a reader can see
+    /// a part of the batch before the rest of it is there.
+    ///
+    /// Nothing has been appended if the iterator, or a conversion into a message, panics.
+    ///
     /// # Errors
-    /// Stops at the first message that is refused; the error holds that one and all after it.
+    /// As [`Log::append`]. All messages come back, in order: the one that was refused in the cause (the first
+    /// one if the broker is shutting down), all others in `rest`.
     pub fn append_batch<M: Into<Message<T>>>(
         &self,
         messages: impl IntoIterator<Item = M>,
     ) -> Result<Vec<Offset>, BatchError<T, AppendError<T>>> {
         let shelf = &self.core.shelf;
-        let mut keyless = None;
-        let mut places = Vec::new();
-        let mut messages = messages.into_iter();
-        while let Some(message) = messages.next() {
+        let (mut keyless, mut panicked) = (None, None);
+        let place = |(at, message): (usize, M)| {
             let mut message = message.into();
+            match shelf.key_for(&message) {
+                Ok(key) => message.take_key(key),
+                Err(words) => _ = panicked.get_or_insert((at, words)),
+            }
             shelf.stamp(&mut message);
             let partition = match message.key() {
                 Some(key) => shelf.partition_of(key),
                 None => *keyless.get_or_insert_with(|| shelf.partition_for(&message)),
             };
-            match shelf.append(partition, message) {
-                Ok(place) => places.push(place),
-                Err(message) => {
-                    let rest = messages.map(Into::into).collect();
-                    return Err(BatchError { accepted: places.len(), cause: self.closed(message), rest });
-                }
-            }
+            shelf.place(partition, message)
+        };
+        let batch: Vec<_> = messages.into_iter().enumerate().map(place).collect();
+        if let Some((at, words)) = panicked {
+            return Err(refused(batch, at, |message| self.panicked(message, words)));
         }
-        Ok(places)
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        shelf.append_batch(batch).map_err(|batch| refused(batch, 0, |message| self.closed(message)))
+    }
+
+    #[cold]
+    fn panicked(&self, mut message: Message<T>, words: String) -> AppendError<T> {
+        message.attempt = 0;
+        AppendError::Panicked(Refused::new(message, &self.core.shelf.name).because(words))
     }
 
     #[cold]
@@ -149,13 +191,25 @@ impl<T: Send + Sync + 'static> Log<T> {
         GroupBuilder::new(Arc::clone(&self.core), name.into())
     }
 
+    /// Forgets a group: where it stood, what it has not handled, its counters. Nothing is taken from the log,
+    /// and the dead letters that the group has made stay in their queue; a group of the same name that is
+    /// started later begins as it says and goes on with that queue. What held a [`Group`] or a [`Reader`] of
+    /// it finds [`LogError::Removed`].
+    ///
+    /// # Errors
+    /// If there is no group of that name, if it has consumers that were not stopped or readers by hand, or if
+    /// there is no room among the dead letters for what it has given up on.
+    pub fn remove_group(&self, name: &str) -> Result<(), Error> {
+        self.core.remove_group(name)
+    }
+
     /// One record; in a compacted log the first one that is still there from this offset on.
     ///
     /// # Errors
     /// [`LogError::Trimmed`], [`LogError::BeyondEnd`] or [`LogError::NoSuchPartition`].
     pub fn read(&self, partition: usize, offset: u64) -> Result<Record<T>, LogError> {
         let (_, end) = self.range(partition)?;
-        match self.core.shelf.partition(partition).locate(offset) {
+        match self.core.shelf.locate(partition, offset) {
             Located::At { segment, index, .. } => Ok(Record::new(segment, index, partition, 1)),
             Located::Trimmed { oldest } => Err(LogError::Trimmed { partition, asked: offset, oldest }),
             Located::Gap(_) | Located::End => Err(LogError::BeyondEnd { partition, asked: offset, end }),
@@ -198,8 +252,7 @@ impl<T: Send + Sync + 'static> Log<T> {
     }
 
     /// Removes every record whose key has a later one, on the calling thread; how many that were. Records
-    /// without a key stay. Works whether or not the log was declared with [`LogBuilder::compact`]; without
-    /// that it removes nothing.
+    /// without a key stay. A log that was declared without [`LogBuilder::compact`] is left as it is: 0.
     pub fn compact_now(&self) -> u64 {
         if !self.core.shelf.compact {
             return 0;
@@ -214,9 +267,40 @@ impl<T: Send + Sync + 'static> Log<T> {
     }
 }
 
+/// Gives back a batch of which the message at this place was refused.
+#[cold]
+fn refused<T>(
+    batch: Vec<Placed<T>>,
+    at: usize,
+    cause: impl FnOnce(Message<T>) -> AppendError<T>,
+) -> BatchError<T, AppendError<T>> {
+    let untouched = |placed: Placed<T>| {
+        let mut message = placed.into_message();
+        message.attempt = 0;
+        message
+    };
+    let mut rest: Vec<_> = batch.into_iter().map(untouched).collect();
+    let cause = cause(rest.remove(at));
+    BatchError { accepted: 0, cause, rest }
+}
+
 impl<T: Send + Sync + 'static> LogCore<T> {
     fn all_groups(&self) -> Vec<Arc<GroupCore<T>>> {
-        self.groups.lock().values().cloned().collect()
+        self.groups.lock().by_name.values().cloned().collect()
+    }
+
+    fn remove_group(&self, name: &str) -> Result<(), Error> {
+        let subject = || format!("group {name:?} of log {:?}", self.shelf.name);
+        let group = self.groups.lock().by_name.get(name).cloned();
+        let group = group.ok_or_else(|| Error::new(subject(), "there is none of that name"))?;
+        group.remove().map_err(|problem| Error::new(subject(), problem))?;
+        let mut groups = self.groups.lock();
+        // Whatever happened meanwhile: no other of that name could be made.
+        groups.by_name.remove(name);
+        if group.settings.dead_letters.is_none() && !self.broker.forget_dead_letters(group.dead.name()) {
+            groups.dead_letters.insert(Arc::clone(&group.name), Arc::clone(&group.dead));
+        }
+        Ok(())
     }
 
     fn log_stats(&self) -> LogStats {

@@ -1,20 +1,26 @@
-//! One partition: segments in a row, the last of which takes the appends.
+//! One partition: sealed segments in a row, and behind them the tail that takes the appends.
+//!
+//! An append is a push to a `Vec` under the partition's lock. Whoever reads up to the tail seals it: the
+//! `Vec` becomes a segment as it is, and another one takes the appends. Readers that keep up make small
+//! segments so; those are joined again as soon as nobody reads them.
 
 use super::retention::Limits;
-use super::segment::Segment;
+use super::segment::{Run, Segment};
 use crate::clock::Timestamp;
 use crate::message::Message;
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Segments start small and double, so that a log of few records is small.
-const FIRST_SEGMENT: usize = 64;
+/// Tails start small and double, so that a log of few records is small.
+const FIRST_TAIL: usize = 16;
 
 pub(crate) struct Partition<T> {
     store: Mutex<Store<T>>,
-    /// Held while it is compacted.
-    pub(super) compacting: Mutex<()>,
+    /// The next offset, written under the lock, for readers who would rather not take that in vain.
+    end: AtomicU64,
+    /// Compactions under way.
+    pub(super) compactions: AtomicUsize,
 }
 
 /// Who may append.
@@ -27,10 +33,13 @@ pub(crate) enum Gate {
 }
 
 pub(super) struct Store<T> {
-    /// Without gaps between them; the last one takes the appends.
+    /// Sealed; without gaps between them.
     pub(super) segments: VecDeque<Arc<Segment<T>>>,
+    /// What nobody has read yet.
+    tail: Run<T>,
+    tail_bytes: u64,
     pub(super) oldest: u64,
-    pub(super) end: u64,
+    end: u64,
     pub(super) retained: u64,
     pub(super) bytes: u64,
     pub(super) compacted: u64,
@@ -39,17 +48,36 @@ pub(super) struct Store<T> {
     gate: Gate,
     /// Some group wants to hear of the next append.
     awaited: bool,
-    /// Records before this offset have been compacted.
+    /// Records before this offset have been compacted, so many times, and so many of them are left.
     pub(super) clean_end: u64,
     pub(super) clean: u64,
+    pub(super) generation: u64,
+}
+
+/// A place in a partition that has been counted, for one message. That may be large, and each function it
+/// passes through by value may copy it.
+#[must_use]
+pub(super) struct Place<'a, T> {
+    store: MutexGuard<'a, Store<T>>,
+    offset: u64,
+    sealed: bool,
+}
+
+impl<T> Place<'_, T> {
+    /// Where the message goes: to the back.
+    #[inline]
+    pub(super) fn tail(&mut self) -> &mut Run<T> {
+        &mut self.store.tail
+    }
 }
 
 /// What an append came to, and what is to be done now that the lock is released.
 pub(crate) struct Appended<T> {
+    /// Of the first one.
     pub(crate) offset: u64,
     /// A group waits for it.
     pub(crate) ring: bool,
-    /// A segment was sealed, and enough of them now to be worth a compaction.
+    /// The tail was sealed, and enough is sealed now to be worth a compaction.
     pub(crate) compact: bool,
     /// Dropped by retention; payloads' destructors do not run under the lock.
     pub(crate) trash: Vec<Arc<Segment<T>>>,
@@ -84,6 +112,8 @@ impl<T> Partition<T> {
     pub(crate) fn new() -> Self {
         let store = Store {
             segments: VecDeque::new(),
+            tail: Run::new(),
+            tail_bytes: 0,
             oldest: 0,
             end: 0,
             retained: 0,
@@ -95,31 +125,81 @@ impl<T> Partition<T> {
             awaited: false,
             clean_end: 0,
             clean: 0,
+            generation: 0,
         };
-        Self { store: Mutex::new(store), compacting: Mutex::new(()) }
+        Self { store: Mutex::new(store), end: AtomicU64::new(0), compactions: AtomicUsize::new(0) }
     }
 
-    /// Appends, unless the gate is shut to the caller.
+    /// A place for a message, unless the gate is shut to the caller. Whoever owns the message puts it there
+    /// himself; then comes [`Partition::finish`], and until then no user code may run.
     #[inline]
-    pub(crate) fn append(
+    pub(super) fn place_for(
         &self,
         limits: &Limits,
-        message: Message<T>,
+        message: &mut Message<T>,
         bytes: u64,
         may_pass: impl Fn(Gate) -> bool,
-    ) -> Result<Appended<T>, Message<T>> {
+    ) -> Option<Place<'_, T>> {
         let mut store = self.store.lock();
         if store.gate != Gate::Open && !may_pass(store.gate) {
-            return Err(message);
+            return None;
         }
-        let (offset, sealed) = store.push(limits, message, bytes);
-        let trash = if store.is_over(limits) { store.trim(limits) } else { Vec::new() };
-        let ring = std::mem::take(&mut store.awaited);
-        Ok(Appended { offset, ring, compact: sealed && store.is_dirty(), trash })
+        let offset = store.end;
+        let sealed = store.admit(limits, message, bytes);
+        Some(Place { store, offset, sealed })
     }
 
-    pub(crate) fn locate(&self, offset: u64) -> Located<T> {
-        self.store.lock().locate(offset)
+    /// Appends messages with their sizes one behind the other, whatever the gate says.
+    pub(crate) fn append_all(&self, limits: &Limits, messages: impl Iterator<Item = (Message<T>, u64)>) -> Appended<T> {
+        self.finish_all(limits, self.put_all(limits, messages))
+    }
+
+    /// As [`Partition::append_all`], and keeps the lock, so that nobody sees them before
+    /// [`Partition::finish_all`].
+    pub(super) fn put_all(
+        &self,
+        limits: &Limits,
+        messages: impl Iterator<Item = (Message<T>, u64)>,
+    ) -> (Place<'_, T>, Vec<Arc<Segment<T>>>) {
+        let store = self.store.lock();
+        let mut place = Place { offset: store.end, store, sealed: false };
+        let mut trash = Vec::new();
+        for (mut message, bytes) in messages {
+            place.sealed |= place.store.admit(limits, &mut message, bytes);
+            place.tail().push(message);
+            trash.append(&mut place.store.trim(limits));
+        }
+        (place, trash)
+    }
+
+    pub(super) fn finish_all(
+        &self,
+        limits: &Limits,
+        (place, mut trash): (Place<'_, T>, Vec<Arc<Segment<T>>>),
+    ) -> Appended<T> {
+        let mut appended = self.finish(limits, place);
+        appended.trash.append(&mut trash);
+        appended
+    }
+
+    /// Says what has been appended.
+    #[inline]
+    pub(super) fn finish(&self, limits: &Limits, place: Place<'_, T>) -> Appended<T> {
+        let Place { mut store, offset, sealed } = place;
+        let trash = if store.is_over(limits) { store.trim(limits) } else { Vec::new() };
+        let ring = std::mem::take(&mut store.awaited);
+        self.end.store(store.end, Ordering::Release);
+        Appended { offset, ring, compact: sealed && store.is_dirty(), trash }
+    }
+
+    pub(crate) fn locate(&self, limits: &Limits, offset: u64) -> Located<T> {
+        self.store.lock().locate(limits, offset)
+    }
+
+    /// Whether there may be something at this offset.
+    #[inline]
+    pub(crate) fn reaches(&self, offset: u64) -> bool {
+        self.end.load(Ordering::Acquire) > offset
     }
 
     /// Asks for a ring at the next append, unless there was one since the end was `seen`; whether there was.
@@ -140,11 +220,10 @@ impl<T> Partition<T> {
     pub(crate) fn offset_at(&self, time: Timestamp) -> u64 {
         let store = self.store.lock();
         let first = store.segments.partition_point(|segment| segment.latest().is_some_and(|latest| latest < time));
-        let segment = store.segments.get(first).filter(|segment| segment.len() > 0);
-        segment.map_or(store.end, |segment| {
-            let index = segment.index_at(time);
-            if index < segment.len() { segment.offset_of(index) } else { store.end }
-        })
+        match store.segments.get(first) {
+            Some(segment) => segment.offset_of(segment.index_at(time)),
+            None => store.sealed_end() + store.tail.index_at(time) as u64,
+        }
     }
 
     /// Removes what is older than `age`; what that was, and when there will be something again.
@@ -152,21 +231,28 @@ impl<T> Partition<T> {
         let Some(age) = limits.age else { return (Vec::new(), None) };
         let mut store = self.store.lock();
         let mut trash = Vec::new();
-        while let Some(due) = store.segments.front().and_then(|segment| segment.latest()).map(|last| last.after(age)) {
-            if due > now {
-                return (trash, Some(due));
+        loop {
+            if store.segments.is_empty() {
+                store.seal(limits);
+            }
+            let due = store.segments.front().and_then(|segment| segment.latest()).map(|last| last.after(age));
+            if due.is_none_or(|due| due > now) {
+                return (trash, due);
             }
             trash.extend(store.drop_front());
         }
-        (trash, None)
     }
 
     pub(crate) fn shut(&self, gate: Gate) {
         self.store.lock().gate = gate;
     }
 
+    pub(crate) fn gate(&self) -> Gate {
+        self.store.lock().gate
+    }
+
     pub(crate) fn admits(&self, worker: bool) -> bool {
-        let gate = self.store.lock().gate;
+        let gate = self.gate();
         gate == Gate::Open || gate == Gate::Draining && worker
     }
 
@@ -176,39 +262,77 @@ impl<T> Partition<T> {
         PartitionCounts { appended: store.end, retained, trimmed, compacted }
     }
 
+    pub(crate) fn is_compacting(&self) -> bool {
+        self.compactions.load(Ordering::SeqCst) > 0
+    }
+
     pub(super) fn store(&self) -> MutexGuard<'_, Store<T>> {
         self.store.lock()
     }
 }
 
 impl<T> Store<T> {
-    /// The record's offset, and whether a segment was sealed for it.
+    /// Prepares for a message that is pushed next; whether the tail had to be sealed for it.
     #[inline]
-    fn push(&mut self, limits: &Limits, mut message: Message<T>, bytes: u64) -> (u64, bool) {
+    fn admit(&mut self, limits: &Limits, message: &mut Message<T>, bytes: u64) -> bool {
+        let full = self.tail.is_full() || self.tail_bytes + bytes > limits.segment_bytes();
+        let sealed = full && self.seal_full(limits);
         // So that times never go back within a partition and can be searched.
         message.published_at = message.published_at.max(self.latest);
         self.latest = message.published_at;
-        let full = self.segments.back().is_none_or(|last| !last.has_room() || last.bytes() >= limits.segment_bytes());
-        if full {
-            self.seal(limits);
-        }
-        let offset = self.end;
-        self.segments.back().expect("there is one").push(message, bytes);
         self.end += 1;
         self.retained += 1;
         self.bytes += bytes;
-        (offset, full)
+        self.tail_bytes += bytes;
+        sealed
     }
 
-    /// Begins another segment, unless the last one is empty.
     #[cold]
+    fn seal_full(&mut self, limits: &Limits) -> bool {
+        let some = !self.tail.is_empty();
+        self.seal(limits);
+        if self.tail.is_full() {
+            self.tail = Run::with_capacity(FIRST_TAIL.min(limits.segment));
+        }
+        some
+    }
+
+    /// Makes a segment of the tail, which nobody changes from then on.
     pub(super) fn seal(&mut self, limits: &Limits) {
-        let last = self.segments.back().map(|last| last.len());
-        if last == Some(0) {
+        let len = self.tail.len();
+        if len == 0 {
             return;
         }
-        let capacity = last.map_or(FIRST_SEGMENT, |len| (2 * len).max(FIRST_SEGMENT)).min(limits.segment);
-        self.segments.push_back(Arc::new(Segment::new(self.end, capacity)));
+        let base = self.sealed_end();
+        let next = Run::with_capacity((2 * len).max(FIRST_TAIL).min(limits.segment));
+        let mut records = std::mem::replace(&mut self.tail, next);
+        records.fit();
+        self.join_small(limits);
+        let bytes = std::mem::take(&mut self.tail_bytes);
+        self.segments.push_back(Arc::new(Segment::new(base, records, bytes)));
+    }
+
+    /// Joins two small segments close to the end that nobody reads any more; who keeps up still holds the
+    /// one behind them.
+    fn join_small(&mut self, limits: &Limits) {
+        let Some(place) = self.segments.len().checked_sub(2) else { return };
+        let Some(before) = place.checked_sub(1) else { return };
+        let (one, other) = (&self.segments[before], &self.segments[place]);
+        let fits = one.len() + other.len() <= limits.segment && one.bytes() + other.bytes() <= limits.segment_bytes();
+        let alike = !one.has_gaps() && !other.has_gaps() && other.base() != self.clean_end;
+        let free = Arc::strong_count(one) == 1 && Arc::strong_count(other) == 1;
+        if !(fits && alike && free) {
+            return;
+        }
+        let Some(other) = self.segments.remove(place).and_then(Arc::into_inner) else { return };
+        if let Some(one) = Arc::get_mut(&mut self.segments[before]) {
+            one.absorb(other);
+        }
+    }
+
+    /// Where the tail begins.
+    pub(super) fn sealed_end(&self) -> u64 {
+        self.end - self.tail.len() as u64
     }
 
     #[inline]
@@ -217,10 +341,10 @@ impl<T> Store<T> {
     }
 
     /// Lets go of segments without which the limits are still kept.
+    #[cold]
     fn trim(&mut self, limits: &Limits) -> Vec<Arc<Segment<T>>> {
         let mut trash = Vec::new();
-        while self.segments.len() > 1 {
-            let front = &self.segments[0];
+        while let Some(front) = self.segments.front().filter(|_| self.is_over(limits)) {
             let spare =
                 self.retained - front.len() as u64 >= limits.count || self.bytes - front.bytes() >= limits.bytes;
             if !spare {
@@ -233,7 +357,7 @@ impl<T> Store<T> {
 
     fn drop_front(&mut self) -> Option<Arc<Segment<T>>> {
         let front = self.segments.pop_front()?;
-        self.oldest = self.segments.front().map_or(self.end, |next| next.base());
+        self.oldest = self.segments.front().map_or(self.sealed_end(), |next| next.base());
         self.retained -= front.len() as u64;
         self.trimmed += front.len() as u64;
         self.bytes -= front.bytes();
@@ -246,25 +370,30 @@ impl<T> Store<T> {
     /// Whether sealed segments hold at least as much that was never compacted as that was, so that
     /// compacting costs each append a constant share.
     fn is_dirty(&self) -> bool {
-        let active = self.segments.back().map_or(0, |last| last.len() as u64);
-        let dirty = self.retained - self.clean - active;
+        let dirty = self.retained - self.clean - self.tail.len() as u64;
         dirty > 0 && dirty >= self.clean
     }
 
-    fn locate(&self, offset: u64) -> Located<T> {
+    fn locate(&mut self, limits: &Limits, offset: u64) -> Located<T> {
         if offset < self.oldest {
             return Located::Trimmed { oldest: self.oldest };
         }
         if offset >= self.end {
             return Located::End;
         }
-        let after = self.segments.partition_point(|segment| segment.base() <= offset);
-        for segment in self.segments.range(after.saturating_sub(1)..) {
-            let index = segment.index_of(offset);
-            if index < segment.len() {
-                return Located::At { segment: Arc::clone(segment), index, end: self.end };
-            }
+        if let Some(found) = self.locate_sealed(offset) {
+            return found;
         }
-        Located::Gap(self.end)
+        self.seal(limits);
+        self.locate_sealed(offset).unwrap_or(Located::Gap(self.end))
+    }
+
+    fn locate_sealed(&self, offset: u64) -> Option<Located<T>> {
+        let after = self.segments.partition_point(|segment| segment.base() <= offset);
+        let mut behind = self.segments.range(after.saturating_sub(1)..);
+        behind.find_map(|segment| {
+            let index = segment.index_of(offset);
+            (index < segment.len()).then(|| Located::At { segment: Arc::clone(segment), index, end: self.end })
+        })
     }
 }

@@ -1,6 +1,6 @@
 //! Reading by hand.
 
-use super::lanes::GroupCore;
+use super::core::GroupCore;
 use super::record::Record;
 use crate::error::LogError;
 use crate::simulation::Until;
@@ -14,19 +14,20 @@ use std::time::Duration;
 /// what it has not committed goes to other members, or to its successor.
 pub struct Reader<T: Send + Sync + 'static> {
     group: Arc<GroupCore<T>>,
+    /// Counted from 1; 0 is none, of a group that has been removed.
     number: u64,
 }
 
 impl<T: Send + Sync + 'static> Reader<T> {
     pub(super) fn new(group: Arc<GroupCore<T>>) -> Self {
-        Self { number: group.enter_reader(), group }
+        Self { number: group.enter().unwrap_or(0), group }
     }
 
     /// The next record, waiting for one.
     ///
     /// # Errors
     /// [`LogError::Trimmed`] if retention has removed it (again at each call, until somebody seeks),
-    /// [`LogError::Closed`] once the log is closed and read to its end.
+    /// [`LogError::Closed`] once the log is closed and read to its end, [`LogError::Removed`].
     pub fn recv(&mut self) -> Result<Record<T>, LogError> {
         self.wait(None)
     }
@@ -68,7 +69,9 @@ impl<T: Send + Sync + 'static> Reader<T> {
 
 impl<T: Send + Sync + 'static> Drop for Reader<T> {
     fn drop(&mut self) {
-        self.group.leave_reader(self.number);
+        if self.number > 0 {
+            self.group.leave_reader(self.number);
+        }
     }
 }
 

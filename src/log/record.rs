@@ -62,19 +62,23 @@ impl<T> Record<T> {
     #[must_use]
     #[inline]
     pub fn message(&self) -> &Message<T> {
-        self.segment.get(self.index).expect("made for a slot that is filled")
+        self.segment.get(self.index).expect("made for a record that is there")
     }
 
-    /// Moves on to the next record of the same segment, if it is there.
+    /// Moves on to the next record of the same segment, if there is one.
     #[inline]
     pub(super) fn advance(&mut self) -> bool {
-        if self.segment.get(self.index + 1).is_none() {
+        if self.index + 1 == self.segment.len() {
             return false;
         }
         self.index += 1;
         self.offset = self.segment.offset_of(self.index);
         self.attempt = 1;
         true
+    }
+
+    pub(super) fn set_attempt(&mut self, attempt: u32) {
+        self.attempt = attempt;
     }
 }
 

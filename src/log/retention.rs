@@ -33,6 +33,9 @@ pub struct Retention<T> {
     size: Option<Size<T>>,
 }
 
+/// A limit that nobody reaches; a few times as much still fits the counter.
+const MOST: u64 = 1 << 60;
+
 type Size<T> = Arc<dyn Fn(&T) -> usize + Send + Sync>;
 
 impl<T> Retention<T> {
@@ -86,18 +89,24 @@ impl<T> Retention<T> {
     pub(crate) fn limits(&self) -> Limits {
         Limits {
             count: self.count.unwrap_or(u64::MAX),
-            bytes: self.bytes.unwrap_or(u64::MAX),
+            bytes: self.bytes.map_or(u64::MAX, |bytes| bytes.min(MOST)),
             age: self.age,
             segment: segment_len::<T>(self.count),
         }
     }
 
+    /// What a payload counts for. One that is larger than everything that is kept counts as that much, so
+    /// that no sum of sizes overflows.
     #[inline]
     pub(crate) fn size_of(&self, payload: &T) -> u64 {
         match &self.size {
             None => 0,
-            Some(size) => contained(|| size(payload)).unwrap_or(size_of::<T>()) as u64,
+            Some(size) => self.capped(contained(|| size(payload)).unwrap_or(size_of::<T>()) as u64),
         }
+    }
+
+    fn capped(&self, size: u64) -> u64 {
+        size.min(self.bytes.unwrap_or(MOST)).min(MOST)
     }
 
     /// Functions cannot be compared, so they count as alike.
@@ -108,11 +117,11 @@ impl<T> Retention<T> {
 
 /// How many records a segment takes: a quarter of what is kept, and not much memory that nothing is in yet.
 fn segment_len<T>(count: Option<u64>) -> usize {
-    const MOST: usize = 1024;
+    const MOST_RECORDS: usize = 1024;
     const MOST_BYTES: usize = 1 << 20;
-    let by_count = count.map_or(MOST, |count| usize::try_from(count / 4).unwrap_or(MOST));
+    let by_count = count.map_or(MOST_RECORDS, |count| usize::try_from(count / 4).unwrap_or(MOST_RECORDS));
     let by_size = MOST_BYTES / size_of::<T>().max(1);
-    by_count.min(MOST).min(by_size.max(16)).max(1)
+    by_count.min(MOST_RECORDS).min(by_size.max(16)).max(1)
 }
 
 /// The numbers of a [`Retention`].

@@ -1,37 +1,84 @@
 //! A run of records that readers share with the log.
 //!
-//! A slot is written once, under its partition's lock, and read without any: that it is filled is what says
-//! that it may be read. So a reader needs the partition only to find its next segment.
+//! Sealed before anybody reads it, and never changed as long as anybody does. So a reader needs the
+//! partition's lock only to find its next segment, and none to go through one.
 
 use crate::clock::Timestamp;
 use crate::message::Message;
 use crate::outcome::drop_contained;
-use crate::sync::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::OnceLock;
+
+/// Messages in a row.
+pub(crate) struct Run<T>(Vec<Message<T>>);
 
 pub(crate) struct Segment<T> {
-    /// The offset of its first slot.
+    /// Where it begins: the offset of its first record, or of one before that is gone.
     base: u64,
     /// The offset of each record, where compaction has left gaps between them.
     offsets: Option<Box<[u64]>>,
-    slots: Box<[OnceLock<Message<T>>]>,
-    /// Written under the partition's lock, as is `bytes`.
-    len: AtomicUsize,
-    bytes: AtomicU64,
+    records: Run<T>,
+    bytes: u64,
+}
+
+impl<T> Run<T> {
+    pub(crate) fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    pub(crate) fn with_capacity(capacity: usize) -> Self {
+        Self(Vec::with_capacity(capacity))
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.0.len() == self.0.capacity()
+    }
+
+    #[inline]
+    pub(crate) fn push(&mut self, message: Message<T>) {
+        self.0.push(message);
+    }
+
+    pub(crate) fn append(&mut self, mut other: Self) {
+        self.0.append(&mut other.0);
+    }
+
+    /// Gives back room that is not going to be used.
+    pub(crate) fn fit(&mut self) {
+        if self.0.len() < self.0.capacity() / 2 {
+            self.0.shrink_to_fit();
+        }
+    }
+
+    /// Where the first record of that time or later is, or would be.
+    pub(crate) fn index_at(&self, time: Timestamp) -> usize {
+        self.0.partition_point(|message| message.published_at < time)
+    }
+}
+
+impl<T> std::ops::Deref for Run<T> {
+    type Target = [Message<T>];
+    fn deref(&self) -> &[Message<T>] {
+        &self.0
+    }
+}
+
+impl<T> Drop for Run<T> {
+    /// A payload's destructor may panic; that must not cost the others theirs.
+    fn drop(&mut self) {
+        if std::mem::needs_drop::<T>() {
+            self.0.drain(..).for_each(drop_contained);
+        }
+    }
 }
 
 impl<T> Segment<T> {
-    pub(crate) fn new(base: u64, capacity: usize) -> Self {
-        let slots = (0..capacity).map(|_| OnceLock::new()).collect();
-        Self { base, offsets: None, slots, len: AtomicUsize::new(0), bytes: AtomicU64::new(0) }
+    pub(crate) fn new(base: u64, records: Run<T>, bytes: u64) -> Self {
+        Self { base, offsets: None, records, bytes }
     }
 
     /// What compaction has left of the offsets from `base` on.
     pub(crate) fn compacted(base: u64, records: Vec<(u64, Message<T>)>, bytes: u64) -> Self {
-        let len = AtomicUsize::new(records.len());
-        let (offsets, slots): (Vec<_>, Vec<_>) =
-            records.into_iter().map(|(offset, message)| (offset, OnceLock::from(message))).unzip();
-        Self { base, offsets: Some(offsets.into()), slots: slots.into(), len, bytes: AtomicU64::new(bytes) }
+        let (offsets, records): (Vec<_>, Vec<_>) = records.into_iter().unzip();
+        Self { base, offsets: Some(offsets.into()), records: Run(records), bytes }
     }
 
     pub(crate) fn base(&self) -> u64 {
@@ -39,30 +86,26 @@ impl<T> Segment<T> {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.len.load(Ordering::Relaxed)
+        self.records.len()
     }
 
     pub(crate) fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
+        self.bytes
     }
 
-    pub(crate) fn has_room(&self) -> bool {
-        self.len() < self.slots.len()
+    pub(crate) fn has_gaps(&self) -> bool {
+        self.offsets.is_some()
     }
 
-    /// Called under the partition's lock, while there is room.
-    #[inline]
-    pub(crate) fn push(&self, message: Message<T>, bytes: u64) {
-        let len = self.len();
-        self.bytes.store(self.bytes() + bytes, Ordering::Relaxed);
-        self.len.store(len + 1, Ordering::Relaxed);
-        // Built in its place: a `set` would move the message once more.
-        self.slots[len].get_or_init(|| message);
+    /// Takes in the one behind it; neither has gaps.
+    pub(crate) fn absorb(&mut self, next: Self) {
+        self.bytes += next.bytes;
+        self.records.append(next.records);
     }
 
     #[inline]
     pub(crate) fn get(&self, index: usize) -> Option<&Message<T>> {
-        self.slots.get(index)?.get()
+        self.records.get(index)
     }
 
     #[inline]
@@ -80,25 +123,16 @@ impl<T> Segment<T> {
 
     /// Where the first record of that time or later is, or would be.
     pub(crate) fn index_at(&self, time: Timestamp) -> usize {
-        self.slots[..self.len()].partition_point(|slot| slot.get().is_some_and(|m| m.published_at < time))
+        self.records.index_at(time)
     }
 
-    /// When its latest record was published; `None` while it is empty.
+    /// When its latest record was published.
     pub(crate) fn latest(&self) -> Option<Timestamp> {
-        Some(self.get(self.len().checked_sub(1)?)?.published_at)
+        self.records.last().map(|message| message.published_at)
     }
 
     pub(crate) fn records(&self) -> impl Iterator<Item = (u64, &Message<T>)> {
-        (0..self.len()).filter_map(|index| Some((self.offset_of(index), self.get(index)?)))
-    }
-}
-
-impl<T> Drop for Segment<T> {
-    /// A payload's destructor may panic; that must not cost the others theirs.
-    fn drop(&mut self) {
-        if std::mem::needs_drop::<T>() {
-            self.slots.iter_mut().filter_map(OnceLock::take).for_each(drop_contained);
-        }
+        self.records.iter().enumerate().map(|(index, message)| (self.offset_of(index), message))
     }
 }
 

@@ -1,17 +1,21 @@
 //! What becomes of records after their handler has seen them.
 
-use super::lanes::{Claim, GroupCore, Letters, Next};
+use super::claim::{Claim, Found, Next};
+use super::core::GroupCore;
+use super::lane::{Failing, GivenUp};
 use super::record::Record;
 use crate::clock::Timestamp;
 use crate::dead_letter::{DeadLetter, Reason};
-use crate::outcome::{Outcome, drop_contained};
+use crate::message::{Attempt, Message};
+use crate::outcome::Outcome;
 use crate::random::Random;
 use crate::retry::{Decision, decide};
 use crate::runtime::Event;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 /// How long a record waits for room among the dead letters before it is tried again.
-pub(super) const ROOM_AGAIN: Duration = Duration::from_secs(1);
+const ROOM_AGAIN: Duration = Duration::from_secs(1);
 
 /// What a handler came to: its outcome, or the words of its panic.
 pub(super) type Answer = Result<(Outcome, Option<String>), String>;
@@ -28,37 +32,39 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
     #[inline]
     pub(super) fn settle(&self, claim: &Claim<T>, records: &[Record<T>], answer: Answer) -> Option<Next> {
         let last = records.last().expect("handlers are not called with nothing");
-        let discarded = matches!(answer, Ok((Outcome::Discard, _)));
-        if !discarded && !matches!(answer, Ok((Outcome::Ack, _))) {
-            return Some(self.failed(claim, records, answer));
-        }
+        let discarded = match answer {
+            Ok((Outcome::Ack, _)) => false,
+            Ok((Outcome::Discard, _)) => true,
+            failed => return Some(self.failed(claim, records, failed)),
+        };
+        let n = records.len() as u64;
         let mut lane = self.lane(claim.partition);
+        lane.counts.delivered += n;
         if lane.epoch != claim.epoch {
             return Some(Next::Ready);
         }
-        let n = records.len();
-        lane.counts.delivered += n as u64;
-        lane.counts.discarded += if discarded { n as u64 } else { 0 };
+        lane.counts.discarded += if discarded { n } else { 0 };
         // What is left of a larger batch that failed before keeps its failures.
-        let done = lane.commit(last.offset() + 1);
-        drop(lane);
-        drop_contained(done);
-        self.shelf.runtime.note_progress();
+        lane.commit(last.offset() + 1);
+        self.note_committed(claim.partition, &lane);
         None
     }
 
     #[cold]
     fn failed(&self, claim: &Claim<T>, records: &[Record<T>], answer: Answer) -> Next {
         let (outcome, error) = answer.unwrap_or_else(|words| self.panicked(claim, records, words));
-        let Some((mut letters, rest)) = self.take_failing(claim, records) else { return Next::Ready };
+        let Some((mut failing, rest)) = self.take_failing(claim, records) else { return Next::Ready };
         let now = self.shelf.runtime.clock.now();
-        let fate = self.judge(&mut letters, outcome, error, now);
-        match fate {
+        match self.judge(&mut failing, outcome, error, now) {
             Fate::Again(delay) => {
-                letters.extend(rest);
-                self.try_again(claim, letters, now.after(delay))
+                let n = failing.len() as u64;
+                failing.extend(rest);
+                self.try_again(claim, failing, n, now.after(delay))
             }
-            Fate::Bury(reason) => self.bury(claim, letters, rest, reason),
+            Fate::Bury(reason) => {
+                let letters = records.iter().zip(failing).map(|(record, failing)| letter(record, failing)).collect();
+                self.bury(claim, GivenUp { letters, reason }, rest)
+            }
         }
     }
 
@@ -69,28 +75,27 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
         (Outcome::Retry, Some(words))
     }
 
-    /// These records as they would become dead letters, one attempt further, and those that failed with them
+    /// What is known of these records' failures, one attempt further, and of those that failed with them
     /// before; `None` after a seek.
-    fn take_failing(&self, claim: &Claim<T>, records: &[Record<T>]) -> Option<(Letters<T>, Letters<T>)> {
+    fn take_failing(&self, claim: &Claim<T>, records: &[Record<T>]) -> Option<(VecDeque<Failing>, VecDeque<Failing>)> {
         let mut lane = self.lane(claim.partition);
+        lane.counts.delivered += records.len() as u64;
         if lane.epoch != claim.epoch {
             return None;
         }
-        lane.counts.delivered += records.len() as u64;
         let mut known = std::mem::take(&mut lane.failing);
         drop(lane);
-        let letter = |record: &Record<T>| {
-            let again = known.iter().position(|(offset, _)| *offset == record.offset()).and_then(|i| known.remove(i));
-            let again = again.map(|(offset, mut message)| {
-                message.attempt += 1;
-                (offset, message)
-            });
-            again.unwrap_or_else(|| (record.offset(), record.to_message()))
+        let once_more = |record: &Record<T>| {
+            let offset = record.offset();
+            let again = known.iter().position(|failing| failing.offset == offset).and_then(|at| known.remove(at));
+            let history = || record.history().to_vec();
+            let again = again.unwrap_or_else(|| Failing { offset, attempts: 0, history: history() });
+            Failing { attempts: again.attempts + 1, ..again }
         };
-        Some((records.iter().map(letter).collect(), known))
+        Some((records.iter().map(once_more).collect(), known))
     }
 
-    fn judge(&self, letters: &mut Letters<T>, outcome: Outcome, error: Option<String>, now: Timestamp) -> Fate {
+    fn judge(&self, failing: &mut VecDeque<Failing>, outcome: Outcome, error: Option<String>, now: Timestamp) -> Fate {
         let (asked, rejected) = match outcome {
             Outcome::DeadLetter(words) => (None, Some(words)),
             Outcome::RetryAfter(delay) => (Some(delay), None),
@@ -98,89 +103,99 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
         };
         let permanent = error.is_some();
         let words = error.or_else(|| rejected.clone()).unwrap_or_else(|| "asked for a retry".into());
-        letters.iter_mut().for_each(|(_, letter)| letter.record_failure(now, words.clone()));
+        for one in failing.iter_mut() {
+            Attempt { number: one.attempts, at: now.to_system_time(), error: words.clone() }.add_to(&mut one.history);
+        }
         if let Some(words) = rejected {
             return Fate::Bury(if permanent { Reason::Permanent } else { Reason::Rejected(words) });
         }
         // A policy made from a function runs it in there, so only the draw is made under the lock.
         let mut chance = self.shelf.runtime.with_random(Random::fork);
-        match decide(&self.settings.retry, letters[0].1.attempt, asked, &mut chance) {
+        match decide(&self.settings.retry, failing[0].attempts, asked, &mut chance) {
             Decision::Again(delay) => Fate::Again(delay),
             Decision::GiveUp => Fate::Bury(Reason::Exhausted),
         }
     }
 
-    fn try_again(&self, claim: &Claim<T>, letters: Letters<T>, due: Timestamp) -> Next {
-        let n = letters.len() as u64;
-        self.keep(claim, letters, None).map_or(Next::Ready, |()| {
-            self.lane(claim.partition).counts.retried += n;
-            Next::RestUntil(due)
-        })
-    }
-
-    /// Puts failing records back to their partition; `None` if a seek has made them meaningless.
-    fn keep(&self, claim: &Claim<T>, letters: Letters<T>, given_up: Option<Reason>) -> Option<()> {
+    fn try_again(&self, claim: &Claim<T>, failing: VecDeque<Failing>, n: u64, due: Timestamp) -> Next {
         let mut lane = self.lane(claim.partition);
         if lane.epoch != claim.epoch {
-            drop(lane);
-            drop_contained(letters);
-            return None;
+            return Next::Ready;
         }
-        (lane.failing, lane.given_up) = (letters, given_up);
-        Some(())
+        lane.failing = failing;
+        lane.counts.retried += n;
+        Next::RestUntil(due)
     }
 
     /// Goes on burying what found no room among the dead letters.
     pub(super) fn bury_again(&self, claim: &Claim<T>) -> Next {
-        let (letters, reason) = {
-            let mut lane = self.lane(claim.partition);
-            if lane.epoch != claim.epoch {
-                return Next::Ready;
-            }
-            (std::mem::take(&mut lane.failing), lane.given_up.take())
-        };
-        match reason {
-            Some(reason) => self.bury(claim, letters, Letters::new(), reason),
-            None => Next::Ready,
-        }
+        let mut lane = self.lane(claim.partition);
+        let given_up = if lane.epoch == claim.epoch { lane.given_up.take() } else { None };
+        let Some(given_up) = given_up else { return Next::Ready };
+        let rest = std::mem::take(&mut lane.failing);
+        drop(lane);
+        self.bury(claim, given_up, rest)
+    }
+
+    /// Buries what is left in a partition that no member reads any more; whether nothing is left.
+    pub(super) fn bury_rest(&self, partition: usize) -> bool {
+        let epoch = self.lane(partition).epoch;
+        self.bury_again(&Claim { partition, epoch, found: Found::GivenUp });
+        self.lane(partition).given_up.is_none()
     }
 
     /// Makes dead letters of the first records of the claim, one after the other, and commits each.
-    fn bury(&self, claim: &Claim<T>, mut letters: Letters<T>, rest: Letters<T>, reason: Reason) -> Next {
-        while let Some((offset, message)) = letters.pop_front() {
+    fn bury(&self, claim: &Claim<T>, mut given_up: GivenUp<T>, rest: VecDeque<Failing>) -> Next {
+        while let Some((offset, message)) = given_up.letters.pop_front() {
             let now = self.shelf.runtime.clock.now();
             let name = self.full_name.clone();
-            if let Err(letter) = self.dead.accept(DeadLetter::of_group(message, reason.clone(), name, now)) {
-                letters.push_front((offset, letter.into_message()));
-                return self.wait_for_room(claim, letters, reason, now.after(ROOM_AGAIN));
+            let letter = DeadLetter::of_group(message, given_up.reason.clone(), name, now);
+            if let Err(letter) = self.dead.accept(letter) {
+                given_up.letters.push_front((offset, letter.into_message()));
+                return self.wait_for_room(claim, given_up, rest, now.after(ROOM_AGAIN));
             }
             if !self.step_over(claim, offset) {
                 return Next::Ready;
             }
         }
         // The rest has failed less often.
-        let _ = self.keep(claim, rest, None);
+        let mut lane = self.lane(claim.partition);
+        if lane.epoch == claim.epoch {
+            lane.failing = rest;
+        }
         Next::Ready
     }
 
     /// Commits a record that is a dead letter now; whether the claim still counts.
     fn step_over(&self, claim: &Claim<T>, offset: u64) -> bool {
         let mut lane = self.lane(claim.partition);
+        lane.counts.dead_lettered += 1;
         let valid = lane.epoch == claim.epoch;
-        let mut done = Letters::new();
         if valid {
-            lane.counts.dead_lettered += 1;
-            done = lane.commit(offset + 1);
+            lane.commit(offset + 1);
+            self.note_committed(claim.partition, &lane);
         }
-        drop(lane);
-        drop_contained(done);
-        self.shelf.runtime.note_progress();
         valid
     }
 
-    fn wait_for_room(&self, claim: &Claim<T>, letters: Letters<T>, reason: Reason, due: Timestamp) -> Next {
+    fn wait_for_room(&self, claim: &Claim<T>, given_up: GivenUp<T>, rest: VecDeque<Failing>, due: Timestamp) -> Next {
         let (queue, dead_letters) = (self.full_name.to_string(), self.dead.name().to_string());
         self.shelf.runtime.tell(|| Event::DeadLettersFull { queue, dead_letters });
-        self.keep(claim, letters, Some(reason)).map_or(Next::Ready, |()| Next::RestUntil(due))
+        let mut lane = self.lane(claim.partition);
+        if lane.epoch != claim.epoch {
+            drop(lane);
+            drop(given_up);
+            return Next::Ready;
+        }
+        (lane.failing, lane.given_up) = (rest, Some(given_up));
+        Next::RestUntil(due)
     }
+}
+
+/// A record as its dead letter shows it.
+fn letter<T: Send + Sync + 'static>(record: &Record<T>, failing: Failing) -> (u64, Message<T>) {
+    let mut message = record.to_message();
+    message.attempt = failing.attempts;
+    message.extras_mut().history = failing.history;
+    (failing.offset, message)
 }

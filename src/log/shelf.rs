@@ -1,17 +1,21 @@
 //! All partitions of a log: where appends go, and what keeps the retention.
 
 use super::compaction::Compaction;
-use super::partition::{Appended, Gate, Partition};
+use super::partition::{Appended, Gate, Located, Partition, Place};
 use super::record::Offset;
 use super::retention::{Limits, Retention};
+use super::segment::Segment;
 use crate::clock::Timestamp;
-use crate::message::Message;
-use crate::outcome::drop_contained;
+use crate::message::{Message, Text};
+use crate::outcome::{contained, drop_contained};
 use crate::runtime::{Registration, Runtime};
 use crate::scheduler::{Timed, TimedId};
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, Padded};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
+/// Names the ordering key of a payload.
+pub(crate) type KeyOf<T> = Box<dyn Fn(&T) -> Text + Send + Sync>;
 pub(crate) type Tombstone<T> = Box<dyn Fn(&T) -> bool + Send + Sync>;
 
 pub(crate) struct Shelf<T> {
@@ -20,11 +24,12 @@ pub(crate) struct Shelf<T> {
     pub(super) retention: Retention<T>,
     pub(super) compact: bool,
     pub(super) tombstone: Option<Tombstone<T>>,
+    keys: Option<KeyOf<T>>,
     limits: Limits,
     partitions: Box<[Padded<Partition<T>>]>,
     /// The partition of the next message without a key.
     turn: AtomicUsize,
-    followers: Mutex<Vec<Weak<dyn Follower>>>,
+    following: Mutex<Vec<Following>>,
     /// Appends that were promised and have not arrived yet.
     pledged: AtomicU64,
     ageing: Registration,
@@ -32,19 +37,69 @@ pub(crate) struct Shelf<T> {
     ages: AtomicBool,
 }
 
-/// A record that was written, and of which nobody was told yet.
-#[must_use]
-pub(crate) struct Wrote<T> {
+/// A message ready to be appended.
+pub(crate) struct Placed<T> {
     partition: usize,
-    appended: Option<Appended<T>>,
+    bytes: u64,
+    message: Message<T>,
+}
+
+impl<T> Placed<T> {
+    pub(crate) fn into_message(self) -> Message<T> {
+        self.message
+    }
+}
+
+/// Records that are written while the locks of their partitions are still held.
+#[must_use]
+pub(crate) struct Putting<'a, T> {
+    shelf: &'a Shelf<T>,
+    places: Vec<(usize, (Place<'a, T>, Vec<Arc<Segment<T>>>))>,
+    n: usize,
+}
+
+impl<'a, T: Send + Sync + 'static> Putting<'a, T> {
+    /// Lets the records be seen; the rest is done by [`Written::finish`], once no lock is held.
+    pub(crate) fn release(self) -> Written<'a, T> {
+        let Self { shelf, places, n } = self;
+        let appended = places.into_iter().map(|(partition, put)| {
+            let appended = shelf.partition(partition).finish_all(&shelf.limits, put);
+            (partition, appended)
+        });
+        Written { shelf, appended: appended.collect(), n }
+    }
+}
+
+/// Records of which nobody was told yet.
+#[must_use]
+pub(crate) struct Written<'a, T> {
+    shelf: &'a Shelf<T>,
+    appended: Vec<(usize, Appended<T>)>,
+    n: usize,
+}
+
+impl<T: Send + Sync + 'static> Written<'_, T> {
+    pub(crate) fn finish(self) {
+        for (partition, appended) in self.appended {
+            self.shelf.finish(partition, appended);
+        }
+        (0..self.n).for_each(|_| self.shelf.forgo());
+    }
 }
 
 /// Somebody who reads a log.
 pub(crate) trait Follower: Send + Sync {
     /// A partition it waits for has got a record.
     fn rung(&self, partition: usize);
-    /// Everything before this offset has been handled.
-    fn read_up_to(&self, partition: usize) -> u64;
+}
+
+/// For each partition, before which offset a follower has handled everything. Compaction reads it under the
+/// partition's lock, so it is lowered before what lies behind it is read again.
+pub(crate) type Floors = Arc<[Padded<AtomicU64>]>;
+
+struct Following {
+    follower: Weak<dyn Follower>,
+    floors: Floors,
 }
 
 impl<T: Send + Sync + 'static> Shelf<T> {
@@ -54,6 +109,7 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         partitions: usize,
         retention: Retention<T>,
         (compact, tombstone): (bool, Option<Tombstone<T>>),
+        keys: Option<KeyOf<T>>,
     ) -> Arc<Self> {
         Arc::new_cyclic(|me: &Weak<Self>| Self {
             name,
@@ -61,9 +117,10 @@ impl<T: Send + Sync + 'static> Shelf<T> {
             retention,
             compact,
             tombstone,
+            keys,
             partitions: (0..partitions).map(|_| Padded(Partition::new())).collect(),
             turn: AtomicUsize::new(0),
-            followers: Mutex::default(),
+            following: Mutex::default(),
             pledged: AtomicU64::new(0),
             ageing: Registration::in_background(&runtime, me.clone()),
             ages: AtomicBool::new(false),
@@ -83,14 +140,25 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         self.partitions.iter().map(|partition| &partition.0)
     }
 
-    pub(crate) fn follow(&self, follower: Weak<dyn Follower>) {
-        let mut followers = self.followers.lock();
-        followers.retain(|follower| follower.strong_count() > 0);
-        followers.push(follower);
+    pub(crate) fn follow(&self, follower: Weak<dyn Follower>, floors: Floors) {
+        let mut following = self.following.lock();
+        following.retain(|one| one.follower.strong_count() > 0);
+        following.push(Following { follower, floors });
+    }
+
+    pub(crate) fn unfollow(&self, floors: &Floors) {
+        self.following.lock().retain(|one| !Arc::ptr_eq(&one.floors, floors));
     }
 
     fn followers(&self) -> Vec<Arc<dyn Follower>> {
-        self.followers.lock().iter().filter_map(Weak::upgrade).collect()
+        self.following.lock().iter().filter_map(|one| one.follower.upgrade()).collect()
+    }
+
+    /// Before which offset every follower has handled everything.
+    fn read_by_all(&self, partition: usize) -> u64 {
+        let following = self.following.lock();
+        let alive = following.iter().filter(|one| one.follower.strong_count() > 0);
+        alive.map(|one| one.floors[partition].load(Ordering::Acquire)).min().unwrap_or(u64::MAX)
     }
 
     #[inline]
@@ -108,76 +176,98 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         (fnv1a(key.as_bytes()) % self.width() as u64) as usize
     }
 
+    pub(super) fn is_keyed(&self) -> bool {
+        self.keys.is_some()
+    }
+
+    /// The key of a message that has none, if there is a function for it; or the words of that one's panic.
+    #[inline]
+    pub(crate) fn key_for(&self, message: &Message<T>) -> Result<Option<Text>, String> {
+        match &self.keys {
+            Some(key) if message.key().is_none() => contained(|| key(message.payload())).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// Gives a message from outside its id and time.
     #[inline]
     pub(crate) fn stamp(&self, message: &mut Message<T>) {
         self.runtime.prepare(message);
     }
 
-    /// Appends a stamped message, unless the log is closed to the caller.
+    /// A place for a stamped message, unless the log is closed to the caller; see [`Partition::place_for`].
     #[inline]
-    pub(crate) fn append(&self, partition: usize, message: Message<T>) -> Result<Offset, Message<T>> {
-        self.append_if(partition, message, |gate| gate == Gate::Draining && self.runtime.is_worker())
+    pub(super) fn place_for(&self, partition: usize, message: &mut Message<T>) -> Option<Place<'_, T>> {
+        let bytes = self.prepare(message);
+        let may_pass = |gate| gate == Gate::Draining && self.runtime.is_worker();
+        self.partitions[partition].place_for(&self.limits, message, bytes, may_pass)
     }
 
+    /// The message is in its place.
     #[inline]
-    fn append_if(
-        &self,
-        partition: usize,
-        mut message: Message<T>,
-        may_pass: impl Fn(Gate) -> bool,
-    ) -> Result<Offset, Message<T>> {
+    pub(super) fn placed(&self, partition: usize, place: Place<'_, T>) -> Offset {
+        let appended = self.partitions[partition].finish(&self.limits, place);
+        Offset { partition, offset: self.finish(partition, appended) }
+    }
+
+    /// What it counts for.
+    #[inline]
+    fn prepare(&self, message: &mut Message<T>) -> u64 {
         message.attempt = 1;
         if self.compact {
             // So that a record that stays can move into another segment.
             message.make_shared();
         }
-        let bytes = self.retention.size_of(message.payload());
-        let appended = self.partitions[partition].append(&self.limits, message, bytes, may_pass)?;
-        let offset = appended.offset;
-        self.appended(partition, appended);
-        Ok(Offset { partition, offset })
+        self.retention.size_of(message.payload())
     }
 
+    /// The offset of the first one.
     #[inline]
-    fn appended(&self, partition: usize, appended: Appended<T>) {
+    fn finish(&self, partition: usize, appended: Appended<T>) -> u64 {
+        let offset = appended.offset;
         if self.limits.age.is_some() && !self.ages.load(Ordering::SeqCst) {
             self.start_ageing();
         }
         if appended.ring || appended.compact || !appended.trash.is_empty() {
             self.follow_up(partition, appended);
         }
+        offset
     }
 
-    /// What a promised record counts as. Asks the user's function.
-    pub(crate) fn size_of(&self, message: &Message<T>) -> u64 {
-        self.retention.size_of(message.payload())
-    }
-
-    /// As [`Shelf::redeem`], under locks of others: none of the user's code runs before [`Shelf::wrote`].
-    pub(crate) fn write(&self, mut message: Message<T>, bytes: u64) -> Wrote<T> {
-        message.take_timer();
-        message.attempt = 1;
-        if self.compact {
-            message.make_shared();
+    /// Appends stamped messages, each to its partition, or gives all of them back.
+    pub(crate) fn append_batch(&self, batch: Vec<Placed<T>>) -> Result<Vec<Offset>, Vec<Placed<T>>> {
+        if !self.pledge() {
+            return Err(batch);
         }
-        let partition = self.partition_for(&message);
-        let appended = self.partitions[partition].append(&self.limits, message, bytes, |_| true);
-        debug_assert!(appended.is_ok(), "a log always has room");
-        Wrote { partition, appended: appended.ok() }
-    }
-
-    /// The rest of it.
-    pub(crate) fn wrote(&self, wrote: Wrote<T>) {
-        if let Some(appended) = wrote.appended {
-            self.appended(wrote.partition, appended);
+        let mut places: Vec<_> = batch.iter().map(|placed| Offset { partition: placed.partition, offset: 0 }).collect();
+        let mut order: Vec<_> = places.iter().map(|place| place.partition).zip(0..).collect();
+        order.sort_unstable();
+        let alone = order.first().map(|(first, _)| *first) == order.last().map(|(last, _)| *last);
+        if alone {
+            let partition = places[0].partition;
+            let messages = batch.into_iter().map(|placed| (placed.message, placed.bytes));
+            let first = self.finish(partition, self.partitions[partition].append_all(&self.limits, messages));
+            places.iter_mut().zip(first..).for_each(|(place, offset)| place.offset = offset);
+            self.forgo();
+            return Ok(places);
+        }
+        let mut batch: Vec<_> = batch.into_iter().map(Some).collect();
+        for chosen in order.chunk_by(|(one, _), (other, _)| one == other) {
+            let partition = chosen[0].0;
+            let messages = chosen.iter().filter_map(|&(_, at): &(_, usize)| batch[at].take());
+            let messages = messages.map(|placed| (placed.message, placed.bytes));
+            let first = self.finish(partition, self.partitions[partition].append_all(&self.limits, messages));
+            chosen.iter().zip(first..).for_each(|(&(_, at), offset)| places[at].offset = offset);
         }
         self.forgo();
+        Ok(places)
     }
 
-    /// Tells logs, rings and queues of one broker apart.
-    pub(crate) fn number(&self) -> TimedId {
-        self.ageing.id()
+    /// Says where a message will go.
+    #[inline]
+    pub(crate) fn place(&self, partition: usize, mut message: Message<T>) -> Placed<T> {
+        let bytes = self.prepare(&mut message);
+        Placed { partition, bytes, message }
     }
 
     #[cold]
@@ -185,7 +275,8 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         if appended.ring {
             self.followers().iter().for_each(|follower| follower.rung(partition));
         }
-        if appended.compact && self.compact {
+        // One compaction at a time is enough, and what it calls may append.
+        if appended.compact && self.compact && !self.partitions[partition].is_compacting() {
             self.compact(partition, false);
         }
         drop_contained(appended.trash);
@@ -217,13 +308,41 @@ impl<T: Send + Sync + 'static> Shelf<T> {
     }
 
     /// Takes the message that was promised a place, whatever the gate says now.
-    pub(crate) fn redeem(&self, mut message: Message<T>) {
+    pub(crate) fn redeem(&self, mut message: Message<T>, key: Option<Text>) {
+        message.take_key(key);
         // A log delivers at once: there is no delay that could be cancelled.
         message.take_timer();
         let partition = self.partition_for(&message);
-        let appended = self.append_if(partition, message, |_| true);
-        debug_assert!(appended.is_ok(), "a log always has room");
+        let bytes = self.prepare(&mut message);
+        let appended = self.partitions[partition].append_all(&self.limits, std::iter::once((message, bytes)));
+        self.finish(partition, appended);
         self.forgo();
+    }
+
+    /// What a stamped message will be as a record. Asks the user's function for its size.
+    pub(crate) fn record_of(&self, mut message: Message<T>, key: Option<Text>) -> Placed<T> {
+        message.take_key(key);
+        // A log delivers at once: there is no delay that could be cancelled.
+        message.take_timer();
+        self.place(self.partition_for(&message), message)
+    }
+
+    /// Takes records that were promised a place, in order; nobody sees any of them before [`Putting::release`].
+    /// Takes the locks of partitions in their order.
+    pub(crate) fn put_together(&self, records: Vec<Placed<T>>) -> Putting<'_, T> {
+        let n = records.len();
+        let mut by_partition: BTreeMap<usize, Vec<Placed<T>>> = BTreeMap::new();
+        records.into_iter().for_each(|record| by_partition.entry(record.partition).or_default().push(record));
+        let places = by_partition.into_iter().map(|(partition, records)| {
+            let messages = records.into_iter().map(|placed| (placed.message, placed.bytes));
+            (partition, self.partitions[partition].put_all(&self.limits, messages))
+        });
+        Putting { shelf: self, places: places.collect(), n }
+    }
+
+    /// Tells logs, rings and queues of one broker apart.
+    pub(crate) fn number(&self) -> TimedId {
+        self.ageing.id()
     }
 
     pub(crate) fn pledged(&self) -> u64 {
@@ -235,15 +354,23 @@ impl<T: Send + Sync + 'static> Shelf<T> {
     }
 
     pub(crate) fn compact(&self, partition: usize, seal_first: bool) -> u64 {
-        let followers = self.followers();
-        let read_by_all = followers.iter().map(|follower| follower.read_up_to(partition)).min();
         let compaction = Compaction {
             limits: &self.limits,
             retention: &self.retention,
             tombstone: self.tombstone.as_deref(),
-            read_by_all: read_by_all.unwrap_or(u64::MAX),
+            read_by_all: &|| self.read_by_all(partition),
         };
         compaction.run(self.partition(partition), seal_first)
+    }
+
+    /// What is at an offset of a partition.
+    pub(crate) fn locate(&self, partition: usize, offset: u64) -> Located<T> {
+        self.partition(partition).locate(&self.limits, offset)
+    }
+
+    /// Who may append.
+    pub(crate) fn gate(&self) -> Gate {
+        self.partition(0).gate()
     }
 }
 

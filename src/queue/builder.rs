@@ -23,7 +23,9 @@ pub enum Overflow {
     Wait,
     /// Every form gives the message back at once.
     Reject,
-    /// The oldest ready message is thrown away for the new one, and counted.
+    /// The oldest ready message is thrown away for the new one, and counted. Where there are
+    /// [priority levels](QueueBuilder::priority_levels) that is the oldest of the lowest level; a new message
+    /// lower than all that wait is the one thrown away, and its receipt does not count this queue.
     DropOldest,
     /// The new message is thrown away, and counted; its receipt does not count this queue.
     DropNewest,

@@ -6,6 +6,7 @@
 //! there, so its millionth message costs what its first did.
 
 use std::collections::VecDeque;
+use std::marker::PhantomData;
 
 pub(crate) type Chunk<M> = VecDeque<M>;
 
@@ -25,11 +26,13 @@ pub(crate) const fn chunk_len<M>() -> usize {
     }
 }
 
-/// The half that is filled.
-pub(crate) struct Tail<M> {
+/// The half that is filled, in chunks as long as those of `Like`: two that are filled and emptied in step
+/// have their chunks in step.
+pub(crate) struct Tail<M, Like = M> {
     full: VecDeque<Chunk<M>>,
     filling: Chunk<M>,
     spare: Vec<Chunk<M>>,
+    like: PhantomData<fn() -> Like>,
 }
 
 /// The half that is emptied.
@@ -37,9 +40,9 @@ pub(crate) struct Head<M> {
     chunk: Chunk<M>,
 }
 
-impl<M> Tail<M> {
+impl<M, Like> Tail<M, Like> {
     pub(crate) fn new() -> Self {
-        Self { full: VecDeque::new(), filling: VecDeque::new(), spare: Vec::new() }
+        Self { full: VecDeque::new(), filling: VecDeque::new(), spare: Vec::new(), like: PhantomData }
     }
 
     #[inline]
@@ -50,7 +53,7 @@ impl<M> Tail<M> {
     /// The chunk for the next message.
     #[inline]
     pub(crate) fn chunk(&mut self) -> &mut Chunk<M> {
-        if self.filling.len() >= chunk_len::<M>() {
+        if self.filling.len() >= chunk_len::<Like>() {
             self.close_chunk();
         }
         &mut self.filling
@@ -74,7 +77,7 @@ impl<M> Tail<M> {
 
     /// Hands back a chunk that has been emptied.
     pub(crate) fn recycle(&mut self, chunk: Chunk<M>) {
-        let usual = chunk.capacity() > 0 && chunk.capacity() <= 2 * chunk_len::<M>();
+        let usual = chunk.capacity() > 0 && chunk.capacity() <= 2 * chunk_len::<Like>();
         if usual && self.spare.len() < SPARE_CHUNKS {
             self.spare.push(chunk);
         }
@@ -114,7 +117,7 @@ impl<M> Tail<M> {
 
     fn close_chunk(&mut self) {
         // Whoever fills one chunk will fill the next, so it need not grow step by step as the first does.
-        let spare = self.spare.pop().unwrap_or_else(|| Chunk::with_capacity(chunk_len::<M>()));
+        let spare = self.spare.pop().unwrap_or_else(|| Chunk::with_capacity(chunk_len::<Like>()));
         let full = std::mem::replace(&mut self.filling, spare);
         self.full.push_back(full);
     }

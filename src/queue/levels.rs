@@ -60,9 +60,9 @@ impl<M> Levels<M> {
     }
 
     /// The oldest fresh message of the lowest level that has one for which it is `of_use`: the one to throw
-    /// away.
-    pub(crate) fn evict(&mut self, of_use: impl Fn(&M) -> bool) -> Option<M> {
-        let message = self.lanes.iter_mut().find_map(|lane| {
+    /// away for another of this `level`, unless all are above that.
+    pub(crate) fn evict(&mut self, level: u8, of_use: impl Fn(&M) -> bool) -> Option<M> {
+        let message = self.lanes.iter_mut().take(usize::from(level) + 1).find_map(|lane| {
             let at = lane.fresh.iter().position(&of_use)?;
             lane.fresh.remove(at)
         })?;
@@ -157,10 +157,12 @@ mod tests {
         let mut levels = Levels::new(2, None);
         levels.push(0, "low");
         levels.push(200, "high");
-        assert_eq!(levels.evict(|text| *text != "low"), Some("high"));
+        assert_eq!(levels.evict(0, |text| *text != "low"), None, "not for one below it");
+        assert_eq!(levels.evict(1, |text| *text != "low"), Some("high"));
         levels.push(200, "high");
-        assert_eq!(levels.evict(|_| true), Some("low"));
-        assert_eq!(levels.pop(), Some("high"));
-        assert_eq!(levels.evict(|_| true), None);
+        assert_eq!(levels.evict(0, |_| true), Some("low"));
+        assert_eq!(levels.evict(0, |_| true), None);
+        assert_eq!(levels.evict(100, |_| true), Some("high"));
+        assert_eq!((levels.evict(100, |_| true), levels.len()), (None, 0));
     }
 }

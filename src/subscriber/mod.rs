@@ -1,9 +1,13 @@
 //! Broadcast: every subscriber sees every message.
 
+mod later;
 mod listener;
 mod reader;
 pub(crate) mod ring;
 mod seat;
+mod state;
+pub(crate) mod together;
+mod waiting;
 
 pub use listener::Subscription;
 pub use seat::Lag;
@@ -63,7 +67,8 @@ impl<T: Send + Sync + 'static> SubscriberBuilder<T> {
         self
     }
 
-    /// How many messages it may be behind before its lag policy acts. Default 1024.
+    /// How many messages it may be behind before its lag policy acts, beside those it has taken ahead (at most
+    /// an eighth of this, or 128). Default 1024.
     pub fn capacity(mut self, messages: usize) -> Self {
         self.capacity = messages;
         self
@@ -189,15 +194,17 @@ impl<T: Send + Sync + 'static> SubscriberBuilder<T> {
 ///
 /// # Lagging
 /// A subscriber that is behind by more than its capacity lags, and its [`Lag`] says what happens; it is never
-/// silent. Up to an eighth of the capacity (at most 64 messages) is fetched ahead and cannot be missed any
-/// more.
+/// silent. Up to an eighth of the capacity (at most 128 messages) is taken ahead: that cannot be missed any
+/// more, nor does a publisher wait for it.
 ///
 /// # Closing
 /// When the broker has shut down, or the topic is gone with its broker and handles, it receives what is left
 /// and then [`BroadcastError::Closed`].
 ///
-/// # What it ignores
-/// A broadcast is immediate, and is not settled: delays, timers, times to live and priorities are for queues.
+/// # Time
+/// A delayed message comes when it is due, to whoever has subscribed by then, and needs no room before. One that
+/// has outlived its own time to live is left out and counted ([`TopicStats::expired`](crate::TopicStats::expired)).
+/// Priorities mean nothing here, and nothing is settled.
 ///
 /// ```
 /// use postroom::{BroadcastError, Broker, Topic};

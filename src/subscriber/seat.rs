@@ -42,9 +42,8 @@ pub(super) struct Seat {
 /// Written by the subscriber, apart from what others write.
 #[derive(Default)]
 struct Places {
-    /// Up to here it has received.
-    read: AtomicU64,
-    /// Up to here it has taken ahead; what lies between cannot be missed any more. Written under the ring's lock.
+    /// Up to here it has taken, some of it ahead of receiving it; that cannot be missed any more, nor is it waited
+    /// for. Written under the ring's lock.
     fetched: AtomicU64,
     /// Up to here its handler is through.
     done: AtomicU64,
@@ -59,7 +58,6 @@ impl Seat {
     }
 
     pub(super) fn begin(&self, cursor: u64, replays: usize) {
-        self.places.read.store(cursor, Ordering::SeqCst);
         self.places.fetched.store(cursor, Ordering::SeqCst);
         self.places.done.store(cursor, Ordering::SeqCst);
         self.places.replays.store(replays as u64, Ordering::SeqCst);
@@ -69,13 +67,13 @@ impl Seat {
         self.handled
     }
 
-    pub(super) fn read(&self) -> u64 {
-        self.places.read.load(Ordering::SeqCst)
+    pub(super) fn fetched(&self) -> u64 {
+        self.places.fetched.load(Ordering::SeqCst)
     }
 
     /// The first place that is too far ahead of it.
     pub(super) fn limit(&self) -> u64 {
-        self.read().saturating_add(self.capacity as u64)
+        self.fetched().saturating_add(self.capacity as u64)
     }
 
     /// How many messages it will never see, and has not been told so.
@@ -83,25 +81,16 @@ impl Seat {
         if self.lag != Lag::DropOldest {
             return 0;
         }
-        let fetched = self.places.fetched.load(Ordering::SeqCst);
-        (tail - fetched).saturating_sub(self.capacity as u64)
+        (tail - self.fetched()).saturating_sub(self.capacity as u64)
     }
 
-    pub(super) fn fetched(&self, cursor: u64) {
+    pub(super) fn has_fetched(&self, cursor: u64) {
         self.places.fetched.store(cursor, Ordering::SeqCst);
     }
 
     pub(super) fn skip_to(&self, cursor: u64) {
-        self.fetched(cursor);
-        self.places.read.store(cursor, Ordering::SeqCst);
+        self.has_fetched(cursor);
         self.places.done.store(cursor, Ordering::SeqCst);
-    }
-
-    /// Only blocking subscribers have somebody waiting for this.
-    #[inline]
-    pub(super) fn has_read(&self, cursor: u64) {
-        let order = if self.lag == Lag::Block { Ordering::SeqCst } else { Ordering::Release };
-        self.places.read.store(cursor, order);
     }
 
     pub(super) fn has_done(&self, cursor: u64, replays: usize) {

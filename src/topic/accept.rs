@@ -31,7 +31,7 @@ pub(super) fn accept_all<T: Send + Sync + 'static>(
     };
     let mut woken_by: Option<&Core<T>> = None;
     let pledges = loop {
-        let (full, mut refusal) = match pledge_all(queues, rings) {
+        let (full, mut refusal) = match pledge_all(queues, rings, message.due().is_some()) {
             Ok(pledges) => break pledges,
             Err(refused) => refused,
         };
@@ -61,6 +61,13 @@ pub(super) fn accept_logged<T: Send + Sync + 'static>(
     patience: Patience,
 ) -> Result<usize, PublishError<T>> {
     let Wide { queues, rings, logs, .. } = reached;
+    let mut keys: SmallVec<[Option<Text>; 4]> = SmallVec::new();
+    for log in logs {
+        match log.shelf.key_for(&message) {
+            Ok(key) => keys.push(key),
+            Err(words) => return Err(PublishError::Panicked(Refused::new(message, &log.shelf.name).because(words))),
+        }
+    }
     if let Some(refusing) = logs.iter().position(|log| !log.shelf.pledge()) {
         logs[..refusing].iter().for_each(|log| log.shelf.forgo());
         return Err(PublishError::Closed(Refused::new(message, &logs[refusing].shelf.name)));
@@ -81,7 +88,7 @@ pub(super) fn accept_logged<T: Send + Sync + 'static>(
             }
         }
     }
-    logs.iter().zip(copies).for_each(|(log, copy)| log.shelf.redeem(copy));
+    logs.iter().zip(copies).zip(keys).for_each(|((log, copy), key)| log.shelf.redeem(copy, key));
     Ok(routed)
 }
 
@@ -106,9 +113,10 @@ pub(super) fn redeem_all<T: Send + Sync + 'static>(
     let Some((ring, other_rings)) = rings.split_first() else { return routed };
     // Those who watch cannot reply, and must not keep the requester waiting.
     message.forget_request();
+    let timer = message.take_timer();
     let message = for_subscribers(message);
-    other_rings.iter().for_each(|ring| ring.redeem(Arc::clone(&message)));
-    ring.redeem(message);
+    other_rings.iter().for_each(|ring| ring.redeem(Arc::clone(&message), timer.clone()));
+    ring.redeem(message, timer);
     routed
 }
 
@@ -165,6 +173,7 @@ pub(super) fn order_keys<'a, T: Send + Sync + 'static>(
 pub(super) fn pledge_all<'a, T: Send + Sync + 'static>(
     queues: &'a [Arc<Core<T>>],
     rings: &'a [Arc<Ring<T>>],
+    is_delayed: bool,
 ) -> Result<SmallVec<[Pledge; 8]>, (Full<'a, T>, Refusal)> {
     let mut pledges = SmallVec::new();
     let mut refused = None;
@@ -179,7 +188,7 @@ pub(super) fn pledge_all<'a, T: Send + Sync + 'static>(
     }
     let mut promised = 0;
     while refused.is_none() && promised < rings.len() {
-        match rings[promised].pledge() {
+        match rings[promised].pledge(is_delayed) {
             Ok(()) => promised += 1,
             Err(refusal) => refused = Some((Full::Ring(&rings[promised]), refusal)),
         }

@@ -116,14 +116,14 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
     }
 
     /// Remembers the last `n` messages (and up to 63 more) for subscribers to come, whether or not somebody
-    /// has subscribed; see [`SubscriberBuilder::replay_last`]. Default: only what subscribers may still need.
+    /// has subscribed; see [`SubscriberBuilder::replay_last`](crate::SubscriberBuilder::replay_last). Default: only what subscribers may still need.
     pub fn keep_last(mut self, n: usize) -> Self {
         self.settings.retention.last = n;
         self
     }
 
     /// Remembers the latest message of each ordering key for subscribers to come, for as long as the topic
-    /// exists; see [`SubscriberBuilder::replay_latest_by_key`]. Those without a key count as one more.
+    /// exists; see [`SubscriberBuilder::replay_latest_by_key`](crate::SubscriberBuilder::replay_latest_by_key). Those without a key count as one more.
     ///
     /// ```
     /// use postroom::{Broker, Message, Topic};

@@ -303,8 +303,9 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             unroutable: self.unroutable.get(),
             subscribers: self.subscribers() as u64,
             lagged: ring.map_or(0, |ring| ring.missed()),
-            disconnected: ring.map_or(0, |ring| ring.cut_off()),
             halves: self.halves.get().map_or_else(Default::default, |halves| halves.stats()),
+            disconnected: ring.map_or(0, |ring| ring.disconnected()),
+            expired: ring.map_or(0, |ring| ring.expired()),
         }
     }
 

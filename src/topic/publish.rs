@@ -1,16 +1,17 @@
 //! The way of a message from a producer into what takes it.
 
 use super::accept::{accept_all, accept_logged, accept_one, refusal_error};
-use super::route::{Found, LANES, Route, Unresolved, Wide};
+use super::route::{Found, LANES, Lane, Route, Unresolved, Wide};
 use super::{Receipt, TopicCore};
 use crate::deadlock::QueueRef;
 use crate::error::{PublishError, Refused};
 use crate::message::{Message, MessageId, Text};
-use crate::queue::core::Patience;
+use crate::queue::core::{Core, Patience, Refusal};
 use crate::queue::throttle::Throttle;
 use crate::runtime::thread_slot;
-use crate::subscriber::ring::Waste;
-use crate::sync::Ordering;
+use crate::subscriber::ring::{Ring, Waste, for_subscribers};
+use crate::sync::{MutexGuard, Ordering};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 impl<T: Send + Sync + 'static> TopicCore<T> {
@@ -36,13 +37,44 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         // The common case: a key that is known to lead to one plain queue, which has room. No user code runs
         // under these locks, and nothing waits.
         let mut lane = self.lanes[thread_slot() % LANES].lock();
-        if let Some((Route::One(queue), published)) = lane.known(self, &message.routing_key)
-            && let Some(mut place) = queue.place_for(&mut message)
+        let known = lane.known(self, &message.routing_key);
+        if let Some((Route::One(queue), published)) = known {
+            if let Some(mut place) = queue.place_for(&mut message) {
+                place.chunk().push_back(message);
+                queue.placed(place);
+                *published += 1;
+                return Ok(Receipt { id, routed: 1 });
+            }
+            if queue.is_ordered() && !message.is_timed() {
+                let queue = Arc::clone(queue);
+                *published += 1;
+                drop(lane);
+                return self.publish_in_order(&queue, message, patience);
+            }
+        } else if matches!(known, Some((Route::Ring(_), _))) && !is_special(&message) {
+            return self.broadcast(lane, message, patience);
+        }
+        drop(lane);
+        self.publish_otherwise(message, patience)
+    }
+
+    /// As [`TopicCore::publish`], for a key that is known to lead to the subscribers of one topic.
+    fn broadcast(
+        &self,
+        lane: MutexGuard<'_, Lane<T>>,
+        message: Message<T>,
+        patience: Patience,
+    ) -> Result<Receipt, PublishError<T>> {
+        let id = message.id;
+        // What it replaces in the ring is dropped when no lock is held any more: after the lane.
+        let mut waste = Waste::new();
+        let mut lane = lane;
+        if let Some((Route::Ring(ring), published)) = lane.known(self, &message.routing_key)
+            && let Some(room) = ring.room()
         {
-            place.chunk().push_back(message);
-            queue.placed(place);
+            ring.put(room, message, &mut waste);
             *published += 1;
-            return Ok(Receipt { id, routed: 1 });
+            return Ok(Receipt { id, routed: 0 });
         }
         drop(lane);
         self.publish_otherwise(message, patience)
@@ -51,30 +83,38 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
     #[cold]
     pub(super) fn publish_otherwise(
         &self,
+        message: Message<T>,
+        patience: Patience,
+    ) -> Result<Receipt, PublishError<T>> {
+        // A route may hold the last handle to a queue, whose messages must not be dropped under the lock.
+        let mut outdated = Vec::new();
+        let route = self.lanes[thread_slot() % LANES].lock().look_up(self, &message.routing_key, &mut outdated).clone();
+        self.publish_slowly(&route, message, patience)
+    }
+
+    /// Into a queue ordered by key, which a user's function may have to find: no lock is held. The message has
+    /// been counted as published.
+    #[inline(never)]
+    fn publish_in_order(
+        &self,
+        queue: &Core<T>,
         mut message: Message<T>,
         patience: Patience,
     ) -> Result<Receipt, PublishError<T>> {
         let id = message.id;
-        // A route may hold the last handle to a queue, whose messages must not be dropped under the lock.
-        let mut outdated = Vec::new();
-        let mut waste = Waste::new();
-        let route = {
-            let mut lane = self.lanes[thread_slot() % LANES].lock();
-            match lane.look_up(self, &message.routing_key, &mut outdated) {
-                Route::Ring(ring) if !message.is_request() => match ring.offer(message, &mut waste) {
-                    Ok(()) => {
-                        lane.published += 1;
-                        return Ok(Receipt { id, routed: 0 });
-                    }
-                    Err((refused, _)) => {
-                        message = refused;
-                        Route::Ring(Arc::clone(ring))
-                    }
-                },
-                route => route.clone(),
+        let published = match queue.place_in_order(&mut message) {
+            Ok(mut place) => {
+                place.chunk().push_back(message);
+                queue.placed_in_order(place);
+                return Ok(Receipt { id, routed: 1 });
             }
+            Err(Refusal::Full) => accept_one(queue, message, patience),
+            Err(refusal) => Err(refusal_error(queue, (message, refusal))),
         };
-        self.publish_slowly(&route, message, patience)
+        if published.is_err() {
+            self.lanes[thread_slot() % LANES].lock().published -= 1;
+        }
+        published.map(|routed| Receipt { id, routed })
     }
 
     /// What was admitted did not get in after all, so it does not count.
@@ -114,11 +154,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         Ok(Receipt { id, routed })
     }
 
-    pub(super) fn publish_chunk(
-        &self,
-        key: &Text,
-        chunk: &mut std::collections::VecDeque<Message<T>>,
-    ) -> Result<(), PublishError<T>> {
+    pub(super) fn publish_chunk(&self, key: &Text, chunk: &mut VecDeque<Message<T>>) -> Result<(), PublishError<T>> {
         let n = chunk.len();
         let mut outdated = Vec::new();
         let route = self.lanes[thread_slot() % LANES].lock().look_up(self, key, &mut outdated).clone();
@@ -127,6 +163,11 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             let result = queue.accept_chunk(chunk);
             self.count((n - chunk.len()) as u64 - u64::from(result.is_err()));
             return result.map_err(|refused| refusal_error(queue, refused));
+        }
+        if let (Route::Ring(ring), false) = (&route, limited || chunk.iter().any(is_special)) {
+            let result = accept_chunk(ring, chunk);
+            self.count((n - chunk.len()) as u64 - u64::from(result.is_err()));
+            return result;
         }
         while let Some(message) = chunk.pop_front() {
             if self.refuses_duplicates() {
@@ -192,11 +233,14 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             return accept_all(&wide.queues, &wide.rings, message, patience);
         }
         // Nobody sees it now, but it is remembered unless it is refused. Only a closed ring does not take it.
-        let mut copies: Vec<_> = wide.rings.iter().map(|_| message.share()).collect();
+        let copies: Vec<_> = wide.rings.iter().map(|_| message.share()).collect();
         let routed = self.unroutable(message, patience)?;
-        for ring in &wide.rings {
-            let mut waste = Waste::new();
-            let _ = copies.pop().map(|copy| ring.offer(copy, &mut waste));
+        let is_delayed = copies.first().is_some_and(|copy| copy.due().is_some());
+        for (ring, mut copy) in wide.rings.iter().zip(copies) {
+            if ring.pledge(is_delayed).is_ok() {
+                let timer = copy.take_timer();
+                ring.redeem(for_subscribers(copy), timer);
+            }
         }
         Ok(routed)
     }
@@ -213,5 +257,28 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         self.unroutable.add(1);
         crate::outcome::drop_contained(message);
         Ok(0)
+    }
+}
+
+/// What a ring does not take by the short way.
+fn is_special<T>(message: &Message<T>) -> bool {
+    message.is_timed() || message.is_request()
+}
+
+/// As many messages at once as there is room for, waiting for more room in between.
+fn accept_chunk<T: Send + Sync + 'static>(
+    ring: &Ring<T>,
+    chunk: &mut VecDeque<Message<T>>,
+) -> Result<(), PublishError<T>> {
+    loop {
+        let refusal = match ring.offer_chunk(chunk) {
+            Ok(()) => return Ok(()),
+            Err(Refusal::Full) => ring.wait_for_room(Patience::Forever).err(),
+            Err(refusal) => Some(refusal),
+        };
+        if let Some(refusal) = refusal {
+            let message = chunk.pop_front().expect("one of them was refused");
+            return Err(ring.error((message, refusal)));
+        }
     }
 }

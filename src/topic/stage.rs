@@ -9,7 +9,7 @@ use crate::queue::throttle::Throttle;
 use crate::runtime::thread_slot;
 use crate::subscriber::ring::Ring;
 use crate::sync::Ordering;
-use crate::transaction::Obstacle;
+use crate::transaction::{Obstacle, key_in};
 use std::sync::Arc;
 
 /// Everything that is to take one message.
@@ -17,7 +17,8 @@ pub(crate) struct Destinations<T> {
     /// Each with what it orders the message by.
     pub(crate) queues: Vec<(Arc<Core<T>>, Option<Text>)>,
     pub(crate) rings: Vec<Arc<Ring<T>>>,
-    pub(crate) logs: Vec<Arc<LogCore<T>>>,
+    /// Each with the key it finds.
+    pub(crate) logs: Vec<(Arc<LogCore<T>>, Option<Text>)>,
     /// Nothing matches it.
     pub(crate) unroutable: bool,
 }
@@ -37,7 +38,9 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             Ok(key) => Ok((queue, key)),
             Err(refusal) => Err((Arc::clone(&queue.name), refusal.into())),
         });
-        Ok(Destinations { queues: keyed.collect::<Result<_, _>>()?, rings, logs, unroutable })
+        let queues = keyed.collect::<Result<_, _>>()?;
+        let logs = logs.into_iter().map(|log| key_in(&log, message).map(|key| (log, key)));
+        Ok(Destinations { queues, rings, logs: logs.collect::<Result<_, _>>()?, unroutable })
     }
 
     fn reached(

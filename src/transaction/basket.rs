@@ -1,12 +1,13 @@
 //! What a transaction has for one queue, log, or topic's subscribers: promised together, put in together.
 
 use super::error::Obstacle;
-use crate::log::LogCore;
+use crate::log::{self, LogCore, Placed};
 use crate::message::Message;
 use crate::queue::core::{Core, Patience, Refusal};
 use crate::queue::core::{Pledges, Putting, Released};
 use crate::scheduler::TimedId;
-use crate::subscriber::ring::{Ring, Writing, Written};
+use crate::subscriber::ring::Ring;
+use crate::subscriber::together::{self as ring, Timed};
 use std::any::Any;
 use std::sync::Arc;
 
@@ -40,51 +41,44 @@ pub(super) trait Unlocked {
 /// All of a transaction, with the operation that each is there for first.
 #[derive(Default)]
 pub(super) struct Baskets {
-    all: Vec<(Place, usize, Box<dyn Basket>)>,
+    all: Vec<(TimedId, usize, Box<dyn Basket>)>,
     /// The operation that is being planned.
     pub(super) operation: usize,
 }
 
-/// Queues and subscribers in the order in which their locks are taken, and then logs: their readers take no
-/// lock, so what else belongs to a record must be in its place before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Place {
-    Locked(TimedId),
-    Log(TimedId),
-}
-
 impl Baskets {
+    /// Into the order in which locks are taken.
     pub(super) fn sort(&mut self) {
-        self.all.sort_by_key(|(place, ..)| *place);
+        self.all.sort_by_key(|(number, ..)| *number);
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (usize, &mut dyn Basket)> {
         self.all.iter_mut().map(|(_, operation, basket)| (*operation, &mut **basket))
     }
 
-    fn find<B: Basket>(&mut self, place: Place, make: impl FnOnce() -> B) -> &mut B {
-        let found = self.all.iter().position(|(other, ..)| *other == place);
+    fn find<B: Basket>(&mut self, number: TimedId, make: impl FnOnce() -> B) -> &mut B {
+        let found = self.all.iter().position(|(other, ..)| *other == number);
         let at = found.unwrap_or_else(|| {
-            self.all.push((place, self.operation, Box::new(make())));
+            self.all.push((number, self.operation, Box::new(make())));
             self.all.len() - 1
         });
         let any: &mut dyn Any = &mut *self.all[at].2;
-        any.downcast_mut().expect("a place has one type")
+        any.downcast_mut().expect("whoever has a number has one type")
     }
 
     pub(super) fn queue<T: Send + Sync + 'static>(&mut self, core: &Arc<Core<T>>) -> &mut QueueBasket<T> {
         let make = || QueueBasket { core: Arc::clone(core), n: 0, pledges: None, messages: Vec::new() };
-        self.find(Place::Locked(core.number()), make)
+        self.find(core.number(), make)
     }
 
     pub(super) fn ring<T: Send + Sync + 'static>(&mut self, ring: &Arc<Ring<T>>) -> &mut RingBasket<T> {
-        let make = || RingBasket { ring: Arc::clone(ring), n: 0, messages: Vec::new() };
-        self.find(Place::Locked(ring.number()), make)
+        let make = || RingBasket { ring: Arc::clone(ring), now: 0, later: 0, messages: Vec::new() };
+        self.find(ring.number(), make)
     }
 
     pub(super) fn log<T: Send + Sync + 'static>(&mut self, log: &Arc<LogCore<T>>) -> &mut LogBasket<T> {
         let make = || LogBasket { log: Arc::clone(log), n: 0, records: Vec::new() };
-        self.find(Place::Log(log.shelf.number()), make)
+        self.find(log.shelf.number(), make)
     }
 }
 
@@ -141,47 +135,49 @@ impl<T: Send + Sync + 'static> Unlocked for Released<'_, T> {
 /// For the subscribers of a topic.
 pub(super) struct RingBasket<T> {
     ring: Arc<Ring<T>>,
-    pub(super) n: u64,
-    pub(super) messages: Vec<Arc<Message<T>>>,
+    pub(super) now: u64,
+    /// Those with a delay.
+    pub(super) later: u64,
+    pub(super) messages: Vec<Timed<T>>,
 }
 
 impl<T: Send + Sync + 'static> Basket for RingBasket<T> {
     fn by(&self) -> Arc<str> {
-        self.ring.waits_for(self.n)
+        self.ring.waits_for(self.now)
     }
     fn is_impossible(&self) -> Option<Obstacle> {
-        let (_, capacity) = self.ring.never_takes(self.n)?;
-        Some(Obstacle::TooLarge { messages: self.n, capacity })
+        let capacity = self.ring.never_takes(self.now)?;
+        Some(Obstacle::TooLarge { messages: self.now, capacity })
     }
     fn pledge(&mut self) -> Result<(), Refusal> {
-        self.ring.pledge_all(self.n)
+        self.ring.pledge_all(self.now, self.later)
     }
     fn forgo(&mut self) {
-        self.ring.forgo_all(self.n);
+        self.ring.forgo_all(self.now + self.later);
     }
     fn waits(&self, patience: Patience) -> bool {
         !matches!(patience, Patience::None)
     }
     fn wait(&self, patience: Patience) -> Result<(), Refusal> {
-        self.ring.wait_for_rooms(self.n, patience)
+        self.ring.wait_for_rooms(self.now, patience)
     }
     fn put<'a>(&'a mut self) -> Box<dyn Locked + 'a> {
         Box::new(self.ring.put_together(std::mem::take(&mut self.messages)))
     }
 }
 
-impl<T: Send + Sync + 'static> Locked for Writing<'_, T> {
+impl<T: Send + Sync + 'static> Locked for ring::Writing<'_, T> {
     fn release<'a>(self: Box<Self>) -> Box<dyn Unlocked + 'a>
     where
         Self: 'a,
     {
-        Box::new(Writing::release(*self))
+        Box::new(ring::Writing::release(*self))
     }
 }
 
-impl<T: Send + Sync + 'static> Unlocked for Written<'_, T> {
+impl<T: Send + Sync + 'static> Unlocked for ring::Written<'_, T> {
     fn finish(self: Box<Self>) {
-        Written::finish(*self);
+        ring::Written::finish(*self);
     }
 }
 
@@ -189,8 +185,7 @@ impl<T: Send + Sync + 'static> Unlocked for Written<'_, T> {
 pub(super) struct LogBasket<T> {
     log: Arc<LogCore<T>>,
     pub(super) n: u64,
-    /// Each with what it counts as.
-    pub(super) records: Vec<(Message<T>, u64)>,
+    pub(super) records: Vec<Placed<T>>,
 }
 
 impl<T: Send + Sync + 'static> Basket for LogBasket<T> {
@@ -218,29 +213,21 @@ impl<T: Send + Sync + 'static> Basket for LogBasket<T> {
         Ok(())
     }
     fn put<'a>(&'a mut self) -> Box<dyn Locked + 'a> {
-        let records = std::mem::take(&mut self.records).into_iter();
-        let written = records.map(|(message, bytes)| self.log.shelf.write(message, bytes)).collect();
-        Box::new(Appended { log: &self.log, written })
+        Box::new(self.log.shelf.put_together(std::mem::take(&mut self.records)))
     }
 }
 
-/// Records that are written.
-struct Appended<'b, T> {
-    log: &'b LogCore<T>,
-    written: Vec<crate::log::Wrote<T>>,
-}
-
-impl<T: Send + Sync + 'static> Locked for Appended<'_, T> {
+impl<T: Send + Sync + 'static> Locked for log::Putting<'_, T> {
     fn release<'a>(self: Box<Self>) -> Box<dyn Unlocked + 'a>
     where
         Self: 'a,
     {
-        self
+        Box::new(log::Putting::release(*self))
     }
 }
 
-impl<T: Send + Sync + 'static> Unlocked for Appended<'_, T> {
+impl<T: Send + Sync + 'static> Unlocked for log::Written<'_, T> {
     fn finish(self: Box<Self>) {
-        self.written.into_iter().for_each(|wrote| self.log.shelf.wrote(wrote));
+        log::Written::finish(*self);
     }
 }

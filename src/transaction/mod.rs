@@ -5,6 +5,8 @@ mod commit;
 mod error;
 mod staged;
 
+pub(crate) use staged::key_in;
+
 pub use error::{Obstacle, StageError, TransactionError, Unpublished};
 
 use crate::broker::Broker;
@@ -65,12 +67,11 @@ impl Broker {
     /// ```
     ///
     /// **What together means.** First all messages are routed, then everything they reach promises to take
-    /// them; only then is anything put in. Queues and subscribers are filled under their locks, held together:
-    /// whoever sees one of the messages finds all others of them in place. Several messages to one queue stand
-    /// there in the order they were staged, with none of others between them. Apart from that:
+    /// them; only then is anything put in. All of it is put in under the locks of the queues, partitions and
+    /// subscribers it goes to, held together: whoever sees one of the messages finds all others in place. Several
+    /// messages to one queue stand there in the order they were staged, with none of others between them. Apart from
+    /// that:
     ///
-    /// * Records of a log are there before the rest can be seen; records in several partitions or logs appear
-    ///   one after the other, since readers of a log take no lock.
     /// * A message with a delay becomes visible when that ends. Delays, times to live and ids are as for a
     ///   publish at the moment of the commit.
     /// * A full queue whose policy drops or dead-letters does so; its dead letters come right after the rest.
@@ -182,7 +183,7 @@ impl Transaction {
         let log = Arc::clone(&log.core);
         let message = self.claim(message.into(), &log.shelf.runtime, &log.shelf.name)?;
         let id = message.id;
-        self.operations.push(Box::new(Append { log, message }));
+        self.operations.push(Box::new(Append::new(log, message)));
         Ok(id)
     }
 

@@ -6,6 +6,7 @@ use crate::log::LogCore;
 use crate::message::{Message, Text};
 use crate::outcome::drop_contained;
 use crate::queue::core::Core;
+use crate::subscriber::ring::for_subscribers;
 use crate::topic::{Destinations, TopicCore};
 use std::sync::Arc;
 
@@ -61,8 +62,15 @@ impl<T: Send + Sync + 'static> Staged for Enqueue<T> {
 }
 
 pub(super) struct Append<T> {
-    pub(super) log: Arc<LogCore<T>>,
-    pub(super) message: Message<T>,
+    log: Arc<LogCore<T>>,
+    message: Message<T>,
+    key: Option<Text>,
+}
+
+impl<T> Append<T> {
+    pub(super) fn new(log: Arc<LogCore<T>>, message: Message<T>) -> Self {
+        Self { log, message, key: None }
+    }
 }
 
 impl<T: Send + Sync + 'static> Staged for Append<T> {
@@ -71,16 +79,26 @@ impl<T: Send + Sync + 'static> Staged for Append<T> {
     }
     fn plan(&mut self, baskets: &mut Baskets) -> Result<(), (Arc<str>, Obstacle)> {
         self.log.shelf.stamp(&mut self.message);
+        self.key = key_in(&self.log, &self.message)?;
         baskets.log(&self.log).n += 1;
         Ok(())
     }
     fn deliver(self: Box<Self>, baskets: &mut Baskets) {
-        let bytes = self.log.shelf.size_of(&self.message);
-        baskets.log(&self.log).records.push((self.message, bytes));
+        let Self { log, message, key } = *self;
+        let record = log.shelf.record_of(message, key);
+        baskets.log(&log).records.push(record);
     }
     fn discard(self: Box<Self>) {
         drop_contained(self.message);
     }
+}
+
+/// The key a log finds for a message that has none.
+pub(crate) fn key_in<T: Send + Sync + 'static>(
+    log: &LogCore<T>,
+    message: &Message<T>,
+) -> Result<Option<Text>, (Arc<str>, Obstacle)> {
+    log.shelf.key_for(message).map_err(|words| (Arc::clone(&log.shelf.name), Obstacle::Panicked(words)))
 }
 
 pub(super) struct Publish<T> {
@@ -106,8 +124,13 @@ impl<T: Send + Sync + 'static> Staged for Publish<T> {
         self.topic.stamp(&mut self.message, self.key.clone());
         let to = self.topic.destinations(&self.message)?;
         to.queues.iter().for_each(|(core, _)| baskets.queue(core).n += 1);
-        to.rings.iter().for_each(|ring| baskets.ring(ring).n += 1);
-        to.logs.iter().for_each(|log| baskets.log(log).n += 1);
+        let later = u64::from(self.message.due().is_some());
+        for ring in &to.rings {
+            let basket = baskets.ring(ring);
+            basket.later += later;
+            basket.now += 1 - later;
+        }
+        to.logs.iter().for_each(|(log, _)| baskets.log(log).n += 1);
         self.to = Some(to);
         Ok(())
     }
@@ -121,14 +144,15 @@ impl<T: Send + Sync + 'static> Staged for Publish<T> {
         let Self { topic, mut message, given, to, .. } = *self;
         let Some(Destinations { mut queues, rings, logs, unroutable }) = to else { return };
         topic.passed(message.id, given, unroutable);
-        for log in logs {
-            let copy = message.share();
-            let bytes = log.shelf.size_of(&copy);
-            baskets.log(&log).records.push((copy, bytes));
+        for (log, key) in logs {
+            let record = log.shelf.record_of(message.share(), key);
+            baskets.log(&log).records.push(record);
         }
         if !rings.is_empty() {
-            let copy = crate::subscriber::ring::for_subscribers(message.share());
-            rings.iter().for_each(|ring| baskets.ring(ring).messages.push(Arc::clone(&copy)));
+            let mut copy = message.share();
+            let timer = copy.take_timer();
+            let copy = for_subscribers(copy);
+            rings.iter().for_each(|ring| baskets.ring(ring).messages.push((Arc::clone(&copy), timer.clone())));
         }
         // The last queue gets the message itself.
         let Some((last, key)) = queues.pop() else { return drop_contained(message) };

@@ -1,6 +1,11 @@
 //! What several test files need.
 #![allow(dead_code)]
 
+#[cfg(feature = "sqlite")]
+pub(crate) mod store;
+#[cfg(shuttle)]
+pub(crate) mod interleavings;
+
 use std::sync::Once;
 use std::sync::mpsc;
 use std::thread;

@@ -17,7 +17,7 @@ use std::sync::Weak;
 /// A place in the queue that has been counted, for one message. Whoever owns the message puts it in there
 /// himself: it may be large, and each function that it passes through by value may copy it.
 #[must_use]
-pub(crate) struct Place<'a, T>(MutexGuard<'a, Intake<T>>);
+pub(crate) struct Place<'a, T>(pub(super) MutexGuard<'a, Intake<T>>);
 
 impl<T> Place<'_, T> {
     /// Where the message goes: to the back.
@@ -200,11 +200,10 @@ impl<T: Send + Sync + 'static> Core<T> {
             self.runtime.note_progress();
             return accepted;
         }
-        message.holds_slot = true;
         let delayed = self.delayed.lock();
         let mut intake = self.intake.lock();
         intake.pledged -= 1;
-        intake.accepted += 1;
+        intake.admit(&mut message, Admission::Pledged);
         self.place(delayed, intake, message);
         Accepted::Queued
     }
@@ -285,7 +284,6 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// Sleeps until there may be room, or `until`; not if workers have left since `seen`.
     fn sleep_until_room(&self, need: Need, until: Option<Timestamp>, seen: u64) {
-        let wake_at = self.arrange_wake(until);
         let wake_up = match need {
             Need::One => &self.writable,
             Need::Together(_) => &self.writable_together,
@@ -296,7 +294,9 @@ impl<T: Send + Sync + 'static> Core<T> {
             return;
         }
         outlet.writers += 1;
-        match wake_at {
+        // Not before the lock: the call for somebody else's earlier deadline could come in between, and this
+        // one's would never be asked for again.
+        match self.arrange_wake(until) {
             Some(instant) => drop(wake_up.wait_until(&mut outlet, instant)),
             None => wake_up.wait(&mut outlet),
         }
@@ -393,15 +393,15 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// Throws the oldest fresh message away for this one (the lowest level's, where there are levels), in
     /// one step, so that nobody takes the room between. Redeliveries hold no slot: throwing them away
-    /// would make no room.
+    /// would make no room. One that is lower than all that wait is thrown away itself.
     fn replace_oldest(&self, mut message: Message<T>) -> Accepted {
         let delayed = self.delayed.lock();
         let mut outlet = self.outlet.lock();
         let mut intake = self.intake.lock();
         let full = intake.slots - outlet.released >= self.settings.capacity;
-        let oldest = if full { self.pop_oldest_fresh(&mut outlet, &mut intake) } else { None };
+        let oldest = if full { self.pop_oldest_fresh(&mut outlet, &mut intake, &message) } else { None };
         if full && oldest.is_none() {
-            // All that fills the queue is out of reach: promised, delayed, or waiting for burial.
+            // All that fills the queue is above it, or out of reach: promised, delayed, or waiting for burial.
             intake.accepted += 1;
             drop((intake, outlet, delayed));
             self.count_overflowed(1);
@@ -418,8 +418,15 @@ impl<T: Send + Sync + 'static> Core<T> {
         Accepted::Queued
     }
 
-    pub(super) fn pop_oldest_fresh(&self, outlet: &mut Outlet<T>, intake: &mut Intake<T>) -> Option<Message<T>> {
-        let lowest = intake.aside.evict();
+    pub(super) fn pop_oldest_fresh(
+        &self,
+        outlet: &mut Outlet<T>,
+        intake: &mut Intake<T>,
+        newcomer: &Message<T>,
+    ) -> Option<Message<T>> {
+        outlet.sort(intake);
+        let in_order = outlet.keyed_mut().and_then(|keyed| keyed.evict(|message| message.holds_slot));
+        let lowest = in_order.or_else(|| intake.aside.evict_for(newcomer));
         self.note_aside(intake);
         let oldest = lowest.or_else(|| pop_holding_slot(outlet, intake))?;
         outlet.left += 1;
@@ -481,6 +488,17 @@ impl<T: Send + Sync + 'static> Core<T> {
         let mut intake = self.intake.lock();
         intake.admit(&mut message, admission);
         self.place(delayed, intake, message);
+    }
+
+    /// Wakes a reader for a message that has been put where it belongs.
+    #[inline]
+    pub(super) fn wake_for_one(&self, intake: MutexGuard<'_, Intake<T>>) {
+        if !self.is_ordered() {
+            self.wake_readers(intake, 1);
+        } else if intake.sleeping > 0 {
+            drop(intake);
+            self.wake_in_turn(1);
+        }
     }
 
     #[inline]

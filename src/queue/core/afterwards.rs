@@ -44,8 +44,11 @@ impl<T: Send + Sync + 'static> Core<T> {
         if !urgently && !self.is_ordered() {
             return self.enter(message, Admission::Returned);
         }
+        if self.is_ordered() {
+            return self.take_back_in_order(message);
+        }
         let mut intake = self.intake.lock();
-        self.put_urgently(&mut intake, message);
+        self.put_aside(&mut intake, message);
         self.wake_readers(intake, 1);
     }
 
@@ -59,7 +62,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         for mut message in messages.into_iter().rev() {
             message.attempt -= 1;
             if self.is_ordered() {
-                intake.put_in_lane(message, Turn::First);
+                self.return_to_lane(&mut outlet, &mut intake, message, Turn::First);
                 continue;
             }
             match &mut intake.aside.levels {
@@ -183,18 +186,19 @@ impl<T: Send + Sync + 'static> Core<T> {
                 Some(Waiting::Burial(letter)) => due.letters.push(letter),
                 Some(Waiting::Delayed(message)) => arrived += self.fire_delayed(&mut intake, message, due),
                 Some(Waiting::Retry(mut message) | Waiting::Paced(mut message)) if self.is_overdue(&message) => {
-                    arrived += intake.free_lanes(message.take_lane());
+                    arrived += outlet.free_lanes(message.take_lane());
                     outlet.moving += 1;
                     released += u64::from(message.holds_slot);
                     due.expired.push(message);
                 }
                 Some(Waiting::Retry(message) | Waiting::Paced(message)) => {
-                    self.put_urgently(&mut intake, message);
+                    self.put_urgently(&mut outlet, &mut intake, message);
                     arrived += 1;
                 }
             }
         }
         let next = delayed.earliest();
+        outlet.sort(&mut intake);
         self.wake_readers(intake, arrived);
         self.release(outlet, released);
         next

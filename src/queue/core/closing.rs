@@ -56,10 +56,9 @@ impl<T: Send + Sync + 'static> Core<T> {
         let mut delayed = self.delayed.lock();
         let due = u64::from(delayed.earliest().is_some_and(|due| due <= horizon));
         let settled = self.settled_ever();
-        let outlet = self.outlet.lock();
-        let intake = self.intake.lock();
+        let (outlet, intake) = self.both_sides();
         let in_flight = outlet.delivered.saturating_sub(settled);
-        let ready = self.servable(&intake, outlet.left);
+        let ready = outlet.keyed().map_or(intake.entered - outlet.left, |keyed| keyed.available() as u64);
         let moves = intake.accepted + intake.entered + outlet.left + settled + delayed.len() as u64;
         let promised = intake.pledged + outlet.moving;
         drop((delayed, outlet, intake));
@@ -71,7 +70,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     fn is_consumed_by(&self, horizon: Timestamp) -> bool {
         let comes_back = || {
             let crews = self.runtime.crews();
-            let mut ours = crews.iter().filter(|crew| *crew.queue() == *self.name);
+            let mut ours = crews.iter().filter(|crew| crew.queue_id() == self.number());
             ours.any(|crew| crew.available_at().is_some_and(|at| at <= horizon))
         };
         self.consumers.load(Ordering::SeqCst) > 0 || comes_back()

@@ -70,12 +70,11 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// Looks through the queue once; answers at how many messages, and when the next of them expires.
     fn sweep(&self, now: Timestamp) -> (u32, Option<Timestamp>) {
-        let mut outlet = self.outlet.lock();
-        let mut intake = self.intake.lock();
+        let (mut outlet, mut intake) = self.both_sides();
         let looked_at = u32::try_from(intake.entered - outlet.left).unwrap_or(u32::MAX);
         let (mut expired, mut next) = (Vec::new(), None);
         let expiry = |message: &Message<T>| self.expires_at(message);
-        expired.extend(self.sweep_lanes(&mut intake, |message| {
+        expired.extend(self.sweep_lanes(&mut outlet, |message| {
             let expires = expiry(message);
             let stays = expires.is_none_or(|expires| expires > now);
             if stays {
@@ -98,7 +97,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         plain.into_iter().filter_map(&mut keep).for_each(|message| intake.tail.push(message));
         self.note_aside(&intake);
         // A key may have been held up by what expired.
-        let servable = if self.is_ordered() { intake.aside.available() } else { 0 };
+        let servable = outlet.in_turn();
         self.wake_readers(intake, servable);
         let slots = expired.iter().filter(|message| message.holds_slot).count() as u64;
         let n = expired.len() as u64;

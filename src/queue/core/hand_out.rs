@@ -13,7 +13,10 @@ impl<T: Send + Sync + 'static> Core<T> {
     #[inline]
     pub(crate) fn take_plain(&self) -> Option<Message<T>> {
         let mut outlet = self.outlet.lock();
-        if self.looks_aside() || (outlet.head.is_empty() && self.refill(&mut outlet).is_err()) {
+        if self.looks_aside() {
+            return self.take_in_turn(outlet);
+        }
+        if outlet.head.is_empty() && self.refill(&mut outlet).is_err() {
             return None;
         }
         if outlet.head.first().is_none_or(|message| self.is_overdue(message)) {
@@ -57,7 +60,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     fn take_ready(&self) -> Result<Message<T>, Nothing> {
         let mut outlet = self.outlet.lock();
         if self.looks_aside() {
-            return self.take_looking_aside(outlet);
+            return self.take_otherwise(outlet);
         }
         let mut message = self.next_plain(&mut outlet)?;
         if self.is_overdue(&message) {
@@ -89,11 +92,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         if intake.tail.refill(&mut outlet.head) {
             return Ok(());
         }
-        Err(if intake.gate == Gate::Closed && intake.aside.available() == 0 && !intake.moves_on() {
-            Nothing::Closed
-        } else {
-            Nothing::Empty
-        })
+        Err(if intake.gate == Gate::Closed && intake.aside.available() == 0 { Nothing::Closed } else { Nothing::Empty })
     }
 
     #[cold]
@@ -113,7 +112,18 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     #[cold]
-    fn take_looking_aside(&self, mut outlet: MutexGuard<'_, Outlet<T>>) -> Result<Message<T>, Nothing> {
+    fn take_otherwise(&self, outlet: MutexGuard<'_, Outlet<T>>) -> Result<Message<T>, Nothing> {
+        if !self.only_in_turn() {
+            return self.take_looking_aside(outlet);
+        }
+        match self.take_in_turn(outlet) {
+            Some(message) => Ok(message),
+            None => self.take_looking_aside(self.outlet.lock()),
+        }
+    }
+
+    #[cold]
+    pub(super) fn take_looking_aside(&self, mut outlet: MutexGuard<'_, Outlet<T>>) -> Result<Message<T>, Nothing> {
         let (mut expired, mut early) = (Vec::new(), Vec::new());
         let result = self.next_aside(&mut outlet, &mut expired, &mut early);
         self.conclude(outlet, result, expired, early)
@@ -131,13 +141,14 @@ impl<T: Send + Sync + 'static> Core<T> {
         if !self.below_limit(intake) {
             return Err(Nothing::Empty);
         }
+        outlet.sort(intake);
         loop {
-            if outlet.head.is_empty() && !intake.has_message() {
-                let over = intake.gate == Gate::Closed && !intake.moves_on();
+            if !outlet.has_message(intake) {
+                let over = intake.gate == Gate::Closed && !outlet.moves_on();
                 return Err(if over { Nothing::Closed } else { Nothing::Empty });
             }
             self.may_go(intake)?;
-            let aside = intake.aside.pop();
+            let aside = outlet.pop_in_turn().or_else(|| intake.aside.pop());
             self.note_aside(intake);
             let mut message = match aside {
                 Some(message) => message,
@@ -149,13 +160,15 @@ impl<T: Send + Sync + 'static> Core<T> {
                 }
             };
             if self.is_overdue(&message) {
-                intake.free_lanes(message.take_lane());
+                outlet.free_lanes(message.take_lane());
                 expired.push(message);
             } else if let Some(at) = self.held_by_key(intake, &mut message) {
                 early.push((at, message));
             } else {
                 self.count_gone(intake);
-                self.note_last_turn(intake);
+                if self.is_ordered() && !outlet.moves_on() {
+                    self.note_last_turn(intake);
+                }
                 intake.in_flight += usize::from(self.limits_in_flight());
                 return Ok(message);
             }
@@ -226,6 +239,9 @@ impl<T: Send + Sync + 'static> Core<T> {
         debug_assert!(batch.is_empty() && max > 0);
         let plain = !self.settings.is_special() && self.settings.ack_timeout.is_none();
         while plain && !self.looks_aside() && batch.len() < max && self.take_run(max - batch.len(), batch) {}
+        if self.only_in_turn() {
+            self.take_turns(max, batch);
+        }
         while batch.len() < max {
             match self.try_take() {
                 Ok(message) => batch.push_back(message),
@@ -314,16 +330,15 @@ impl<T: Send + Sync + 'static> Core<T> {
         loop {
             // All three at once: what moves from one to another is seen in one of them.
             let delayed = self.delayed.lock();
-            let outlet = self.outlet.lock();
-            let mut intake = self.intake.lock();
+            let (outlet, mut intake) = self.both_sides();
             let expects_more = delayed.len() > 0 && !self.has_ended();
             drop(delayed);
-            let ready = !outlet.head.is_empty() || intake.has_message();
+            let ready = outlet.has_message(&intake);
             let held = self.may_go(&intake);
             if ready && self.below_limit(&intake) && held.is_ok() {
                 return Ok(());
             }
-            if intake.gate == Gate::Closed && !ready && !expects_more && !intake.moves_on() {
+            if intake.gate == Gate::Closed && !ready && !expects_more && !outlet.moves_on() {
                 // With a limit in flight, readers sleep on a closed queue too, and settling wakes one.
                 drop((outlet, intake));
                 self.readable.notify_all();
@@ -336,8 +351,10 @@ impl<T: Send + Sync + 'static> Core<T> {
             if deadline.is_some_and(|deadline| self.runtime.clock.now() >= deadline) {
                 return Err(Nothing::TimedOut);
             }
-            drop(outlet);
             intake.sleeping += 1;
+            // Seen by whoever frees a lane, which takes the outlet alone.
+            self.asleep.store(intake.sleeping, Ordering::Relaxed);
+            drop(outlet);
             let turn = match held {
                 Err(Nothing::NotBefore(at)) if ready => Some(at),
                 _ => None,
@@ -347,6 +364,7 @@ impl<T: Send + Sync + 'static> Core<T> {
                 None => self.readable.wait(&mut intake),
             }
             intake.sleeping -= 1;
+            self.asleep.store(intake.sleeping, Ordering::Relaxed);
         }
     }
 
@@ -354,9 +372,9 @@ impl<T: Send + Sync + 'static> Core<T> {
         let mut closed = false;
         let end = self.runtime.simulate_until(patience.deadline(), || {
             let expects_more = self.expects_more();
-            let (outlet, intake) = (self.outlet.lock(), self.intake.lock());
-            let ready = !outlet.head.is_empty() || intake.has_message();
-            closed = intake.gate == Gate::Closed && !ready && !expects_more && !intake.moves_on();
+            let (outlet, intake) = self.both_sides();
+            let ready = outlet.has_message(&intake);
+            closed = intake.gate == Gate::Closed && !ready && !expects_more && !outlet.moves_on();
             closed || (ready && self.below_limit(&intake) && self.may_go(&intake).is_ok())
         });
         match end {

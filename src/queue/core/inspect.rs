@@ -50,8 +50,8 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// When the ready message was published that has been waiting longest.
     pub(crate) fn oldest_ready(&self) -> Option<Timestamp> {
-        let mut outlet = self.outlet.lock();
-        self.intake.lock().oldest(&mut outlet)
+        let (mut outlet, mut intake) = self.both_sides();
+        intake.oldest(&mut outlet)
     }
 
     pub(super) fn settled_ever(&self) -> u64 {
@@ -62,10 +62,9 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// Copies of up to `max` of the next messages, sharing their payloads with the queue.
     pub(crate) fn peek(&self, max: usize) -> Vec<Message<T>> {
-        let mut outlet = self.outlet.lock();
-        let mut intake = self.intake.lock();
+        let (mut outlet, mut intake) = self.both_sides();
         let Intake { aside, tail, .. } = &mut *intake;
-        if let Some(keyed) = &mut aside.keyed {
+        if let Some(keyed) = outlet.keyed_mut() {
             let mut copies = Vec::new();
             keyed.show(max, |message| copies.push(message.share()));
             return copies;
@@ -87,9 +86,9 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Removes everything ready and waiting, oldest first; what is in flight stays.
     fn clear(&self) -> Vec<Message<T>> {
         let mut delayed = self.delayed.lock();
-        let mut outlet = self.outlet.lock();
-        let mut intake = self.intake.lock();
+        let (mut outlet, mut intake) = self.both_sides();
         let mut all = intake.aside.take_all();
+        all.extend(outlet.keyed_mut().map_or_else(Vec::new, Keyed::take_all));
         self.note_aside(&intake);
         all.extend(intake.tail.take_all(&mut outlet.head));
         outlet.left += all.len() as u64;
@@ -97,7 +96,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         while let Some(waiting) = delayed.pop_due(Timestamp::MAX) {
             let mut message = match waiting {
                 Waiting::Retry(mut message) | Waiting::Delayed(mut message) | Waiting::Paced(mut message) => {
-                    intake.free_lanes(message.take_lane());
+                    outlet.free_lanes(message.take_lane());
                     message
                 }
                 Waiting::Burial(letter) => {
@@ -142,8 +141,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// be answered.
     pub(crate) fn end_requests(&self) {
         let mut delayed = self.delayed.lock();
-        let mut outlet = self.outlet.lock();
-        let mut intake = self.intake.lock();
+        let (mut outlet, mut intake) = self.both_sides();
         let Intake { aside, tail, .. } = &mut *intake;
         let ready = aside.iter_mut().chain(tail.iter_mut(&mut outlet.head));
         let waiting = delayed.earliest_mut(usize::MAX).into_iter().filter_map(|(_, waiting)| match waiting {
@@ -152,7 +150,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             Waiting::Burial(_) => None,
         });
         let mut requests: Vec<_> = ready.chain(waiting).filter_map(Message::take_request).collect();
-        if let Some(keyed) = &mut intake.aside.keyed {
+        if let Some(keyed) = outlet.keyed_mut() {
             keyed.show(usize::MAX, |message| requests.extend(message.take_request()));
         }
         drop((intake, outlet, delayed));
@@ -164,15 +162,14 @@ impl<T: Send + Sync + 'static> Core<T> {
         let mut handling = HandlingTime::default();
         let (mut acked, mut settled) = (0, 0);
         let delayed = self.delayed.lock();
-        let mut outlet = self.outlet.lock();
-        let mut intake = self.intake.lock();
+        let (mut outlet, mut intake) = self.both_sides();
         self.tallies.each(|tally| {
             acked += tally.acked.get();
             settled += tally.settled();
             handling.add(&tally.handling);
         });
         let oldest = intake.oldest(&mut outlet);
-        let keyed = intake.aside.keyed.as_ref();
+        let keyed = outlet.keyed();
         let counts = &self.counts;
         let (discarded, purged, cancelled) = (counts.discarded.get(), counts.purged.get(), counts.cancelled.get());
         QueueStats {
@@ -213,7 +210,7 @@ impl<T> Intake<T> {
     fn oldest(&mut self, outlet: &mut Outlet<T>) -> Option<Timestamp> {
         let aside = self.aside.iter_mut().map(|message| message.published_at).min();
         let plain = self.tail.iter_mut(&mut outlet.head).next().map(|message| message.published_at);
-        let keyed = self.aside.keyed.as_ref().and_then(Keyed::oldest).map(|message| message.published_at);
+        let keyed = outlet.keyed().and_then(Keyed::oldest).map(|message| message.published_at);
         aside.into_iter().chain(plain).chain(keyed).min()
     }
 }

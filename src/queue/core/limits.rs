@@ -86,6 +86,7 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     pub(crate) fn set_rate_limit_per_key(&self, rate: Option<Rate>) {
         let mut delayed = self.delayed.lock();
+        let mut outlet = self.outlet.lock();
         let mut intake = self.intake.lock();
         let before = intake.key_pace.take();
         intake.key_pace = rate.map(|rate| KeyThrottles::changed(before, &rate, self.runtime.clock.now()));
@@ -93,10 +94,10 @@ impl<T: Send + Sync + 'static> Core<T> {
         for waiting in delayed.take_where(|waiting| matches!(waiting, Waiting::Paced(_))) {
             let Waiting::Paced(mut message) = waiting else { unreachable!("asked for no other") };
             message.extras_mut().paced = false;
-            self.put_urgently(&mut intake, message);
+            self.put_urgently(&mut outlet, &mut intake, message);
         }
         self.note_aside(&intake);
-        drop((delayed, intake));
+        drop((delayed, outlet, intake));
         self.wake_everyone();
     }
 

@@ -4,7 +4,9 @@
 //! |---|---|---|
 //! | ready, not yet reached by a consumer | [`Tail`] in [`Intake`] | `intake` |
 //! | ready, next to be handed out | [`Head`] in [`Outlet`] | `outlet` |
-//! | to be redelivered now, or ready in a queue with priorities or ordered by key | [`Aside`] in [`Intake`] | `intake` |
+//! | ready in a queue ordered by key, not yet reached by a consumer | [`Tail`] in [`Intake`] | `intake` |
+//! | ready in a queue ordered by key, sorted | [`Turns`] in [`Outlet`] | `outlet` |
+//! | to be redelivered now, or ready in a queue with priorities | [`Aside`] in [`Intake`] | `intake` |
 //! | waiting for its time, its turn, a retry, or room among the dead letters | [`DelayHeap`] | `delayed` |
 //! | in flight | the `Delivery` or the worker's stack; under an ack timeout `leases` holds a copy too | `leases` |
 //!
@@ -18,8 +20,9 @@
 mod accept;
 mod afterwards;
 mod closing;
-mod hand_out;
 mod expiry;
+mod hand_out;
+mod in_turn;
 mod inspect;
 mod leases;
 mod limits;
@@ -29,9 +32,9 @@ mod refusal;
 mod screen;
 mod together;
 
-use super::builder::Settings;
+use super::builder::{Order, Settings};
 use super::fifo::{Head, Tail};
-use super::keyed::{KeyRule, Keyed};
+use super::keyed::{Key, KeyRule, Keyed};
 use super::levels::Levels;
 use super::throttle::{KeyThrottles, Throttle};
 use crate::alarm::Alarms;
@@ -44,6 +47,8 @@ use crate::runtime::Runtime;
 use crate::scheduler::{DelayHeap, Timed, TimedId};
 use crate::stats::{Counter, Tally};
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, Ordering, Padded, spin_loop, yield_now};
+use ahash::RandomState;
+use in_turn::Turns;
 use limits::ServiceRate;
 pub(crate) use screen::ClaimKey;
 use screen::Claims;
@@ -58,6 +63,8 @@ pub(crate) struct Core<T> {
     pub(crate) keys: KeyRule<T>,
     /// Of an idempotent queue.
     claims: Option<Claims<T>>,
+    /// Of the hashes of ordering keys.
+    seed: RandomState,
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) dead: Option<Arc<dyn DeadLetterSink<T>>>,
     /// Other queues send their dead letters here, so nothing may be given up on: there is nowhere to go.
@@ -73,6 +80,8 @@ pub(crate) struct Core<T> {
     outlet: Padded<Mutex<Outlet<T>>>,
     /// `Outlet::released`, for producers that do not hold the outlet.
     released: Padded<AtomicU64>,
+    /// `Intake::sleeping`, for consumers that do not hold the intake.
+    asleep: AtomicUsize,
     /// Not 0 if a consumer has to look at more than the head: something is aside, or a limit is set.
     aside: AtomicUsize,
     delayed: Mutex<DelayHeap<Waiting<T>>>,
@@ -99,6 +108,8 @@ pub(crate) struct Core<T> {
 /// The producers' side.
 struct Intake<T> {
     tail: Tail<Message<T>>,
+    /// Of what is in the tail, where it is ordered by key.
+    keys: Tail<Key, Message<T>>,
     aside: Aside<Message<T>>,
     gate: Gate,
     /// Messages accepted from outside, ever.
@@ -126,13 +137,13 @@ struct Aside<M> {
     /// Redeliveries, ahead of all fresh messages; unused where there are levels.
     urgent: VecDeque<M>,
     levels: Option<Levels<M>>,
-    /// All ready messages, where they are ordered by key.
-    keyed: Option<Keyed<M>>,
 }
 
 /// The consumers' side.
 struct Outlet<T> {
     head: Head<Message<T>>,
+    /// Where messages are ordered by key; the head is only a place to pass through then.
+    turns: Option<Turns<T>>,
     left: u64,
     delivered: u64,
     released: u64,
@@ -254,7 +265,7 @@ pub(crate) enum Patience {
 }
 
 impl Patience {
-    fn deadline(self) -> Option<Timestamp> {
+    pub(crate) fn deadline(self) -> Option<Timestamp> {
         match self {
             Self::Until(deadline) => Some(deadline),
             Self::None | Self::Forever => None,
@@ -290,13 +301,14 @@ impl<T: Send + Sync + 'static> Core<T> {
     ) -> Arc<Self> {
         let Keys { order: keys, claim } = keys.into();
         let claims = settings.idempotent.map(|(window, _)| Claims::new(window, claim));
-        let intake = Intake::new(&settings);
+        let (intake, outlet) = (Intake::new(&settings), Outlet::new(settings.order));
         let core = Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             name,
             settings,
             keys,
             claims,
+            seed: RandomState::new(),
             runtime,
             dead,
             terminal: AtomicBool::new(false),
@@ -306,8 +318,9 @@ impl<T: Send + Sync + 'static> Core<T> {
             alarms: Alarms::default(),
             timed: OnceLock::new(),
             intake: Padded(Mutex::new(intake)),
-            outlet: Padded(Mutex::new(Outlet::new())),
+            outlet: Padded(Mutex::new(outlet)),
             released: Padded(AtomicU64::new(0)),
+            asleep: AtomicUsize::new(0),
             aside: AtomicUsize::new(0),
             delayed: Mutex::new(DelayHeap::new()),
             leases: Mutex::new(DelayHeap::new()),
@@ -367,7 +380,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Workers of all its consumers.
     pub(crate) fn workers(&self) -> usize {
         let crews = self.runtime.crews();
-        crews.iter().filter(|crew| *crew.queue() == *self.name).map(|crew| crew.workers()).sum()
+        crews.iter().filter(|crew| crew.queue_id() == self.number()).map(|crew| crew.workers()).sum()
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -411,6 +424,8 @@ impl Need {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Admission {
     Published,
+    /// The promise has taken its slot.
+    Pledged,
     Redriven,
     /// It was here before.
     Returned,
@@ -420,6 +435,7 @@ impl<T> Intake<T> {
     fn new(settings: &Settings) -> Self {
         Self {
             tail: Tail::new(),
+            keys: Tail::new(),
             aside: Aside::new(settings),
             gate: Gate::Open,
             accepted: 0,
@@ -436,9 +452,11 @@ impl<T> Intake<T> {
         }
     }
 
+    /// Counts a message that enters.
+    #[inline]
     fn admit(&mut self, message: &mut Message<T>, admission: Admission) {
-        message.holds_slot = admission == Admission::Published;
-        self.slots += u64::from(message.holds_slot);
+        message.holds_slot = matches!(admission, Admission::Published | Admission::Pledged);
+        self.slots += u64::from(admission == Admission::Published);
         self.accepted += u64::from(admission != Admission::Returned);
         self.redriven += u64::from(admission == Admission::Redriven);
     }
@@ -452,29 +470,25 @@ impl<M> Aside<M> {
     fn new(settings: &Settings) -> Self {
         let levels =
             (settings.priority_levels > 1).then(|| Levels::new(settings.priority_levels, settings.low_priority_share));
-        Self { urgent: VecDeque::new(), levels, keyed: settings.order.is_some().then(Keyed::new) }
+        Self { urgent: VecDeque::new(), levels }
     }
 
     /// How many may be handed out now.
     fn available(&self) -> usize {
-        let keyed = self.keyed.as_ref().map_or(0, Keyed::available);
-        self.urgent.len() + self.levels.as_ref().map_or(0, Levels::len) + keyed
+        self.urgent.len() + self.levels.as_ref().map_or(0, Levels::len)
     }
 
     fn take_all(&mut self) -> Vec<M> {
         let levels = self.levels.as_mut().map(Levels::take_all);
-        let keyed = self.keyed.as_mut().map(|keyed| keyed.retain(|_| false));
-        self.urgent.drain(..).chain(levels.into_iter().flatten()).chain(keyed.into_iter().flatten()).collect()
+        self.urgent.drain(..).chain(levels.into_iter().flatten()).collect()
     }
 
-    /// Lets `keep` take messages out; the others stay where they are. None of those in
-    /// lanes.
+    /// Lets `keep` take messages out; the others stay where they are.
     fn sift(&mut self, keep: &mut impl FnMut(M) -> Option<M>) {
         self.urgent = std::mem::take(&mut self.urgent).into_iter().filter_map(&mut *keep).collect();
         self.levels.iter_mut().for_each(|levels| levels.sift(keep));
     }
 
-    /// All but those in lanes.
     fn iter_mut(&mut self) -> impl Iterator<Item = &mut M> {
         self.urgent.iter_mut().chain(self.levels.as_mut().map(Levels::iter_mut).into_iter().flatten())
     }
@@ -482,24 +496,24 @@ impl<M> Aside<M> {
 
 impl<T> Aside<Message<T>> {
     fn pop(&mut self) -> Option<Message<T>> {
-        if let Some(keyed) = &mut self.keyed {
-            let (lane, mut message) = keyed.pop()?;
-            message.set_lane(lane);
-            return Some(message);
-        }
         self.urgent.pop_front().or_else(|| self.levels.as_mut()?.pop())
     }
 
-    /// The oldest fresh message: of the lowest level, or of any key.
-    fn evict(&mut self) -> Option<Message<T>> {
-        let oldest = self.keyed.as_mut().and_then(|keyed| keyed.evict(|message| message.holds_slot));
-        oldest.or_else(|| self.levels.as_mut()?.evict(|message| message.holds_slot))
+    /// The oldest fresh message of the lowest level, if that is not above the newcomer's.
+    fn evict_for(&mut self, newcomer: &Message<T>) -> Option<Message<T>> {
+        self.levels.as_mut()?.evict(newcomer.priority(), |message| message.holds_slot)
     }
 }
 
 impl<T> Outlet<T> {
-    fn new() -> Self {
-        Self { head: Head::new(), left: 0, delivered: 0, released: 0, moving: 0, writers: 0 }
+    /// Whether anything may be handed out, limits aside; for an ordered queue, when all is sorted.
+    fn has_message(&self, intake: &Intake<T>) -> bool {
+        !self.head.is_empty() || self.in_turn() > 0 || intake.has_message()
+    }
+
+    fn new(order: Option<Order>) -> Self {
+        let turns = order.map(Turns::new);
+        Self { head: Head::new(), turns, left: 0, delivered: 0, released: 0, moving: 0, writers: 0 }
     }
 }
 
@@ -538,6 +552,8 @@ impl<T> Core<T> {
     fn drop_messages(&self) {
         let (mut delayed, mut outlet, mut intake) = (self.delayed.lock(), self.outlet.lock(), self.intake.lock());
         intake.aside.take_all().into_iter().for_each(drop_contained);
+        outlet.sort(&mut intake);
+        outlet.keyed_mut().map_or_else(Vec::new, Keyed::take_all).into_iter().for_each(drop_contained);
         intake.tail.take_all(&mut outlet.head).into_iter().for_each(drop_contained);
         while let Some(waiting) = delayed.pop_due(Timestamp::MAX) {
             drop_contained(waiting);

@@ -1,11 +1,15 @@
 //! Order by key: where a message's lane comes from, and what becomes of it.
 
-use super::{Core, Gate, Intake, Refusal};
+use super::accept::Place;
+use super::{Admission, Core, Intake, Outlet, Refusal};
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::message::{Message, Text};
 use crate::outcome::contained;
-use crate::queue::keyed::{Exhausted, Hold, KeyRule, Keyed, Parked, Turn};
+use crate::queue::keyed::{Exhausted, Hold, Key, KeyRule, Keyed, Parked, Turn};
+use crate::request::End;
 use crate::runtime::Event;
+use crate::sync::Ordering;
+use std::sync::Arc;
 
 impl<T: Send + Sync + 'static> Core<T> {
     /// Whether its messages are ordered by key.
@@ -41,37 +45,57 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
     }
 
-    /// As [`Core::offer`], into the lane of the message's key.
+    /// As [`Core::offer`], by the message's key.
     pub(super) fn offer_by_key(&self, mut message: Message<T>) -> Result<(), (Message<T>, Refusal)> {
+        match self.place_in_order(&mut message) {
+            Ok(mut place) => {
+                place.chunk().push_back(message);
+                self.placed_in_order(place);
+                Ok(())
+            }
+            Err(refusal) => Err((message, refusal)),
+        }
+    }
+
+    /// As [`Core::place_for`], in an ordered queue, for a message without a delay or a timer; says why there
+    /// is none. Its key is found here, so no lock may be held. [`Core::placed_in_order`] follows.
+    pub(crate) fn place_in_order(&self, message: &mut Message<T>) -> Result<Place<'_, T>, Refusal> {
+        debug_assert!(!message.is_timed());
         let known = message.extras.as_mut().and_then(|extras| extras.order_key.take());
-        let key = match known.map_or_else(|| self.key_of(&message), Ok) {
-            Ok(key) => key,
-            Err(words) => return Err((message, Refusal::Panicked(words.into()))),
+        let text = match known {
+            Some(text) => text,
+            None => self.key_of(message).map_err(|words| Refusal::Panicked(words.into()))?,
         };
+        let key = Key::new(text, &self.seed);
         let mut intake = self.intake.lock();
         if let Err(refusal) = self.let_in(&mut intake) {
             drop(intake);
             if refusal == Refusal::Full {
                 // For the next try, since the user's function may be slow, or count its calls.
-                message.extras_mut().order_key = Some(key);
+                message.extras_mut().order_key = Some(key.into_text());
             }
-            return Err((message, refusal));
+            return Err(refusal);
         }
-        message.holds_slot = true;
-        intake.slots += 1;
-        intake.accepted += 1;
+        intake.admit(message, Admission::Published);
         intake.entered += 1;
-        self.note_expiry(&message);
-        let arrived = intake.aside.keyed.as_mut().is_some_and(|keyed| keyed.push(key, message));
-        self.wake_readers(intake, usize::from(arrived));
-        Ok(())
+        if message.extras.is_some() || self.settings.ttl.is_some() {
+            self.note_expiry(message);
+        }
+        intake.keys.push(key);
+        Ok(Place(intake))
+    }
+
+    /// The message is in its place.
+    #[inline]
+    pub(crate) fn placed_in_order(&self, Place(intake): Place<'_, T>) {
+        self.wake_for_one(intake);
     }
 
     /// The message that kept this lane busy is gone: the next one has its turn.
     #[inline]
     pub(crate) fn free_lane(&self, lane: Option<u32>) {
         if let Some(lane) = lane {
-            self.free_lanes(&[lane]);
+            self.free_one_lane(lane);
         }
     }
 
@@ -79,9 +103,55 @@ impl<T: Send + Sync + 'static> Core<T> {
         if lanes.is_empty() {
             return;
         }
+        let arrived = self.outlet.lock().free_lanes(lanes.iter().copied());
+        self.wake_for_freed(arrived);
+    }
+
+    #[inline(never)]
+    fn free_one_lane(&self, lane: u32) {
+        let arrived = self.outlet.lock().keyed_mut().is_some_and(|keyed| keyed.free(lane));
+        self.wake_for_freed(usize::from(arrived));
+    }
+
+    #[inline]
+    fn wake_for_freed(&self, arrived: usize) {
+        // Whoever sleeps has said so before it let go of the outlet.
+        if arrived > 0 && self.asleep.load(Ordering::Relaxed) > 0 {
+            self.wake_readers(self.intake.lock(), arrived);
+        }
+    }
+
+    /// Takes back what was handed out, ahead of its key.
+    pub(super) fn take_back_in_order(&self, message: Message<T>) {
+        let mut outlet = self.outlet.lock();
         let mut intake = self.intake.lock();
-        let arrived = intake.free_lanes(lanes.iter().copied());
-        self.wake_readers(intake, arrived);
+        self.put_urgently(&mut outlet, &mut intake, message);
+        drop(outlet);
+        self.wake_readers(intake, 1);
+    }
+
+    /// Puts a message that was handed out, or is due for a retry, at the front of its key; any other at the
+    /// end.
+    pub(super) fn return_to_lane(
+        &self,
+        outlet: &mut Outlet<T>,
+        intake: &mut Intake<T>,
+        mut message: Message<T>,
+        turn: Turn,
+    ) {
+        match (message.take_lane(), outlet.keyed_mut()) {
+            (Some(lane), Some(keyed)) => keyed.give_back(lane, message, turn),
+            _ => self.put_keyful(intake, message),
+        }
+    }
+
+    /// Behind all of its key, which is known by now.
+    pub(super) fn put_keyful(&self, intake: &mut Intake<T>, mut message: Message<T>) {
+        let text = message.extras.as_mut().and_then(|extras| extras.order_key.take());
+        debug_assert!(text.is_some(), "found before it came here");
+        let key = Key::new(text.unwrap_or(Text::EMPTY), &self.seed);
+        intake.keys.push(key);
+        intake.tail.push(message);
     }
 
     /// Whether a failure for this reason holds its key back.
@@ -95,12 +165,17 @@ impl<T: Send + Sync + 'static> Core<T> {
         let lane = message.take_lane().expect("only an ordered queue parks, and only what it has handed out");
         let (id, stopped) = (message.id, self.settings.exhausted == Exhausted::Stop);
         message.redelivered = true;
+        // Whether there is a further attempt is up to whoever resumes the key, and when.
+        let told = message.take_request().map(|request| {
+            let error = message.history().last().map(|attempt| attempt.error.clone());
+            (request, End::Failed(Arc::clone(&self.name), reason.clone(), error))
+        });
         let hold = Hold { reason, since: self.runtime.clock.now() };
         let key = {
-            let mut intake = self.intake.lock();
+            let (mut outlet, mut intake) = self.both_sides();
             self.note_expiry(&message);
             intake.entered += 1;
-            let keyed = intake.aside.keyed.as_mut().expect("an ordered queue");
+            let keyed = outlet.keyed_mut().expect("an ordered queue");
             keyed.park(lane, message, hold);
             if stopped {
                 keyed.stop();
@@ -108,13 +183,16 @@ impl<T: Send + Sync + 'static> Core<T> {
             keyed.key(lane).clone()
         };
         self.note_gone();
+        if let Some((request, end)) = told {
+            request.end(end);
+        }
         let (queue, key) = (self.name.to_string(), key.as_str().to_owned());
         self.runtime.tell(|| Event::KeyParked { queue, key, message: id, stopped });
     }
 
     pub(crate) fn parked(&self) -> Vec<Parked> {
-        let intake = self.intake.lock();
-        let parked = intake.aside.keyed.iter().flat_map(Keyed::parked);
+        let (outlet, _intake) = self.both_sides();
+        let parked = outlet.keyed().into_iter().flat_map(Keyed::parked);
         let list = parked.map(|(key, hold, first, waiting)| Parked {
             key: key.as_str().to_owned(),
             waiting,
@@ -129,8 +207,10 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// Lets a parked key go on; whether there was such a one.
     pub(crate) fn release_key(&self, key: &str) -> bool {
-        let mut intake = self.intake.lock();
-        let released = intake.release(&Text::new(key));
+        let key = Key::new(Text::new(key), &self.seed);
+        let (mut outlet, intake) = self.both_sides();
+        let released = outlet.keyed_mut().is_some_and(|keyed| keyed.release(&key, start_again));
+        drop(outlet);
         self.wake_readers(intake, usize::from(released));
         released
     }
@@ -138,9 +218,9 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Makes dead letters of all that waits under a parked key; how many those are.
     pub(crate) fn drop_key(&self, key: &str) -> usize {
         let (hold, messages) = {
-            let mut outlet = self.outlet.lock();
-            let mut intake = self.intake.lock();
-            let taken = intake.aside.keyed.as_mut().and_then(|keyed| keyed.take_parked(&Text::new(key)));
+            let key = Key::new(Text::new(key), &self.seed);
+            let (mut outlet, intake) = self.both_sides();
+            let taken = outlet.keyed_mut().and_then(|keyed| keyed.take_parked(&key));
             let Some((hold, messages)) = taken else { return 0 };
             drop(intake);
             outlet.left += messages.len() as u64;
@@ -162,75 +242,34 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// Lifts a stop and lets the keys that caused it go on; whether there was one.
     pub(crate) fn resume(&self) -> bool {
-        let mut intake = self.intake.lock();
-        let Some(keyed) = &mut intake.aside.keyed else { return false };
+        let mut outlet = self.outlet.lock();
+        let Some(keyed) = outlet.keyed_mut() else { return false };
         if !keyed.resume() {
             return false;
         }
         for key in keyed.parked_keys() {
-            intake.release(&key);
+            keyed.release(&key, start_again);
         }
-        drop(intake);
+        drop(outlet);
         self.wake_everyone();
         true
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
-        self.intake.lock().aside.keyed.as_ref().is_some_and(Keyed::is_stopped)
-    }
-
-    /// What is ready and will be handed out without anything else happening first.
-    pub(super) fn servable(&self, intake: &Intake<T>, left: u64) -> u64 {
-        match &intake.aside.keyed {
-            Some(keyed) => keyed.available() as u64,
-            None => intake.entered - left,
-        }
-    }
-
-    /// The last that sleepers on a closed queue have waited for is handed out.
-    pub(super) fn note_last_turn(&self, intake: &Intake<T>) {
-        if intake.gate == Gate::Closed && intake.aside.keyed.is_some() && !intake.moves_on() {
-            self.readable.notify_all();
-        }
+        self.outlet.lock().keyed().is_some_and(Keyed::is_stopped)
     }
 
     /// Takes what has expired out of the lanes.
     pub(super) fn sweep_lanes(
         &self,
-        intake: &mut Intake<T>,
+        outlet: &mut Outlet<T>,
         mut stays: impl FnMut(&Message<T>) -> bool,
     ) -> Vec<Message<T>> {
-        intake.aside.keyed.as_mut().map_or_else(Vec::new, |keyed| keyed.retain(&mut stays))
+        outlet.keyed_mut().map_or_else(Vec::new, |keyed| keyed.retain(&mut stays))
     }
 }
 
-impl<T> Intake<T> {
-    /// How many of these lanes have another message to hand out.
-    pub(super) fn free_lanes(&mut self, lanes: impl IntoIterator<Item = u32>) -> usize {
-        let Some(keyed) = &mut self.aside.keyed else { return 0 };
-        lanes.into_iter().filter(|&lane| keyed.free(lane)).count()
-    }
-
-    /// Puts a message that was handed out, or is due for a retry, at the front of its key; any other at the
-    /// end.
-    pub(super) fn put_in_lane(&mut self, mut message: Message<T>, turn: Turn) {
-        let keyed = self.aside.keyed.as_mut().expect("an ordered queue");
-        if let Some(lane) = message.take_lane() {
-            keyed.give_back(lane, message, turn);
-            return;
-        }
-        let key = message.extras.as_mut().and_then(|extras| extras.order_key.take());
-        debug_assert!(key.is_some(), "found before it came here");
-        keyed.push(key.unwrap_or(Text::EMPTY), message);
-    }
-
-    fn release(&mut self, key: &Text) -> bool {
-        let Some(keyed) = &mut self.aside.keyed else { return false };
-        keyed.release(key, |message| message.attempt = 0)
-    }
-
-    /// Whether messages wait that will get their turn, sooner or later.
-    pub(super) fn moves_on(&self) -> bool {
-        self.aside.keyed.as_ref().is_some_and(Keyed::moves_on)
-    }
+/// What was given up on gets all its attempts again.
+fn start_again<T>(message: &mut Message<T>) {
+    message.attempt = 0;
 }

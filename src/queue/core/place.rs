@@ -1,6 +1,6 @@
 //! Where in the queue a message goes.
 
-use super::{Core, Intake, Waiting};
+use super::{Core, Intake, Outlet, Waiting};
 use crate::clock::Timestamp;
 use crate::message::Message;
 use crate::queue::keyed::Turn;
@@ -23,7 +23,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     fn put_specially(&self, intake: &mut Intake<T>, message: Message<T>) {
         self.note_expiry(&message);
         if self.is_ordered() {
-            return intake.put_in_lane(message, Turn::Last);
+            return self.put_keyful(intake, message);
         }
         match &mut intake.aside.levels {
             Some(levels) => {
@@ -35,12 +35,19 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     /// Before everything that has not been delivered yet (of its priority or key).
-    pub(super) fn put_urgently(&self, intake: &mut Intake<T>, message: Message<T>) {
+    pub(super) fn put_urgently(&self, outlet: &mut Outlet<T>, intake: &mut Intake<T>, message: Message<T>) {
+        if !self.is_ordered() {
+            return self.put_aside(intake, message);
+        }
         self.note_expiry(&message);
         intake.entered += 1;
-        if self.is_ordered() {
-            return intake.put_in_lane(message, Turn::Last);
-        }
+        self.return_to_lane(outlet, intake, message, Turn::Last);
+    }
+
+    /// Before everything that has not been delivered yet, in a queue that is not ordered.
+    pub(super) fn put_aside(&self, intake: &mut Intake<T>, message: Message<T>) {
+        self.note_expiry(&message);
+        intake.entered += 1;
         match &mut intake.aside.levels {
             Some(levels) => levels.push_redelivered(message.priority(), message),
             None => intake.aside.urgent.push_back(message),
@@ -61,7 +68,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
         let timer = message.take_timer();
         self.put(&mut intake, message);
-        self.wake_readers(intake, 1);
+        self.wake_for_one(intake);
         drop(delayed);
         timer.iter().for_each(|timer| self.runtime.timers.supersede(timer));
     }
@@ -91,9 +98,8 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Tells consumers whether they have to look at more than the head.
     pub(super) fn note_aside(&self, intake: &Intake<T>) {
         let limited = intake.pace.is_some() || intake.key_pace.is_some() || self.limits_in_flight();
-        // What is ordered by key is never anywhere else, and what claims its key is looked at closely.
-        let limited = limited || self.is_ordered() || self.claims.is_some();
-        self.aside.store(intake.aside.available() + usize::from(limited), Ordering::Relaxed);
+        let otherwise = usize::from(limited) + usize::from(self.is_ordered()) + usize::from(self.claims.is_some());
+        self.aside.store(intake.aside.available() + otherwise, Ordering::Relaxed);
     }
 
     /// Has the queue looked through when the message expires.

@@ -88,7 +88,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             }
             let takes = match &mut outlet {
                 _ if message.holds_slot => true,
-                Some(outlet) if message.due().is_none() => self.makes_way(outlet, &mut intake, &mut after),
+                Some(outlet) if message.due().is_none() => self.makes_way(outlet, &mut intake, &message, &mut after),
                 _ => {
                     after.overflowing.push(message);
                     continue;
@@ -111,11 +111,17 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     /// Throws the oldest message away if the queue is full; whether there is room for one now.
-    fn makes_way(&self, outlet: &mut Outlet<T>, intake: &mut Intake<T>, after: &mut Afterwards<T>) -> bool {
+    fn makes_way(
+        &self,
+        outlet: &mut Outlet<T>,
+        intake: &mut Intake<T>,
+        newcomer: &Message<T>,
+        after: &mut Afterwards<T>,
+    ) -> bool {
         if intake.slots - outlet.released < self.settings.capacity {
             return true;
         }
-        let oldest = self.pop_oldest_fresh(outlet, intake);
+        let oldest = self.pop_oldest_fresh(outlet, intake, newcomer);
         let found = oldest.is_some();
         after.overflowed.extend(oldest);
         found
@@ -123,6 +129,10 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// What could not be done under the locks, since it may take others or run the user's code.
     fn put_the_rest(&self, after: Afterwards<T>) {
+        if self.is_ordered() && after.arrived > 0 {
+            // Who may be woken shows only in both sides of the queue together.
+            self.wake_in_turn(after.arrived);
+        }
         after.timers.iter().for_each(|timer| self.runtime.timers.supersede(timer));
         for message in after.delayed {
             let delayed = self.delayed.lock();
@@ -180,7 +190,9 @@ impl<'a, T: Send + Sync + 'static> Putting<'a, T> {
     /// Lets the messages be seen. Locks are released here, and what takes others is left to what this answers.
     pub(crate) fn release(self) -> Released<'a, T> {
         drop(self.outlet);
-        self.core.wake_readers(self.intake, self.after.arrived);
+        if !self.core.is_ordered() {
+            self.core.wake_readers(self.intake, self.after.arrived);
+        }
         Released { core: self.core, after: self.after }
     }
 }

@@ -1,0 +1,269 @@
+//! Which partition a worker reads next, and what it finds there.
+
+use super::board::{Board, Phase};
+use super::core::GroupCore;
+use super::lane::Lane;
+use super::partition::Located;
+use super::record::Record;
+use super::segment::Segment;
+use crate::clock::Timestamp;
+use crate::runtime::Event;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a member takes at a time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Want {
+    pub(super) max: usize,
+    pub(super) linger: Duration,
+}
+
+impl Want {
+    pub(super) const ONE: Self = Self { max: 1, linger: Duration::ZERO };
+}
+
+/// A partition in a worker's hand.
+pub(super) struct Claim<T> {
+    pub(super) partition: usize,
+    pub(super) epoch: u64,
+    pub(super) found: Found<T>,
+}
+
+pub(super) enum Found<T> {
+    /// The first of at most so many records.
+    Records { first: Record<T>, most: usize },
+    /// Retention was faster.
+    Trimmed { asked: u64, oldest: u64 },
+    /// Records that were given up on still have to become dead letters.
+    GivenUp,
+}
+
+/// Why there is nothing to claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Nothing {
+    Interrupted,
+    Closed,
+}
+
+/// What becomes of a partition that is given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    Ready,
+    RestUntil(Timestamp),
+}
+
+pub(super) enum Prepared<T> {
+    Take(Claim<T>),
+    AtEnd,
+    Rest { until: Timestamp, wanted: u64 },
+}
+
+impl<T: Send + Sync + 'static> GroupCore<T> {
+    /// The next partition with something to read; waits for one.
+    pub(super) fn claim(&self, want: Want, go_on: &dyn Fn() -> bool) -> Result<Claim<T>, Nothing> {
+        let mut board = self.board.lock();
+        loop {
+            if !go_on() {
+                self.pass_on(&board);
+                return Err(Nothing::Interrupted);
+            }
+            if let Some(claim) = self.claim_ready(&mut board, want) {
+                return Ok(claim);
+            }
+            if board.closed {
+                return Err(Nothing::Closed);
+            }
+            if std::mem::take(&mut board.moved) {
+                drop(board);
+                self.shelf.runtime.note_progress();
+                board = self.board.lock();
+                continue;
+            }
+            board.sleeping += 1;
+            self.awake.wait(&mut board);
+            board.sleeping -= 1;
+        }
+    }
+
+    pub(super) fn try_claim(&self, want: Want) -> Option<Claim<T>> {
+        self.claim_ready(&mut self.board.lock(), want)
+    }
+
+    fn claim_ready(&self, board: &mut Board, want: Want) -> Option<Claim<T>> {
+        if board.paused {
+            return None;
+        }
+        while let Some(partition) = board.next_ready() {
+            match self.prepare(board, partition, want) {
+                Prepared::Take(claim) => {
+                    board.phases[partition] = Phase::Held(0);
+                    return Some(claim);
+                }
+                Prepared::AtEnd => {}
+                Prepared::Rest { until, wanted } => self.rest(board, partition, until, wanted),
+            }
+        }
+        None
+    }
+
+    /// Gives a partition back.
+    pub(super) fn release(&self, partition: usize, next: Next) {
+        let mut board = self.board.lock();
+        match next {
+            Next::Ready => board.make_ready(partition),
+            Next::RestUntil(until) => self.rest(&mut board, partition, until, 0),
+        }
+        // Whoever gives one back takes the next itself, or stands back.
+        if board.ready() > 1 {
+            self.pass_on(&board);
+        }
+        drop(board);
+        self.shelf.runtime.note_progress();
+    }
+
+    /// Looks at what is next in a partition.
+    pub(super) fn prepare(&self, board: &mut Board, partition: usize, want: Want) -> Prepared<T> {
+        let store = self.shelf.partition(partition);
+        let mut lane = self.lane(partition);
+        let claim = |epoch, found| Prepared::Take(Claim { partition, epoch, found });
+        loop {
+            if lane.given_up.is_some() {
+                return claim(lane.epoch, Found::GivenUp);
+            }
+            match self.shelf.locate(partition, lane.position) {
+                // If something came since, look again.
+                Located::End => {
+                    if !store.watch(lane.position) {
+                        return Prepared::AtEnd;
+                    }
+                }
+                Located::Gap(end) => {
+                    lane.pass_gap(end);
+                    self.note_committed(partition, &lane);
+                    board.moved = true;
+                }
+                Located::Trimmed { oldest } => {
+                    return claim(lane.epoch, Found::Trimmed { asked: lane.position, oldest });
+                }
+                Located::At { segment, index, end } => {
+                    lane.forget_failures_before(segment.offset_of(index));
+                    match self.delay(board, &mut lane, partition, (&segment, index, end), want) {
+                        // To be woken before its time, it has to hear of appends.
+                        Some((_, wanted)) if wanted > 0 && store.watch(end) => continue,
+                        Some((until, wanted)) => return Prepared::Rest { until, wanted },
+                        None => {}
+                    }
+                    return claim(lane.epoch, self.found(&mut lane, partition, segment, index, want));
+                }
+            }
+        }
+    }
+
+    fn found(
+        &self,
+        lane: &mut Lane<T>,
+        partition: usize,
+        segment: Arc<Segment<T>>,
+        index: usize,
+        want: Want,
+    ) -> Found<T> {
+        lane.linger_until = None;
+        let max = if self.settings.replay.is_paced() { 1 } else { want.max };
+        let most = lane.failed_together().map_or(max, |failed| failed.min(max));
+        let attempt = lane.attempts_at(segment.offset_of(index)) + 1;
+        Found::Records { first: Record::new(segment, index, partition, attempt), most }
+    }
+
+    /// Whether the record has to wait, and until when or how many are there: for the pace of a replay, or for
+    /// more of its batch.
+    fn delay(
+        &self,
+        board: &mut Board,
+        lane: &mut Lane<T>,
+        partition: usize,
+        (segment, index, end): (&Segment<T>, usize, u64),
+        want: Want,
+    ) -> Option<(Timestamp, u64)> {
+        if !lane.failing.is_empty() {
+            return None;
+        }
+        if self.settings.replay.is_paced() {
+            let published = segment.get(index).map_or(Timestamp::default(), |message| message.published_at);
+            let due = self.due(board, partition, published);
+            if due > self.now() {
+                return Some((due, 0));
+            }
+        }
+        let wanted = lane.position.saturating_add(want.max as u64);
+        if want.linger.is_zero() || board.draining || end >= wanted {
+            return None;
+        }
+        let now = self.now();
+        let until = *lane.linger_until.get_or_insert_with(|| now.after(want.linger));
+        (until > now).then_some((until, wanted))
+    }
+
+    /// When a record is due that was published at that time.
+    fn due(&self, board: &mut Board, partition: usize, published: Timestamp) -> Timestamp {
+        let (began, first) = *board.anchor.get_or_insert_with(|| {
+            let others = (0..self.width()).filter(|&other| other != partition);
+            let first_of = |other| {
+                let position = self.lane(other).position;
+                match self.shelf.locate(other, position) {
+                    Located::At { segment, index, .. } => segment.get(index).map(|message| message.published_at),
+                    _ => None,
+                }
+            };
+            (self.now(), others.filter_map(first_of).min().map_or(published, |other| other.min(published)))
+        });
+        began.after(self.settings.replay.stretched(published.since(first)))
+    }
+
+    /// Goes on at the oldest record, and says so.
+    pub(super) fn skip_trimmed(&self, claim: &Claim<T>, asked: u64, oldest: u64) {
+        let mut lane = self.lane(claim.partition);
+        if lane.epoch == claim.epoch {
+            lane.counts.skipped += oldest.saturating_sub(asked);
+            let given_up = lane.move_to(oldest);
+            self.note_committed(claim.partition, &lane);
+            drop(lane);
+            drop(given_up);
+            let (group, partition) = (self.full_name.to_string(), claim.partition);
+            self.shelf.runtime.tell(|| Event::LogTrimmed { group, partition, asked, oldest });
+        } else {
+            drop(lane);
+        }
+        self.release(claim.partition, Next::Ready);
+    }
+
+    /// The record behind this one, as it is delivered for the first time; `false` if there is none now.
+    #[inline]
+    pub(super) fn advance(&self, record: &mut Record<T>) -> bool {
+        record.advance() || self.next_segment(record)
+    }
+
+    fn next_segment(&self, record: &mut Record<T>) -> bool {
+        let (partition, next) = (record.partition(), record.offset() + 1);
+        if !self.shelf.partition(partition).reaches(next) {
+            return false;
+        }
+        let Located::At { segment, index, .. } = self.shelf.locate(partition, next) else { return false };
+        *record = Record::new(segment, index, partition, 1);
+        true
+    }
+
+    /// Up to `most` records of one partition, from `first` on.
+    pub(super) fn collect(&self, first: Record<T>, most: usize) -> Vec<Record<T>> {
+        let again = first.attempt() > 1;
+        let mut next = first.clone();
+        let mut batch = vec![first];
+        while batch.len() < most && self.advance(&mut next) {
+            batch.push(next.clone());
+        }
+        if again {
+            let lane = self.lane(next.partition());
+            batch.iter_mut().for_each(|record| record.set_attempt(lane.attempts_at(record.offset()) + 1));
+        }
+        batch
+    }
+}

@@ -1,0 +1,44 @@
+//! What messages are ordered by.
+
+use crate::message::Text;
+use ahash::RandomState;
+use std::sync::Arc;
+
+/// How a queue finds the ordering key of a message.
+pub(crate) enum KeyRule<T> {
+    Unordered,
+    /// By the key that the message was given.
+    OfMessage,
+    /// All have the same.
+    One,
+    Of(Arc<dyn Fn(&T) -> Text + Send + Sync>),
+}
+
+impl<T> Clone for KeyRule<T> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Unordered => Self::Unordered,
+            Self::OfMessage => Self::OfMessage,
+            Self::One => Self::One,
+            Self::Of(key) => Self::Of(Arc::clone(key)),
+        }
+    }
+}
+
+/// An ordering key and its hash, found once by whoever brings the message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Key {
+    pub(super) hash: u32,
+    pub(super) text: Text,
+}
+
+impl Key {
+    #[inline]
+    pub(crate) fn new(text: Text, seed: &RandomState) -> Self {
+        Self { hash: seed.hash_one(&text) as u32, text }
+    }
+
+    pub(crate) fn into_text(self) -> Text {
+        self.text
+    }
+}
