@@ -212,7 +212,10 @@ fn batches_keys_levels_and_limits_go_with_it() {
         let (log, base) = (seen.clone(), 1_000 * (i as u64 + 1));
         let count = move |n: &Message<u64>| match n.attempt() + **n as u32 % 2 {
             1 => Err(Failure::transient("once")),
-            _ => Ok(count_into(&log, base + **n)),
+            _ => {
+                count_into(&log, base + **n);
+                Ok(())
+            }
         };
         queue.consumer().workers(4).start(count).unwrap();
     }

@@ -219,8 +219,11 @@ impl<T: Send + Sync + 'static> Halves<T> {
             let mut table = self.table.lock();
             let Some(entry) = table.get_mut(id) else { return };
             let (decided, given_up) = (entry.decided, entry.checks >= self.timing.times);
-            // Whoever settles it puts it back if that fails.
-            let Some(message) = &mut entry.message else { return };
+            let Some(message) = &mut entry.message else {
+                // Whoever settles it puts it back if that fails.
+                table.looked_at(id, None);
+                return;
+            };
             (message.share(), decided, given_up)
         };
         let resolution = match (decided, given_up) {
@@ -230,9 +233,15 @@ impl<T: Send + Sync + 'static> Halves<T> {
         };
         drop_contained(copy);
         match resolution {
-            Resolution::Commit => self.commit_as_told(id),
-            // It may have been settled meanwhile.
-            Resolution::Rollback => _ = self.roll_back(id, None),
+            Resolution::Commit => {
+                self.table.lock().looked_at(id, None);
+                self.commit_as_told(id);
+            }
+            Resolution::Rollback => {
+                self.table.lock().looked_at(id, None);
+                // It may have been settled meanwhile.
+                let _ = self.roll_back(id, None);
+            }
             Resolution::Unknown => self.still_unknown(id, given_up),
         }
     }
@@ -278,13 +287,9 @@ impl<T: Send + Sync + 'static> Halves<T> {
             let Some(entry) = table.get_mut(id) else { return };
             entry.checks += u32::from(!given_up);
             let checks = entry.checks;
-            // Whoever settles it puts it back if that fails.
-            if checks < self.timing.times && entry.message.is_some() {
-                let earliest = table.look_at(id, now.after(self.timing.every));
-                drop(table);
-                earliest.into_iter().for_each(|due| self.place.arm(due));
-                return;
-            }
+            let earliest = table.looked_at(id, Some(now.after(self.timing.every)));
+            drop(table);
+            earliest.into_iter().for_each(|due| self.place.arm(due));
             checks
         };
         if checks >= self.timing.times {

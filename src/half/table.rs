@@ -21,6 +21,8 @@ pub(super) struct Entry<T> {
     /// When it is looked at next, unless somebody does so now.
     next: Timestamp,
     due: Option<DelayKey>,
+    /// It is being looked at, or about to be, and will be given its next time then.
+    looked_at: bool,
     /// The listener has said commit; it only could not be published yet.
     pub(super) decided: bool,
 }
@@ -62,7 +64,8 @@ impl<T> Table<T> {
         let ending = Ending::default();
         let (id, due) = (message.id, Some(self.due.insert(next, message.id)));
         let ours = Arc::clone(&ending);
-        let entry = Entry { key, message: Some(message), ending: ours, checks: 0, next, due, decided: false };
+        let entry =
+            Entry { key, message: Some(message), ending: ours, checks: 0, next, due, looked_at: false, decided: false };
         self.entries.insert(id, entry);
         ending
     }
@@ -88,8 +91,22 @@ impl<T> Table<T> {
         let id = message.id;
         let entry = self.entries.get_mut(&id)?;
         entry.message = Some(message);
+        if next.is_none() && entry.looked_at {
+            return None;
+        }
         let next = next.unwrap_or(entry.next);
         self.look_at(id, next)
+    }
+
+    /// It was looked at, and is to be again at that time: by whoever settles it now, if somebody does.
+    pub(super) fn looked_at(&mut self, id: MessageId, next: Option<Timestamp>) -> Option<Timestamp> {
+        let entry = self.entries.get_mut(&id)?;
+        entry.looked_at = false;
+        entry.next = next.unwrap_or(entry.next);
+        if next.is_none() || entry.message.is_none() {
+            return None;
+        }
+        self.look_at(id, next?)
     }
 
     /// Has it looked at then; the earliest time of all if that changes it.
@@ -120,6 +137,7 @@ impl<T> Table<T> {
         while let Some(id) = self.due.pop_due(now) {
             if let Some(entry) = self.entries.get_mut(&id) {
                 entry.due = None;
+                entry.looked_at = true;
                 ids.push(id);
             }
         }

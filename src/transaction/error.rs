@@ -95,7 +95,6 @@ impl Unpublished {
     }
 
     /// The transaction as it was staged, to be [committed](Transaction::commit) later.
-    #[must_use]
     pub fn into_transaction(self) -> Transaction {
         self.transaction
     }
