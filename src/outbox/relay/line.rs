@@ -116,9 +116,11 @@ impl<T: Send + Sync + 'static, C: Codec<T>> Target for TopicTarget<T, C> {
             PublishError::Unroutable(refused) | PublishError::Panicked(refused) => {
                 (Published::Impossible(words), refused)
             }
-            PublishError::Full(refused) | PublishError::Closed(refused) | PublishError::Deadlock(refused) => {
-                (Published::Refused(None, words), refused)
-            }
+            // A duplicate is one until the topic's window is over, or until the first one is settled and the row with it.
+            PublishError::Full(refused)
+            | PublishError::Closed(refused)
+            | PublishError::Deadlock(refused)
+            | PublishError::Duplicate(refused) => (Published::Refused(None, words), refused),
         };
         let message = refused.into_message();
         // What time it has left is reckoned from the row each time.
