@@ -351,7 +351,7 @@
 //!
 //! Order by priority is strict, so as long as there are higher messages, lower ones wait: give them a
 //! [share](crate::QueueBuilder::low_priority_share), or a queue and workers of their own. When such a queue is
-//! full, [`Overflow::DropOldest`] throws away the oldest of the lowest level, and a new message that is lower than
+//! full, [`DropOldest`](crate::Overflow::DropOldest) throws away the oldest of the lowest level, and a new message that is lower than
 //! all that wait is itself the one.
 //!
 //! # Ack timeout
@@ -463,7 +463,7 @@
 //! # Ok::<(), postroom::Error>(())
 //! ```
 //!
-//! It costs about twice what a plain queue does: each message is sorted into the lane of its key.
+//! It costs two to three times what a plain queue does: each message is sorted into the lane of its key.
 //!
 //! # Broadcast
 //!

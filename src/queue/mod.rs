@@ -171,23 +171,23 @@ impl<T: Send + Sync + 'static> Queue<T> {
             self.core.placed(place);
             return Ok(id);
         }
-        self.send_otherwise(message, patience).map(|()| id)
+        if self.core.is_ordered() && !message.is_timed() {
+            return self.send_in_order(message, patience).map(|()| id);
+        }
+        self.core.accept(message, patience).map(|_| id)
     }
 
     #[inline(never)]
-    fn send_otherwise(&self, mut message: Message<T>, patience: Patience) -> Result<(), (Message<T>, Refusal)> {
-        if self.core.is_ordered() && !message.is_timed() {
-            match self.core.place_in_order(&mut message) {
-                Ok(mut place) => {
-                    place.chunk().push_back(message);
-                    self.core.placed_in_order(place);
-                    return Ok(());
-                }
-                Err(Refusal::Full) => {}
-                Err(refusal) => return Err((message, refusal)),
+    fn send_in_order(&self, mut message: Message<T>, patience: Patience) -> Result<(), (Message<T>, Refusal)> {
+        match self.core.place_in_order(&mut message) {
+            Ok(mut place) => {
+                place.chunk().push_back(message);
+                self.core.placed_in_order(place);
+                Ok(())
             }
+            Err(Refusal::Full) => self.core.accept(message, patience).map(drop),
+            Err(refusal) => Err((message, refusal)),
         }
-        self.core.accept(message, patience).map(drop)
     }
 
     // ---- receiving -------------------------------------------------------------------------------
