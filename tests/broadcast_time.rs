@@ -61,7 +61,7 @@ fn what_nobody_watches_is_remembered_when_it_is_due() {
     let (broker, simulation) = Broker::simulated(1);
     let topic: Topic<u32> = broker.topic("t").keep_last(1).declare().unwrap();
     topic.publish("n", later(1)).unwrap();
-    assert_eq!(seen(&topic.subscribe().replay_last(1).open().unwrap()), []);
+    assert_eq!(seen(&topic.subscribe().replay_last(1).open().unwrap()), [0_u32; 0]);
     simulation.advance(SECOND);
     assert_eq!(seen(&topic.subscribe().replay_last(1).open().unwrap()), [1]);
 }
