@@ -4,6 +4,7 @@ use crate::clock::{Clock, ManualClock, Timestamp};
 use crate::dead_letter::DeadLetter;
 use crate::describe::{Description, QueueDescription, TopicDescription};
 use crate::error::Error;
+use crate::half::AnyHalves;
 use crate::log::{AnyLog, Log, LogBuilder, LogCore};
 use crate::name::Name;
 use crate::queue::core::Core;
@@ -246,7 +247,11 @@ impl Broker {
 
     fn places(&self) -> Places {
         let registry = self.inner.registry.lock();
-        Places { queues: registry.queues.values().cloned().collect(), logs: registry.logs.values().cloned().collect() }
+        Places {
+            queues: registry.queues.values().cloned().collect(),
+            logs: registry.logs.values().cloned().collect(),
+            halves: registry.topics.values().filter_map(|topic| topic.halves()).collect(),
+        }
     }
 
     /// Prevents the delivery of the delayed message that was published with a timer of this name (see
@@ -365,8 +370,16 @@ impl Broker {
             let topic = Topic { core };
             return builder.same_as(&topic).map(|()| topic);
         }
-        let topic = builder.build(Arc::clone(&self.inner.runtime));
+        let dead_name = format!("{}.half.dead", builder.name());
+        if builder.needs_dead_letters() && registry.queues.contains_key(dead_name.as_str()) {
+            let problem = format!("the name of its dead-letter queue, {dead_name:?}, is taken by another queue");
+            return Err(Error::new(subject, problem));
+        }
+        let topic = builder.build(Arc::clone(&self.inner.runtime), dead_name);
         registry.topics.insert(Arc::clone(&topic.core.name), topic.core.clone());
+        if let Some(dead) = topic.core.own_dead_letters() {
+            registry.queues.insert(Arc::clone(&dead.name), dead);
+        }
         Ok(topic)
     }
 }
@@ -568,6 +581,7 @@ pub(crate) trait AnyTopic: Send + Sync {
     fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
     fn stats(&self) -> TopicStats;
     fn describe(&self) -> TopicDescription;
+    fn halves(&self) -> Option<Arc<dyn AnyHalves>>;
 }
 
 impl<T: Send + Sync + 'static> AnyTopic for TopicCore<T> {
@@ -587,6 +601,11 @@ impl<T: Send + Sync + 'static> AnyTopic for TopicCore<T> {
             routing: self.routing(),
             bindings: self.bindings(),
             subscribers: self.subscribers(),
+            check_back: TopicCore::halves(self).map(|halves| halves.to_string()),
         }
+    }
+    fn halves(&self) -> Option<Arc<dyn AnyHalves>> {
+        let halves = Arc::clone(TopicCore::halves(self)?);
+        Some(halves)
     }
 }

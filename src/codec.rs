@@ -86,3 +86,21 @@ impl<T: prost::Message + Default> Codec<T> for Protobuf {
         Ok(T::decode(bytes)?)
     }
 }
+
+#[cfg(all(test, feature = "json", feature = "protobuf"))]
+mod tests {
+    use super::*;
+
+    /// `String` is a protobuf message as well: the well-known wrapper of a string.
+    fn comes_back(codec: &impl Codec<String>) {
+        let bytes = codec.encode(&"grüße".to_owned()).unwrap();
+        assert_eq!(codec.decode(&bytes).unwrap(), "grüße");
+        assert!(codec.decode(&bytes[..bytes.len() - 1]).is_err(), "{} takes what was cut short", codec.name());
+    }
+
+    #[test]
+    fn what_a_codec_writes_it_reads() {
+        comes_back(&Json);
+        comes_back(&Protobuf);
+    }
+}

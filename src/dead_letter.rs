@@ -27,6 +27,8 @@ pub enum Reason {
     Expired,
     /// Its queue was full and has the policy `Overflow::DeadLetter`.
     Overflow,
+    /// It was a half message, and its topic's check-back could not say what became of its transaction.
+    Unresolved,
     /// It waited behind a message that had failed for good, and its key was dropped; see
     /// [`Queue::drop_key`].
     KeyDropped,
@@ -40,6 +42,7 @@ impl fmt::Display for Reason {
             Self::Rejected(words) => write!(f, "rejected: {words}"),
             Self::Expired => f.write_str("expired"),
             Self::Overflow => f.write_str("queue was full"),
+            Self::Unresolved => f.write_str("transaction unresolved"),
             Self::KeyDropped => f.write_str("key dropped"),
         }
     }
@@ -53,7 +56,13 @@ pub struct DeadLetter<T> {
     reason: Reason,
     queue: Arc<str>,
     at: Timestamp,
-    origin: Weak<Core<T>>,
+    origin: Origin<T>,
+}
+
+/// Where it can be sent back to.
+enum Origin<T> {
+    Queue(Weak<Core<T>>),
+    Topic(Weak<dyn Redrives<T>>),
 }
 
 impl<T> DeadLetter<T> {
@@ -76,7 +85,7 @@ impl<T> DeadLetter<T> {
         self.message.history()
     }
 
-    /// The queue that gave up on it.
+    /// The queue that gave up on it, or the topic that it was a half message of.
     #[must_use]
     pub fn queue(&self) -> &str {
         &self.queue
@@ -121,15 +130,34 @@ impl<T: Send + Sync + 'static> DeadLetter<T> {
         // So that it can be redriven even while somebody who peeked still looks at the letter.
         message.make_shared();
         let at = core.runtime.clock.now();
-        Self { message, reason, queue: Arc::clone(&core.name), at, origin: core.weak() }
+        Self { message, reason, queue: Arc::clone(&core.name), at, origin: Origin::Queue(core.weak()) }
     }
 }
 
 impl<T: Send + Sync + 'static> DeadLetter<T> {
     /// A letter of a log's group; there is no queue it could be redriven to.
     pub(crate) fn of_group(message: Message<T>, reason: Reason, group: Arc<str>, at: Timestamp) -> Self {
-        Self { message, reason, queue: group, at, origin: Weak::new() }
+        Self { message, reason, queue: group, at, origin: Origin::Queue(Weak::new()) }
     }
+
+    /// A half message that nobody could resolve.
+    pub(crate) fn of_half(
+        mut message: Message<T>,
+        at: Timestamp,
+        topic: &Arc<str>,
+        origin: Weak<dyn Redrives<T>>,
+    ) -> Self {
+        message.make_shared();
+        let (reason, queue, origin) = (Reason::Unresolved, Arc::clone(topic), Origin::Topic(origin));
+        Self { message, reason, queue, at, origin }
+    }
+}
+
+/// A topic that publishes its unresolved half messages after all. An object, for the same reason as a
+/// [`DeadLetterSink`].
+pub(crate) trait Redrives<T>: Send + Sync {
+    /// Gives the message back if it cannot be published now.
+    fn redrive(&self, message: Message<T>, delay: Duration) -> Result<(), Message<T>>;
 }
 
 /// Where a queue's dead letters go. An object, so that the type of a queue does not contain the type of
@@ -264,7 +292,8 @@ impl<'a, T: Send + Sync + 'static> Redrive<'a, T> {
         self
     }
 
-    /// To this queue instead of the one each came from.
+    /// To this queue instead of the one each came from (or of the topic, which publishes an unresolved half
+    /// message; one that it refuses stays).
     pub fn to(mut self, queue: &Queue<T>) -> Self {
         self.to = Some(queue.clone());
         self
@@ -293,14 +322,27 @@ impl<'a, T: Send + Sync + 'static> Redrive<'a, T> {
             if let Some(edit) = &mut self.edit {
                 message.replace_payload(edit(letter));
             }
+            let delay = pace.map_or(Duration::ZERO, |pace| pace.time_for(moved as u64));
+            let returns = match origin {
+                Home::Queue(origin) => Some((origin, message)),
+                // A topic may refuse; the letter stays then.
+                Home::Topic(halves) => match halves.redrive(message, delay) {
+                    Ok(()) => None,
+                    Err(message) => {
+                        drop_contained(message);
+                        continue;
+                    }
+                },
+            };
             let mut letter = kept.messages.pop();
             let lane = letter.as_mut().and_then(Message::take_lane);
             if letter.as_ref().is_some_and(|letter| letter.holds_slot) {
                 core.free_slot();
             }
             drop_contained(letter);
-            let delay = pace.map_or(Duration::ZERO, |pace| pace.time_for(moved as u64));
-            origin.readmit(message, delay);
+            if let Some((origin, message)) = returns {
+                origin.readmit(message, delay);
+            }
             core.free_lane(lane);
             core.settled(&core.tallies.common.acked);
             moved += 1;
@@ -310,14 +352,22 @@ impl<'a, T: Send + Sync + 'static> Redrive<'a, T> {
     }
 
     /// Where the letter goes; `None` if it is to stay.
-    fn destination(&mut self, letter: &DeadLetter<T>) -> Option<Arc<Core<T>>> {
-        let origin = match &self.to {
-            Some(queue) => Arc::clone(&queue.core),
-            None => letter.origin.upgrade()?,
+    fn destination(&mut self, letter: &DeadLetter<T>) -> Option<Home<T>> {
+        let origin = match (&self.to, &letter.origin) {
+            (Some(queue), _) => Home::Queue(Arc::clone(&queue.core)),
+            (None, Origin::Queue(origin)) => Home::Queue(origin.upgrade()?),
+            (None, Origin::Topic(origin)) => Home::Topic(origin.upgrade()?),
         };
         let wanted = self.wanted.as_mut().is_none_or(|wanted| wanted(letter));
         wanted.then_some(origin)
     }
+}
+
+/// Where a letter is sent back to.
+enum Home<T> {
+    Queue(Arc<Core<T>>),
+    /// Which publishes it.
+    Topic(Arc<dyn Redrives<T>>),
 }
 
 /// Letters taken for a look that stay; they go back to the front even if a user's function panics.

@@ -62,11 +62,17 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
     }
 
+    /// Whether somebody has to be told of it when a delivery is settled.
+    #[inline]
+    fn settles_with_care(&self) -> bool {
+        self.settings.ack_timeout.is_some() || self.settings.idempotent.is_some()
+    }
+
     /// Acks a message where it lies: it may be large. `slot` is empty afterwards, whatever comes of it.
     #[inline]
     pub(crate) fn ack(&self, slot: &mut Option<Message<T>>, tally: &Tally) -> Result<(), SettleError> {
         let Some(message) = slot else { return Ok(()) };
-        if self.settings.ack_timeout.is_some() || self.has_ended() {
+        if self.settles_with_care() || self.has_ended() {
             return slot.take().map_or(Ok(()), |message| self.settle(message, Verdict::Ack, tally));
         }
         let lane = message.take_lane();
@@ -88,6 +94,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             return self.settle_too_late(message, tally);
         }
         if verdict == Verdict::Ack {
+            self.end_claim(&mut message, true);
             let lane = message.take_lane();
             message.handled(&self.name);
             message.dispose();
@@ -102,6 +109,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     #[cold]
     pub(crate) fn settle_otherwise(&self, mut message: Message<T>, verdict: Verdict, tally: &Tally) {
         let is_request = message.is_request();
+        self.end_claim(&mut message, matches!(verdict, Verdict::Ack | Verdict::Discard));
         match verdict {
             Verdict::Ack | Verdict::Discard => {
                 self.counts.discarded.add(1);
@@ -132,6 +140,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     #[cold]
     fn settle_too_late(&self, mut message: Message<T>, tally: &Tally) -> Result<(), SettleError> {
         message.attempt -= 1;
+        self.end_claim(&mut message, false);
         message.unanswered(&self.name, Fate::Left);
         self.take_back(message, false);
         self.settled(&tally.unacked);
@@ -312,7 +321,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         if self.has_ended() {
             return Err(SettleError::ShutDown { queue: Arc::clone(&self.name) });
         }
-        if self.settings.ack_timeout.is_some() {
+        if self.settles_with_care() {
             let results = batch.drain(..).map(|message| self.settle(message, Verdict::Ack, tally));
             return results.fold(Ok(()), Result::and);
         }

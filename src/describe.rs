@@ -44,6 +44,8 @@ pub struct TopicDescription {
     pub bindings: Vec<(String, String)>,
     /// Its subscribers now.
     pub subscribers: usize,
+    /// How it finds out about half messages, and where unresolved ones go; `None` if it takes none.
+    pub check_back: Option<String>,
 }
 
 /// One queue.
@@ -106,6 +108,9 @@ impl fmt::Display for Description {
                 0 => writeln!(f)?,
                 1 => writeln!(f, ", 1 subscriber")?,
                 n => writeln!(f, ", {n} subscribers")?,
+            }
+            if let Some(check_back) = &topic.check_back {
+                writeln!(f, "  half messages: {check_back}")?;
             }
             for (binding, target) in &topic.bindings {
                 writeln!(f, "  {binding} -> {target}")?;

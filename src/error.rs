@@ -64,13 +64,14 @@ pub struct Refused<T> {
     kind: Kind,
     detail: Option<Box<str>>,
     retry_in: Option<Duration>,
+    under_way: bool,
 }
 
 impl<T> Refused<T> {
     pub(crate) fn new(mut message: Message<T>, by: &Arc<str>) -> Self {
         message.forget_request();
         message.leave_order();
-        Self { message, by: Arc::clone(by), kind: Kind::Queue, detail: None, retry_in: None }
+        Self { message, by: Arc::clone(by), kind: Kind::Queue, detail: None, retry_in: None, under_way: false }
     }
 
     pub(crate) fn because(mut self, detail: impl Into<Box<str>>) -> Self {
@@ -81,6 +82,17 @@ impl<T> Refused<T> {
     pub(crate) fn limited(mut self, retry_in: Duration) -> Self {
         self.retry_in = Some(retry_in);
         self
+    }
+
+    pub(crate) fn under_way(mut self, under_way: bool) -> Self {
+        self.under_way = under_way;
+        self
+    }
+
+    /// Refused as a duplicate: whether the message it repeats is just being published, and may fail.
+    #[must_use]
+    pub fn is_under_way(&self) -> bool {
+        self.under_way
     }
 
     pub(crate) fn by_subscriber(mut self) -> Self {
@@ -112,7 +124,7 @@ impl<T> Refused<T> {
         self.message
     }
 
-    fn detail(&self) -> &str {
+    pub(crate) fn detail(&self) -> &str {
         self.detail.as_deref().unwrap_or("")
     }
 
@@ -166,6 +178,10 @@ pub enum PublishError<T> {
     /// An admission limit lets nothing pass now; [`Refused::retry_in`] says when it will.
     #[error("{:?} is over its admission limit; again in {:?}", .0.by(), .0.retry_in().unwrap_or_default())]
     Limited(Refused<T>),
+    /// A message of its id was published before, or is just being published; see
+    /// [`TopicBuilder::refuse_duplicates`](crate::TopicBuilder::refuse_duplicates).
+    #[error("topic {:?} has got a message of id {} before", .0.by(), .0.id())]
+    Duplicate(Refused<T>),
     /// A filter, a user's router, or a queue's or log's function for the ordering key panicked while the message was
     /// routed.
     #[error("routing at {:?} {}", .0.by(), .0.detail())]
@@ -428,7 +444,7 @@ macro_rules! gives_message_back {
 }
 
 gives_message_back! {
-    PublishError { Full, Timeout, Closed, Unroutable, Deadlock, Limited, Panicked }
+    PublishError { Full, Timeout, Closed, Unroutable, Deadlock, Limited, Panicked, Duplicate }
     SendError { Full, Closed, Deadlock, Limited, Panicked }
     TrySendError { Full, Closed, Limited, Panicked }
     SendTimeoutError { Timeout, Full, Closed, Deadlock, Limited, Panicked }

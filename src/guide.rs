@@ -350,7 +350,9 @@
 //! ```
 //!
 //! Order by priority is strict, so as long as there are higher messages, lower ones wait: give them a
-//! [share](crate::QueueBuilder::low_priority_share), or a queue and workers of their own.
+//! [share](crate::QueueBuilder::low_priority_share), or a queue and workers of their own. When such a queue is
+//! full, [`Overflow::DropOldest`] throws away the oldest of the lowest level, and a new message that is lower than
+//! all that wait is itself the one.
 //!
 //! # Ack timeout
 //!
@@ -431,7 +433,37 @@
 //! A queue is first in, first out. With one worker, messages are handled in the order in which they were
 //! accepted, each producer's in its own order. What changes that: more workers, a failure (the message comes
 //! back after its delay, ahead of fresh ones), [`Delivery::requeue`] (the message goes to the end), a
-//! [delay](#delay), [priorities](#priorities), and a rate limit per key. Order by key, kept through failures and across workers, is not there yet.
+//! [delay](#delay), [priorities](#priorities), and a rate limit per key.
+//!
+//! Where that matters, a queue is [ordered by a key](crate::QueueBuilder::ordered_by): messages of one key are
+//! handed out one at a time and in the order they were accepted, whatever the number of workers and through
+//! failures, retries and panics; a key that waits holds up no other. Keys take turns: one of which thousands
+//! wait gets at most every thousandth turn or so while as many others have something. What happens after the
+//! last attempt, [`on_exhausted`](crate::QueueBuilder::on_exhausted) says.
+//! [`one_at_a_time`](crate::QueueBuilder::one_at_a_time) is the same with one key for all.
+//!
+//! ```
+//! use postroom::{Broker, Exhausted, Queue, Retry};
+//!
+//! let broker = Broker::new();
+//! let steps: Queue<(u32, &str)> = broker
+//!     .queue("steps")
+//!     .ordered_by(|(order, _): &(u32, &str)| *order)
+//!     .retry(Retry::none())
+//!     .on_exhausted(Exhausted::Park)
+//!     .declare()?;
+//! for step in [(7, "paid"), (7, "shipped"), (8, "paid")] {
+//!     steps.send(step).unwrap();
+//! }
+//! steps.recv().unwrap().retry().unwrap(); // fails for good: order 7 is parked
+//! assert_eq!(**steps.recv().unwrap(), (8, "paid"));
+//! assert_eq!((steps.parked()[0].key.as_str(), steps.parked()[0].waiting), ("7", 2));
+//! assert!(steps.release_key("7")); // repaired: it goes on from where it failed
+//! assert_eq!(**steps.recv().unwrap(), (7, "paid"));
+//! # Ok::<(), postroom::Error>(())
+//! ```
+//!
+//! It costs about twice what a plain queue does: each message is sorted into the lane of its key.
 //!
 //! # Broadcast
 //!
@@ -640,6 +672,144 @@
 //! record that is not committed until its reader is dropped: then it comes again. A [`Record`](crate::Record)
 //! that is kept, and a dead letter, keep their segment of the log in memory (up to 1,024 records, or a quarter
 //! of what is retained). A log lives in memory, as queues do.
+//! # Transactions
+//!
+//! [`Broker::transaction`](crate::Broker::transaction) publishes several messages, to any mix of topics, queues and
+//! logs, all together or not at all. An error or a panic inside rolls back. Nothing is routed, promised or visible
+//! before the function has returned; then everything it reaches promises a place, and only then is anything put in.
+//!
+//! ```
+//! use postroom::{Broker, Obstacle, Queue, Topic, TransactionError};
+//!
+//! let broker = Broker::new();
+//! let orders: Topic<u32> = broker.topic("orders").declare()?;
+//! let billing: Queue<u32> = broker.queue("billing").declare()?;
+//! let shipments: Queue<u32> = broker.queue("shipments").capacity(1).declare()?;
+//! orders.bind(&billing, "#")?;
+//! let place = |order: u32| {
+//!     broker.try_transaction(|tx| {
+//!         tx.publish(&orders, "order.placed", order)?;
+//!         tx.send(&shipments, order)?;
+//!         Ok(())
+//!     })
+//! };
+//!
+//! place(1)?;
+//! let Err(TransactionError::Refused(refused)) = place(2) else { panic!("there is no room for a shipment") };
+//! assert_eq!((refused.operation(), refused.by(), refused.why()), (1, "shipments", &Obstacle::Full));
+//! assert_eq!((billing.len(), shipments.len()), (1, 1)); // nothing of the second
+//!
+//! shipments.recv()?.ack()?;
+//! refused.into_transaction().commit()?; // it came back as it was staged
+//! assert_eq!((billing.len(), shipments.len()), (2, 1));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! * **Nobody sees half of it.** The messages are put in under the locks of all the queues, partitions and subscribers
+//!   they go to, held together and let go of when the last is in place: whoever sees one finds the others. What has
+//!   a delay appears when that ends; what a full queue makes a dead letter comes right after the rest.
+//! * **Waiting** is as for a publish: for room in queues whose policy that is, holding nothing meanwhile, so two
+//!   transactions never wait for each other, whatever their order. A worker that would wait for itself gets
+//!   [`Obstacle::Deadlock`](crate::Obstacle::Deadlock). All of a transaction's messages to one queue need room at the
+//!   same moment: where others take every place that becomes free, a large one may wait for long.
+//! * **Handlers** that publish: with [`start_transactional`](crate::ConsumerBuilder::start_transactional) a handler
+//!   stages what it publishes, and that is released only if it succeeds. So a retry does not publish twice. The
+//!   release comes before the ack; if it is refused, the handling has failed.
+//!
+//! ## Half messages
+//!
+//! When a row in a database and a message must both exist or neither, no transaction over messages helps. A half
+//! message does: [prepare](crate::Topic::prepare) it, write the row, then [commit](crate::Half::commit) or
+//! [roll back](crate::Half::rollback). If the producer vanishes between the two, a
+//! [check-back](crate::TopicBuilder::check_back) looks into the database and decides.
+//!
+//! ```
+//! use postroom::{Broker, CheckBack, DeadLetter, Message, Queue, Reason, Resolution, Topic};
+//! use std::time::Duration;
+//!
+//! let (broker, simulation) = Broker::simulated(1);
+//! let check = CheckBack::new(|order: &Message<u32>| match **order {
+//!     1 => Resolution::Commit,   // the row is there
+//!     2 => Resolution::Rollback, // it is not, and nobody is writing it
+//!     _ => Resolution::Unknown,  // its transaction is still open
+//! });
+//! let orders: Topic<u32> = broker.topic("orders").check_back(check).declare()?;
+//! let billing: Queue<u32> = broker.queue("billing").declare()?;
+//! orders.bind(&billing, "#")?;
+//!
+//! for order in 1..=3 {
+//!     drop(orders.prepare("order.placed", order)?); // the producer vanishes
+//! }
+//! simulation.advance(Duration::from_secs(6));
+//! assert_eq!((billing.len(), orders.stats().halves.open), (1, 1));
+//!
+//! simulation.advance(Duration::from_secs(14 * 30)); // asked 15 times in all
+//! let letters: Queue<DeadLetter<u32>> = broker.queue("orders.half.dead").find()?;
+//! assert_eq!(*letters.peek().unwrap().reason(), Reason::Unresolved);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! * [`publish_transactional`](crate::Topic::publish_transactional) runs the local transaction for you. Its error
+//!   must mean that nothing was saved; where that is not sure, answer [`Resolution::Unknown`](crate::Resolution).
+//! * **The times** are those of the [`CheckBack`](crate::CheckBack): first after 6 s, then every 30 s, 15 times, by
+//!   default. They run from the preparation, whether or not the producer still holds its handle, so choose the first
+//!   longer than a local transaction takes, and answer `Unknown` while one is open. The listener has a thread of its
+//!   own per topic and may block; a slow one delays the check-backs of its topic, nothing else.
+//! * **It settles once.** Whoever comes first, producer or check-back, decides; the other is told how. A commit that
+//!   finds no room keeps the half message and gives the handle back; one that the check-back decided is tried again
+//!   every second.
+//! * **What is open** is counted ([`HalfStats`](crate::HalfStats)), bounded, listed, reported by shutdown, and can be
+//!   [taken out](crate::Topic::drain_halves). It lives in memory: if the process dies, the row may be saved and its
+//!   message gone. Where that must not be, keep the message in the database too.
+//! * **Unresolved** ones are dead letters; to redrive them is to publish them.
+//!
+//! # Effectively once
+//!
+//! Delivery is at least once; what makes the effect happen once is that a handler's success is remembered. A queue
+//! that is [`idempotent`](crate::QueueBuilder::idempotent) claims a message's id before it hands the message out,
+//! completes the claim when it is acked, and releases it on any failure. What comes again while the id is remembered
+//! is acked without anybody seeing it.
+//!
+//! ```
+//! use postroom::{Broker, Failure, Message, Queue, Window};
+//! use std::sync::Arc;
+//! use std::sync::atomic::{AtomicU64, Ordering};
+//! use std::time::Duration;
+//!
+//! let (broker, simulation) = Broker::simulated(1);
+//! let window = Window::of(Duration::from_secs(3600)).max(50_000);
+//! let payments: Queue<u64> = broker.queue("payments").idempotent(window).declare()?;
+//! let balance = Arc::new(AtomicU64::new(0));
+//! let account = balance.clone();
+//! payments.consumer().workers(4).start(move |cents: &Message<u64>| {
+//!     if cents.attempt() == 1 {
+//!         return Err(Failure::transient("failed before its work was done"));
+//!     }
+//!     account.fetch_add(**cents, Ordering::SeqCst);
+//!     Ok(())
+//! })?;
+//!
+//! payments.send(Message::new(500).with_id(1)).unwrap();
+//! payments.send(Message::new(500).with_id(1)).unwrap(); // the same payment, sent again
+//! payments.send(Message::new(700).with_id(2)).unwrap();
+//! simulation.advance(Duration::from_secs(60));
+//! assert_eq!(balance.load(Ordering::SeqCst), 1200);
+//! assert_eq!((payments.stats().acked, payments.stats().duplicates), (3, 1));
+//! # Ok::<(), postroom::Error>(())
+//! ```
+//!
+//! * **A failure is no duplicate.** A second message that arrives while the first is in hand waits for what becomes of
+//!   that; only if it is acked is the second a duplicate. A retry, a redriven dead letter, a delivery that an ack
+//!   timeout has taken back are handled.
+//! * **By what** messages are told apart: by their id, which they must bring along, or by a key of their payload
+//!   ([`idempotent_by`](crate::QueueBuilder::idempotent_by)).
+//! * **The window** is a time and a number, whichever is less. What is in hand is never forgotten. The memory is the
+//!   process's: a restart forgets all of it.
+//! * **By hand**: [`Idempotency`](crate::Idempotency) has the same claims for consumers that receive by themselves, or
+//!   for anything else that must not be done twice.
+//! * **At the other end** a topic can [refuse](crate::TopicBuilder::refuse_duplicates) what was published before.
+//! * **Where it ends**: a handler that did its work and failed afterwards is called again. Nobody but the store that
+//!   holds the effect can prevent that; see [Idempotent consumers](#idempotent-consumers).
 //!
 //! # Shutdown loses nothing unreported
 //!
@@ -745,8 +915,8 @@
 //! # Ok::<(), postroom::Error>(())
 //! ```
 //!
-//! Where the effect cannot be keyed, remember the ids that are done, and do so after the work: an id
-//! recorded before it turns a failure into a loss. Ids that the broker assigns start at 1 in every process;
+//! Where the effect cannot be keyed, let the queue remember the ids that are done: see [Effectively
+//! once](#effectively-once). Ids that the broker assigns start at 1 in every process;
 //! for a memory that outlives it, give your own with [`Message::with_id`].
 //!
 //! # Watching backlog and failures
@@ -765,6 +935,7 @@
 //! | `expired` rising, dead letters with [`Reason::Expired`] | messages wait for longer than they are good for |
 //! | `timed_out`, `settled_late` above 0 | handlers hang, or the ack timeout is too short |
 //! | `panicked` above 0 | a bug |
+//! | a topic's `halves.open` rising, `halves.unknown`, `halves.unresolved` above 0 | producers vanish between preparing and settling |
 //! | a topic's `unroutable` rising | a binding is missing, or a routing key is misspelt |
 //!
 //! ```
@@ -873,6 +1044,7 @@
 //! | [`WorkerBlocked`](crate::Event::WorkerBlocked) | a worker has waited for room for longer than the threshold |
 //! | [`DeadLettersFull`](crate::Event::DeadLettersFull) | a dead letter found no room; nothing is lost, but its queue is blocked by it |
 //! | [`SettledLate`](crate::Event::SettledLate) | a handler was slower than its ack timeout: its work was done twice |
+//! | [`CheckBackPanicked`](crate::Event::CheckBackPanicked) | a topic's check-back has a bug; the half message is asked about again |
 //! | [`CircuitOpened`](crate::Event::CircuitOpened), [`CircuitClosed`](crate::Event::CircuitClosed) | a consumer has stopped taking messages, or works again |
 //!
 //! ## Logging each message
@@ -1060,8 +1232,9 @@
 //!
 //! * **You need the answer to go on.** Call the function. A request and its reply through two queues are a
 //!   slower call with more ways to fail.
-//! * **Two steps must both happen or neither.** A queue makes the second happen later. Use one database
-//!   transaction, or accept "later" and make it visible.
+//! * **Two steps must both happen or neither, at the same moment.** A queue makes the second happen later. Use one
+//!   database transaction, or accept "later" with a [half message](#half-messages).
+//! * **Messages must survive the process, or leave it.** Not yet here: use a database table, or a broker.
 //! * **Messages must survive the process, or leave it.** With a database, see [outbox and
 //!   inbox](#outbox-and-inbox); otherwise not yet here: use a broker.
 //! * **You only hand values to a thread.** With nothing to retry, route or watch, a channel is simpler and

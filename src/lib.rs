@@ -49,11 +49,15 @@
 //! | keep everything, read it again | [`Broker::log`], [`Log`], [`Group`], [`Retention`], [`Replay`] |
 //! | keep each key's messages in order | [`QueueBuilder::ordered_by`], [`Exhausted`], [`Queue::parked`] |
 //! | deliver later, or regularly | [`Message::with_delay`], [`Timer`], [`Broker::schedule`] |
+//! | publish several things together, or none | [`Broker::transaction`], [`ConsumerBuilder::start_transactional`] |
+//! | publish what a database transaction decides | [`Topic::prepare`], [`Topic::publish_transactional`], [`CheckBack`] |
+//! | do once what comes twice | [`QueueBuilder::idempotent`], [`Idempotency`], [`TopicBuilder::refuse_duplicates`] |
 //! | limit and protect | [`QueueBuilder::rate_limit`], [`QueueBuilder::admission`], [`CircuitBreaker`], [`Alarm`] |
 //! | say how often to try again | [`Retry`], [`DelayLevel`] |
 //! | commit messages with your own rows, and do work once | `SqliteOutbox`, `PostgresOutbox`, and [their section of the guide](guide#outbox-and-inbox) |
 //! | look after what failed | [`DeadLetter`], [`Queue::redrive`] |
 //! | watch | [`Broker::stats`], [`Broker::describe`], [`Event`] |
+//! | keep things in a file (feature `sqlite`) | the module `store` |
 //! | end | [`Broker::shutdown`], [`ShutdownReport`], [`Queue::drain`] |
 //! | test | [`Broker::simulated`], [`Simulation`], [`ManualClock`], [`Broker::wait_idle`] |
 //!
@@ -82,6 +86,7 @@
 //! | ready, not reached by a consumer yet | the queue's tail | the producers' lock |
 //! | ready, next to be handed out | the queue's head | the consumers' lock |
 //! | waiting for its retry | the queue's heap of delayed messages | that heap's lock |
+//! | prepared, not yet published | the topic's table of half messages | that table's lock |
 //! | in flight | the [`Delivery`], or the worker that handles it | nothing |
 //! | given up on | the dead-letter queue | as in any queue |
 //! | in a log | the log, shared with whoever reads it | its partition's lock until it is read, then nothing |
@@ -101,13 +106,16 @@
 //! [`max_in_flight`](QueueBuilder::max_in_flight) it takes the producers'). None of your code (handlers,
 //! hooks, filters, routers, destructors of payloads) runs under any of these locks.
 //!
+//! A transaction holds the locks of all queues it fills for as long as that takes, in one order for all.
+//!
 //! **Logs.** A partition is a row of sealed segments and a tail. An append is a push to the tail under the
 //! partition's lock; whoever reads up to the tail seals it, and goes through segments without a lock. A group keeps
 //! a position for each partition, and a board of which partitions are ready, held, at rest or at their end; a worker
 //! claims the next that is ready, handles some records, commits each, and gives it back. A compaction works beside
 //! all that, on shares of the sealed segments, and replaces them in one step.
 //!
-//! **Threads.** Each worker of a [`Consumer`] is one. A broker has one more, the scheduler, from the first
+//! **Threads.** Each worker of a [`Consumer`] is one, and each topic that has a [`CheckBack`] and prepares half
+//! messages has one. A broker has one more, the scheduler, from the first
 //! moment something has to wait for time; it moves due messages back into their queues and, under load,
 //! refreshes the clock reading that stamps messages. A relay of an outbox is one, on PostgreSQL two. There is no
 //! other.
@@ -141,6 +149,7 @@ mod route;
 mod retry;
 mod breaker;
 mod heap;
+mod idempotency;
 mod scheduler;
 mod deadlock;
 mod simulation;
@@ -148,6 +157,7 @@ mod runtime;
 mod queue;
 mod name;
 mod subscriber;
+mod half;
 mod topic;
 mod delivery;
 mod dead_letter;
@@ -156,6 +166,9 @@ mod request;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod track;
 mod log;
+mod transaction;
+#[cfg(feature = "sqlite")]
+pub mod store;
 mod alarm;
 mod describe;
 mod shutdown;
@@ -182,6 +195,11 @@ pub use error::{
     AppendError, BatchError, BroadcastError, Error, LogError, PublishError, RecvError, RecvTimeoutError, Refused,
     SendError, SendTimeoutError, SettleError, TryRecvError, TrySendError,
 };
+pub use half::{
+    CheckBack, Half, HalfError, HalfFate, IntoResolution, PrepareError, Published, Resolution, TransactionalError,
+    Unsettled,
+};
+pub use idempotency::{Claim, Claimed, Idempotency, Window};
 pub use log::{
     Group, GroupBuilder, GroupConsumerBuilder, Log, LogBuilder, Offset, Reader, Record, Replay, Retention, Start,
 };
@@ -203,10 +221,11 @@ pub use runtime::Event;
 pub use schedule::{Missed, Schedule, ScheduleBuilder, ScheduleInfo};
 pub use shutdown::{Leftover, ShutdownReport};
 pub use simulation::Simulation;
-pub use stats::{GroupStats, HandlingTime, LogStats, QueueStats, Stats, TopicStats};
+pub use stats::{GroupStats, HalfStats, HandlingTime, LogStats, QueueStats, Stats, TopicStats};
 pub use subscriber::{Lag, Subscriber, SubscriberBuilder, Subscription};
 pub use timer::{Timer, TimerRef};
 pub use topic::{BindTarget, Receipt, Router, Routing, Topic, TopicBuilder};
+pub use transaction::{Obstacle, StageError, Transaction, TransactionError, Unpublished};
 
 /// The version of the `postgres` crate that the outbox and inbox take connections of.
 #[cfg(feature = "postgres")]

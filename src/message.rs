@@ -118,6 +118,8 @@ pub(crate) struct Extras {
     pub(crate) request: Request,
     /// What it is ordered by in the queue that holds it, while it stands in no lane there.
     pub(crate) order_key: Option<Text>,
+    /// What it has claimed in the idempotent queue that has handed it out.
+    pub(crate) claim: Option<Text>,
     /// The lane, if its mark says so.
     lane: u32,
 }
@@ -432,7 +434,7 @@ impl<T> Message<T> {
     pub(crate) fn resolve_times(&mut self, clock: &Clock) {
         let Some(extras) = &mut self.extras else { return };
         // It may be a copy of one that has been published before.
-        (extras.lease, extras.paced) = (None, false);
+        (extras.lease, extras.claim, extras.paced) = (None, None, false);
         (extras.due, extras.expires, extras.counts_from) = (None, None, None);
         extras.timer.iter_mut().for_each(TimerRef::renew);
         if extras.delay.is_none() && extras.ttl.is_none() {
@@ -605,6 +607,11 @@ impl Text {
         if let Some(text) = any.downcast_ref::<String>() {
             return Self::new(text);
         }
+        Self::of(value)
+    }
+
+    /// Anything that shows itself.
+    pub(crate) fn of(value: &impl fmt::Display) -> Self {
         let mut shown = Shown::default();
         // Only the value's own `fmt` can fail; what it has written until then will have to do.
         let _ = write!(shown, "{value}");

@@ -100,6 +100,15 @@ pub enum Event {
         /// The oldest offset that is still there.
         oldest: u64,
     },
+    /// A topic's check-back panicked; the half message is asked about again.
+    CheckBackPanicked {
+        /// The topic.
+        topic: String,
+        /// The half message.
+        message: MessageId,
+        /// What the panic said.
+        text: String,
+    },
     /// A relay cannot do its work on an outbox's table; it goes on trying. Told once until it recovers.
     OutboxFailing {
         /// The table.

@@ -3,6 +3,7 @@
 use crate::broker::AnyQueue;
 use crate::clock::Timestamp;
 use crate::consumer::Crew;
+use crate::half::AnyHalves;
 use crate::log::AnyLog;
 use crate::runtime::Runtime;
 use crate::simulation::Until;
@@ -22,6 +23,10 @@ pub struct ShutdownReport {
     pub undelivered: Vec<Leftover>,
     /// Dead-letter queues that hold messages.
     pub dead_letters: Vec<Leftover>,
+    /// Topics with half messages that nobody has settled, and how many those are;
+    /// [`Topic::drain_halves`](crate::Topic::drain_halves) takes them out, typed.
+    #[serde(default)]
+    pub half_messages: Vec<(String, u64)>,
     /// Queues whose workers did not come back from their handler in time, and how many those are. Also the
     /// tables of relays that could not end in time.
     pub stuck_workers: Vec<(String, usize)>,
@@ -53,7 +58,7 @@ impl ShutdownReport {
     /// Whether everything accepted was settled or became a dead letter, and every thread has ended.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.undelivered.is_empty() && self.stuck_workers.is_empty()
+        self.undelivered.is_empty() && self.half_messages.is_empty() && self.stuck_workers.is_empty()
     }
 }
 
@@ -71,6 +76,9 @@ impl fmt::Display for ShutdownReport {
                 )?;
             }
         }
+        for (topic, n) in &self.half_messages {
+            writeln!(f, "{n} open half messages of {topic:?}")?;
+        }
         self.stuck_workers.iter().try_for_each(|(queue, n)| writeln!(f, "{n} workers of {queue:?} did not return"))
     }
 }
@@ -82,11 +90,13 @@ const GRACE: Duration = Duration::from_millis(30);
 pub(crate) struct Places {
     pub(crate) queues: Vec<Arc<dyn AnyQueue>>,
     pub(crate) logs: Vec<Arc<dyn AnyLog>>,
+    pub(crate) halves: Vec<Arc<dyn AnyHalves>>,
 }
 
 pub(crate) fn run(runtime: &Runtime, places: &Places, timeout: Duration) -> ShutdownReport {
     let deadline = Instant::now().checked_add(timeout);
     let queues = &places.queues;
+    places.halves.iter().for_each(|halves| halves.start_draining());
     runtime.companions().iter().for_each(|companion| companion.stop_bringing());
     places.logs.iter().for_each(|log| log.start_draining());
     queues.iter().for_each(|queue| queue.start_draining());
@@ -121,6 +131,7 @@ fn finish(
     mut stuck_workers: Vec<(String, usize)>,
 ) -> ShutdownReport {
     runtime.scheduler.stop();
+    places.halves.iter().for_each(|halves| halves.end());
     for companion in runtime.take_companions() {
         let late = companion.end(deadline);
         stuck_workers.extend((late > 0).then(|| (companion.name().to_owned(), late)));
@@ -136,6 +147,8 @@ fn finish(
 
 fn report(places: &Places, stuck_workers: Vec<(String, usize)>) -> ShutdownReport {
     let mut report = ShutdownReport { stuck_workers, ..ShutdownReport::default() };
+    let open = places.halves.iter().map(|halves| (halves.topic().to_owned(), halves.open()));
+    report.half_messages.extend(open.filter(|(_, open)| *open > 0));
     let groups = places.logs.iter().flat_map(|log| log.leftovers());
     report.undelivered.extend(groups.filter(|left| left.total() > 0));
     for queue in &places.queues {
@@ -171,7 +184,8 @@ fn at_rest(runtime: &Runtime, places: &Places, horizon: Timestamp) -> bool {
     let look = || {
         let queues = places.queues.iter().map(|queue| queue.unrest(horizon));
         let logs = places.logs.iter().map(|log| log.unrest(horizon));
-        let mut all = queues.chain(logs).chain(rings.iter().map(|ring| ring.unrest(horizon)));
+        let halves = places.halves.iter().map(|halves| halves.unrest(horizon));
+        let mut all = queues.chain(logs).chain(halves).chain(rings.iter().map(|ring| ring.unrest(horizon)));
         all.try_fold(0_u64, |moves, (unrest, moved)| (unrest == 0).then(|| moves.wrapping_add(moved)))
     };
     let first = look();

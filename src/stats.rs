@@ -193,6 +193,9 @@ pub struct QueueStats {
     /// Deliveries taken back because they were not settled within the ack timeout; each also counts as
     /// retried or dead-lettered.
     pub timed_out: u64,
+    /// The part of `acked` that an idempotent queue has recognised as duplicates, and never handed to anybody.
+    #[serde(default)]
+    pub duplicates: u64,
     /// Deliveries settled after they had been taken back.
     pub settled_late: u64,
     /// The part of `published` that came back from a dead-letter queue.
@@ -249,6 +252,34 @@ pub struct TopicStats {
     /// Messages that subscribers did not get since their time to live was over, counted once per subscriber.
     #[serde(default)]
     pub expired: u64,
+    /// Its half messages.
+    #[serde(default)]
+    pub halves: HalfStats,
+}
+
+/// A topic's half messages since it was declared:
+/// `prepared = committed + rolled_back + unresolved + drained + open`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct HalfStats {
+    /// Half messages prepared.
+    pub prepared: u64,
+    /// Half messages published, by their producer or the check-back; each also counts as published.
+    pub committed: u64,
+    /// Half messages dropped, by their producer or the check-back.
+    pub rolled_back: u64,
+    /// Half messages that became dead letters.
+    pub unresolved: u64,
+    /// Half messages taken out by `drain_halves`.
+    pub drained: u64,
+    /// Handles that were dropped without a word.
+    pub unknown: u64,
+    /// How often the check-back was asked.
+    pub checked: u64,
+    /// How often it panicked.
+    pub panicked: u64,
+    /// Half messages that are neither published nor dropped yet.
+    pub open: u64,
 }
 
 /// A log's counters since it was declared, and what it holds now: `appended = retained + trimmed +

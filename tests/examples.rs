@@ -209,6 +209,21 @@ fn retry_holds() {
 }
 
 #[test]
+fn transactions_hold() {
+    run("10_transactions", &[], "").succeeds().says(&[
+        "billed are orders 1 and 4",
+        "a second time: no half message of id 5000 is open",
+        "told first :",
+        "  0 of them lost, 156 invented",
+        "105 of them lost,   0 invented",
+        "half message: 844 saved,   0 of them lost,   0 invented",
+        "transaction unresolved after 15 check-backs, kept",
+        "neither is, since operation 1, for queue \"shipments\": \"shipments\" is full",
+    ]);
+    run("10_transactions", &["--seed", "7"], "").succeeds();
+}
+
+#[test]
 fn the_message_bus_holds() {
     run("message_bus", &[], "").succeeds().says(&[
         "no binding of topic \"counter\" matches",

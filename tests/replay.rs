@@ -593,6 +593,42 @@ fn a_topic_publishes_into_a_log() {
 }
 
 #[test]
+fn a_log_has_a_message_before_anybody_acts_on_it() {
+    let broker = Broker::new();
+    let log: Log<u64> = broker.log("journal").declare().unwrap();
+    let topic: Topic<u64> = broker.topic("t").declare().unwrap();
+    let queue: Queue<u64> = broker.queue("q").declare().unwrap();
+    topic.bind(&log, "#").unwrap();
+    topic.bind(&queue, "cause").unwrap();
+    let effects = topic.clone();
+    queue.consumer().workers(2).start(move |n: &Message<u64>| effects.publish("effect", 1_000_000 + **n)).unwrap();
+    (0..2_000).for_each(|n| _ = topic.publish("cause", n).unwrap());
+    assert!(broker.wait_idle(LONG));
+    let mut seen = std::collections::BTreeSet::new();
+    for place in 0..4_000 {
+        let n = *log.read(0, place).unwrap().payload();
+        assert!(n < 1_000_000 || seen.contains(&(n - 1_000_000)), "{n} before its cause");
+        seen.insert(n);
+    }
+}
+
+#[test]
+fn a_handler_may_end_with_an_append_to_another_log() {
+    let (broker, simulation, log) = simulated(1);
+    let copy: Log<u64> = broker.log("copy").declare().unwrap();
+    let places = Arc::new(Mutex::new(Vec::new()));
+    let (to, seen) = (copy.clone(), Arc::clone(&places));
+    let forward = move |record: &Record<u64>| {
+        seen.lock().unwrap().push(record.place());
+        to.append(record.to_message())
+    };
+    log.group("mirror").start(Start::Earliest).unwrap().consumer().start(forward).unwrap();
+    let appended = log.append_batch(0..10).unwrap();
+    simulation.run_until_idle();
+    assert_eq!((copy.len(), &*places.lock().unwrap()), (10, &appended));
+}
+
+#[test]
 fn a_full_queue_keeps_a_publish_out_of_the_log_too() {
     let (broker, _, log) = simulated(1);
     let topic: Topic<u64> = broker.topic("t").declare().unwrap();

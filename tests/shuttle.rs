@@ -12,12 +12,14 @@ mod common;
 
 use common::interleavings::{SECOND, broker, explore};
 use postroom::{
-    Binding, BroadcastError, Broker, Consumer, Exhausted, Lag, ManualClock, Message, Outcome, Overflow, PublishError,
-    Queue, RecvTimeoutError, Retry, SendError, Topic,
+    Binding, BroadcastError, Broker, CheckBack, Claimed, Consumer, Exhausted, Failure, HalfError, HalfFate, Lag,
+    Message, Outcome, Overflow, PublishError, Queue, RecvTimeoutError, Resolution, Retry, SendError, Topic,
+    Transaction, TransactionError,
 };
 use shuttle::sync::atomic::{AtomicUsize, Ordering};
 use shuttle::thread::{self, JoinHandle};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// What handlers and receivers have seen. No scheduling happens while it is locked, so a plain lock will do.
 #[derive(Clone, Default)]
@@ -828,7 +830,7 @@ fn receivers_of_a_closed_queue_end_when_the_last_turn_is_taken() {
         let (broker, _) = broker();
         let queue = broker.queue("q").ordered_by(|step: &(u32, u32)| step.0).declare().unwrap();
         let taken = Arc::new(AtomicUsize::new(0));
-        let receivers: Vec<_> = (0..2)
+        let receivers: Vec<_> = (0..3)
             .map(|_| {
                 let (queue, taken) = (queue.clone(), taken.clone());
                 thread::spawn(move || {
@@ -891,5 +893,212 @@ fn ordered_batches_and_a_limit_in_flight_leave_nobody_asleep() {
         many.send_batch([(0, 0), (0, 1), (1, 0), (1, 1)]).unwrap();
         assert!(broker.shutdown(SECOND).is_clean());
         assert_eq!((left.load(Ordering::SeqCst), many.stats().keys, queue.stats().keys), (0, 0, 0));
+    });
+}
+
+/// A thread that sends each number to both queues, in one transaction; which ones were taken.
+fn transact(broker: &Broker, queues: [&Queue<u32>; 2], numbers: std::ops::Range<u32>) -> JoinHandle<Vec<u32>> {
+    let (broker, queues) = (broker.clone(), queues.map(Queue::clone));
+    thread::spawn(move || {
+        let both = |n: u32| {
+            broker.transaction(|tx: &mut Transaction| -> Result<(), Failure> {
+                queues.iter().try_for_each(|queue| tx.send(queue, n).map(|_| ()).map_err(Into::into))
+            })
+        };
+        numbers.filter(|&n| both(n).is_ok()).collect()
+    })
+}
+
+#[test]
+fn transactions_over_the_same_queues_in_opposite_orders_do_not_block_each_other() {
+    explore(|| {
+        let (broker, _) = broker();
+        let (_, [a, b]) = two_small_queues(&broker);
+        let seen = [Seen::default(), Seen::default()];
+        let readers = [receive_all(&a, &seen[0]), receive_all(&b, &seen[1])];
+        let writers = [transact(&broker, [&a, &b], 0..2), transact(&broker, [&b, &a], 2..4)];
+        let sent: usize = writers.into_iter().map(|writer| writer.join().unwrap().len()).sum();
+        assert_eq!(sent, 4);
+        a.close();
+        b.close();
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        assert_eq!((seen[0].sorted(), seen[1].sorted()), (vec![0, 1, 2, 3], vec![0, 1, 2, 3]));
+        assert_conserved(&a);
+        assert_conserved(&b);
+    });
+}
+
+#[test]
+fn whoever_sees_one_message_of_a_transaction_finds_the_other() {
+    explore(|| {
+        let (broker, _) = broker();
+        let a: Queue<u32> = broker.queue("a").declare().unwrap();
+        let b: Queue<u32> = broker.queue("b").priority_levels(2).declare().unwrap();
+        let readers = [(a.clone(), b.clone()), (b.clone(), a.clone())].map(|(first, second)| {
+            thread::spawn(move || {
+                if first.stats().published > 0 {
+                    assert!(second.stats().published > 0, "half of it");
+                }
+            })
+        });
+        let writer = transact(&broker, [&a, &b], 0..1);
+        let both = {
+            let (a, b) = (a.clone(), b.clone());
+            thread::spawn(move || {
+                let first = a.recv().unwrap();
+                b.try_recv().expect("half of it").ack().unwrap();
+                first.ack().unwrap();
+            })
+        };
+        writer.join().unwrap();
+        both.join().unwrap();
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+    });
+}
+
+#[test]
+fn shutdown_amid_transactions_leaves_both_queues_with_the_same() {
+    explore(|| {
+        let (broker, _) = broker();
+        let (_, [a, b]) = two_small_queues(&broker);
+        let seen = [Seen::default(), Seen::default()];
+        start(&a, 1, &seen[0]);
+        start(&b, 1, &seen[1]);
+        let writer = transact(&broker, [&a, &b], 0..3);
+        let report = broker.shutdown(SECOND);
+        let sent = writer.join().unwrap();
+        assert!(report.is_clean(), "{report}");
+        assert_eq!((seen[0].sorted(), seen[1].sorted()), (sent.clone(), sent));
+        assert_conserved(&a);
+        assert_conserved(&b);
+    });
+}
+
+#[test]
+fn room_for_one_is_not_lost_on_a_transaction_that_waits_for_more() {
+    explore(|| {
+        let (broker, _) = broker();
+        let queue: Queue<u32> = broker.queue("q").capacity(2).declare().unwrap();
+        let seen = Seen::default();
+        let writers = [send(&queue, 0..2), send(&queue, 2..3)];
+        let pair = transact(&broker, [&queue, &queue], 9..10);
+        let reader = receive_all(&queue, &seen);
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        assert_eq!(pair.join().unwrap(), [9]);
+        queue.close();
+        reader.join().unwrap();
+        assert_eq!(seen.sorted(), [0, 1, 2, 9, 9]);
+        assert_conserved(&queue);
+    });
+}
+
+#[test]
+fn a_commit_that_meets_a_check_back_settles_once() {
+    for answer in [Resolution::Commit, Resolution::Rollback, Resolution::Unknown] {
+        explore(move || {
+            let (broker, clock) = broker();
+            let check_back = CheckBack::new(move |_: &Message<u32>| answer).times(1);
+            let topic: Topic<u32> = broker.topic("t").check_back(check_back).declare().unwrap();
+            let queue: Queue<u32> = broker.queue("q").declare().unwrap();
+            topic.bind(&queue, "#").unwrap();
+            let half = topic.prepare("k", 7).unwrap();
+            let time = thread::spawn(move || clock.advance(6 * SECOND));
+            let committed = half.commit().map(|_| ()).map_err(|unsettled| unsettled.why().clone());
+            time.join().unwrap();
+            assert!(broker.wait_idle(SECOND));
+            let halves = topic.stats().halves;
+            let fates = (halves.committed, halves.rolled_back, halves.unresolved);
+            let expected = match (&committed, answer) {
+                (Ok(()), _) => (1, 0, 0),
+                (Err(_), Resolution::Commit) => (1, 0, 0),
+                (Err(_), Resolution::Rollback) => (0, 1, 0),
+                (Err(_), Resolution::Unknown) => (0, 0, 1),
+            };
+            assert_eq!((fates, halves.open), (expected, 0), "{committed:?}");
+            assert_eq!(queue.len() as u64, halves.committed);
+            if let Err(why) = committed {
+                assert!(matches!(why, HalfError::BeingSettled | HalfError::Settled(_)), "{why}");
+                assert_ne!((why, answer), (HalfError::Settled(HalfFate::RolledBack), Resolution::Commit));
+            }
+            queue.purge();
+            assert!(broker.shutdown(SECOND).is_clean());
+        });
+    }
+}
+
+#[test]
+fn of_two_duplicates_one_succeeds_whichever_fails_first() {
+    explore(|| {
+        let (broker, _) = broker();
+        let queue: Queue<u32> = broker.queue("q").idempotent(SECOND).retry(Retry::immediate(3)).declare().unwrap();
+        let seen = Seen::default();
+        let (log, calls) = (seen.clone(), AtomicUsize::new(0));
+        let handler = move |n: &Message<u32>| {
+            thread::yield_now();
+            if calls.fetch_add(1, Ordering::SeqCst) == 0 {
+                return Outcome::Retry;
+            }
+            log.add(**n);
+            Outcome::Ack
+        };
+        queue.consumer().workers(2).start(handler).unwrap();
+        let producers = [0, 1].map(|_| {
+            let queue = queue.clone();
+            thread::spawn(move || _ = queue.send(Message::new(7).with_id(7)).unwrap())
+        });
+        producers.into_iter().for_each(|producer| producer.join().unwrap());
+        assert!(broker.shutdown(SECOND).is_clean());
+        assert_eq!(seen.sorted(), [7]);
+        assert_eq!((queue.stats().acked, queue.stats().duplicates), (2, 1));
+        assert_conserved(&queue);
+    });
+}
+
+#[test]
+fn a_key_is_claimed_by_one_at_a_time() {
+    explore(|| {
+        let (broker, _) = broker();
+        let seen = broker.idempotency(SECOND).unwrap();
+        let (inside, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let threads = [0, 1, 2].map(|n| {
+            let (seen, inside, done) = (seen.clone(), inside.clone(), done.clone());
+            thread::spawn(move || {
+                let Claimed::New(claim) = seen.claim(7) else { return };
+                assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                thread::yield_now();
+                inside.fetch_sub(1, Ordering::SeqCst);
+                if n > 0 {
+                    done.fetch_add(1, Ordering::SeqCst);
+                    claim.complete();
+                }
+            })
+        });
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        assert!(done.load(Ordering::SeqCst) <= 1);
+    });
+}
+
+#[test]
+fn a_topic_publishes_an_id_once_however_many_try() {
+    explore(|| {
+        let (broker, _) = broker();
+        let topic: Topic<u32> = broker.topic("t").refuse_duplicates(SECOND).declare().unwrap();
+        let queue: Queue<u32> = broker.queue("q").declare().unwrap();
+        topic.bind(&queue, "#").unwrap();
+        let message = || Message::new(7).with_id(7);
+        let plain = {
+            let topic = topic.clone();
+            thread::spawn(move || topic.publish("k", message()).is_ok())
+        };
+        let staged = {
+            let (topic, broker) = (topic.clone(), broker.clone());
+            thread::spawn(move || {
+                let result = broker.transaction(|tx| Ok(tx.publish(&topic, "k", message())?));
+                assert!(!matches!(result, Err(TransactionError::RolledBack(_))));
+                result.is_ok()
+            })
+        };
+        let published = usize::from(plain.join().unwrap()) + usize::from(staged.join().unwrap());
+        assert_eq!((published, queue.len()), (1, 1));
     });
 }

@@ -3,6 +3,7 @@
 use super::batch::Many;
 use super::single::One;
 use super::squad::Squad;
+use super::staging::Staging;
 use super::work::{Hooks, Work};
 use super::{Consumer, Crew, subject};
 use crate::breaker::CircuitBreaker;
@@ -11,6 +12,7 @@ use crate::error::Error;
 use crate::message::Message;
 use crate::outcome::{IntoOutcome, Outcome};
 use crate::queue::core::Core;
+use crate::transaction::Transaction;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,6 +86,43 @@ impl<T: Send + Sync + 'static> ConsumerBuilder<T> {
         H: Fn(&Message<T>) -> R + Send + Sync + 'static,
     {
         self.launch(Vec::new(), |hooks| One { handler, hooks })
+    }
+
+    /// Starts workers whose handlers stage what they publish: it is released, all together, once the handler
+    /// has succeeded, and never if it fails, panics, or answers anything but success. So a retry does not
+    /// publish twice.
+    ///
+    /// ```
+    /// use postroom::{Broker, Failure, Message, Queue, Transaction};
+    ///
+    /// let (broker, simulation) = Broker::simulated(1);
+    /// let orders: Queue<u32> = broker.queue("orders").declare()?;
+    /// let parcels: Queue<u32> = broker.queue("parcels").declare()?;
+    /// let target = parcels.clone();
+    /// orders.consumer().start_transactional(move |order: &Message<u32>, tx: &mut Transaction| {
+    ///     tx.send(&target, **order)?;
+    ///     if order.attempt() == 1 { Err(Failure::transient("the printer is busy")) } else { Ok(()) }
+    /// })?;
+    /// orders.send(7).unwrap();
+    /// simulation.advance(std::time::Duration::from_secs(1));
+    /// assert_eq!((orders.stats().delivered, parcels.len()), (2, 1));
+    /// # Ok::<(), postroom::Error>(())
+    /// ```
+    ///
+    /// The release comes first and waits for room as a publish does; then the message is acked. If it is refused
+    /// (a full queue that rejects, a closed one, a circle of waiting queues), the handling has failed and is
+    /// retried. Under an ack timeout a handler that was too slow releases nothing: its message is another's by
+    /// then. From the release on the timeout does not count. What a handler publishes in other ways than
+    /// through its transaction is published at once.
+    ///
+    /// # Errors
+    /// As [`ConsumerBuilder::start`].
+    pub fn start_transactional<R, H>(self, handler: H) -> Result<Consumer, Error>
+    where
+        R: IntoOutcome,
+        H: Fn(&Message<T>, &mut Transaction) -> R + Send + Sync + 'static,
+    {
+        self.launch(Vec::new(), |hooks| Staging { handler, hooks })
     }
 
     /// Starts workers that take up to `max` messages at a time. A worker waits for the first, then at

@@ -5,6 +5,7 @@ mod builder;
 mod roster;
 mod single;
 mod squad;
+mod staging;
 mod staff;
 mod work;
 

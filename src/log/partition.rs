@@ -151,6 +151,16 @@ impl<T> Partition<T> {
 
     /// Appends messages with their sizes one behind the other, whatever the gate says.
     pub(crate) fn append_all(&self, limits: &Limits, messages: impl Iterator<Item = (Message<T>, u64)>) -> Appended<T> {
+        self.finish_all(limits, self.put_all(limits, messages))
+    }
+
+    /// As [`Partition::append_all`], and keeps the lock, so that nobody sees them before
+    /// [`Partition::finish_all`].
+    pub(super) fn put_all(
+        &self,
+        limits: &Limits,
+        messages: impl Iterator<Item = (Message<T>, u64)>,
+    ) -> (Place<'_, T>, Vec<Arc<Segment<T>>>) {
         let store = self.store.lock();
         let mut place = Place { offset: store.end, store, sealed: false };
         let mut trash = Vec::new();
@@ -159,6 +169,14 @@ impl<T> Partition<T> {
             place.tail().push(message);
             trash.append(&mut place.store.trim(limits));
         }
+        (place, trash)
+    }
+
+    pub(super) fn finish_all(
+        &self,
+        limits: &Limits,
+        (place, mut trash): (Place<'_, T>, Vec<Arc<Segment<T>>>),
+    ) -> Appended<T> {
         let mut appended = self.finish(limits, place);
         appended.trash.append(&mut trash);
         appended

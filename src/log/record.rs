@@ -2,6 +2,7 @@
 
 use super::segment::Segment;
 use crate::message::{Keeps, Message};
+use crate::outcome::{IntoOutcome, Outcome};
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -22,6 +23,13 @@ impl fmt::Display for Offset {
     }
 }
 
+/// So that a handler may end with an append to another log.
+impl IntoOutcome for Offset {
+    fn into_outcome(self) -> (Outcome, Option<String>) {
+        (Outcome::Ack, None)
+    }
+}
+
 /// A record of a log: a message, and where it is. Dereferences to the message.
 ///
 /// It refers to the log's own memory, nothing is copied; while it exists, so does the segment it is in (up
@@ -38,6 +46,12 @@ impl<T> Record<T> {
     pub(super) fn new(segment: Arc<Segment<T>>, index: usize, partition: usize, attempt: u32) -> Self {
         let offset = segment.offset_of(index);
         Self { segment, index, partition, offset, attempt }
+    }
+
+    /// Where it is: its partition and its place there.
+    #[must_use]
+    pub fn place(&self) -> Offset {
+        Offset { partition: self.partition, offset: self.offset }
     }
 
     /// The partition it is in.

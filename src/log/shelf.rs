@@ -4,12 +4,14 @@ use super::compaction::Compaction;
 use super::partition::{Appended, Gate, Located, Partition, Place};
 use super::record::Offset;
 use super::retention::{Limits, Retention};
+use super::segment::Segment;
 use crate::clock::Timestamp;
 use crate::message::{Message, Text};
 use crate::outcome::{contained, drop_contained};
 use crate::runtime::{Registration, Runtime};
-use crate::scheduler::Timed;
+use crate::scheduler::{Timed, TimedId};
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, Padded};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 /// Names the ordering key of a payload.
@@ -45,6 +47,43 @@ pub(crate) struct Placed<T> {
 impl<T> Placed<T> {
     pub(crate) fn into_message(self) -> Message<T> {
         self.message
+    }
+}
+
+/// Records that are written while the locks of their partitions are still held.
+#[must_use]
+pub(crate) struct Putting<'a, T> {
+    shelf: &'a Shelf<T>,
+    places: Vec<(usize, (Place<'a, T>, Vec<Arc<Segment<T>>>))>,
+    n: usize,
+}
+
+impl<'a, T: Send + Sync + 'static> Putting<'a, T> {
+    /// Lets the records be seen; the rest is done by [`Written::finish`], once no lock is held.
+    pub(crate) fn release(self) -> Written<'a, T> {
+        let Self { shelf, places, n } = self;
+        let appended = places.into_iter().map(|(partition, put)| {
+            let appended = shelf.partition(partition).finish_all(&shelf.limits, put);
+            (partition, appended)
+        });
+        Written { shelf, appended: appended.collect(), n }
+    }
+}
+
+/// Records of which nobody was told yet.
+#[must_use]
+pub(crate) struct Written<'a, T> {
+    shelf: &'a Shelf<T>,
+    appended: Vec<(usize, Appended<T>)>,
+    n: usize,
+}
+
+impl<T: Send + Sync + 'static> Written<'_, T> {
+    pub(crate) fn finish(self) {
+        for (partition, appended) in self.appended {
+            self.shelf.finish(partition, appended);
+        }
+        (0..self.n).for_each(|_| self.shelf.forgo());
     }
 }
 
@@ -278,6 +317,32 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         let appended = self.partitions[partition].append_all(&self.limits, std::iter::once((message, bytes)));
         self.finish(partition, appended);
         self.forgo();
+    }
+
+    /// What a stamped message will be as a record. Asks the user's function for its size.
+    pub(crate) fn record_of(&self, mut message: Message<T>, key: Option<Text>) -> Placed<T> {
+        message.take_key(key);
+        // A log delivers at once: there is no delay that could be cancelled.
+        message.take_timer();
+        self.place(self.partition_for(&message), message)
+    }
+
+    /// Takes records that were promised a place, in order; nobody sees any of them before [`Putting::release`].
+    /// Takes the locks of partitions in their order.
+    pub(crate) fn put_together(&self, records: Vec<Placed<T>>) -> Putting<'_, T> {
+        let n = records.len();
+        let mut by_partition: BTreeMap<usize, Vec<Placed<T>>> = BTreeMap::new();
+        records.into_iter().for_each(|record| by_partition.entry(record.partition).or_default().push(record));
+        let places = by_partition.into_iter().map(|(partition, records)| {
+            let messages = records.into_iter().map(|placed| (placed.message, placed.bytes));
+            (partition, self.partitions[partition].put_all(&self.limits, messages))
+        });
+        Putting { shelf: self, places: places.collect(), n }
+    }
+
+    /// Tells logs, rings and queues of one broker apart.
+    pub(crate) fn number(&self) -> TimedId {
+        self.ageing.id()
     }
 
     pub(crate) fn pledged(&self) -> u64 {

@@ -208,7 +208,7 @@ mod tests {
         let good = row(Message::new("x".to_owned()).with_header("a", "b"));
         for (damage, words) in [
             (
-                (|row: &mut Row| row.envelope.as_mut().unwrap().payload = b"{".to_vec()) as fn(&mut Row),
+                (|row: &mut Row| row.envelope.as_mut().unwrap().payload = b"\"".to_vec()) as fn(&mut Row),
                 "undecodable: EOF",
             ),
             (

@@ -4,7 +4,9 @@ use super::Queue;
 use crate::broker::Broker;
 use crate::dead_letter::DeadLetter;
 use crate::error::Error;
+use crate::idempotency::Window;
 use crate::message::Text;
+use crate::queue::core::Keys;
 use crate::queue::keyed::{Exhausted, KeyRule};
 use crate::rate::Rate;
 use crate::retry::Retry;
@@ -72,6 +74,8 @@ pub(crate) struct Settings {
     pub(crate) rate_limit_per_key: Option<Rate>,
     pub(crate) admission: Option<Rate>,
     pub(crate) ack_timeout: Option<Duration>,
+    /// And whether by a function, which cannot be compared.
+    pub(crate) idempotent: Option<(Window, bool)>,
     pub(crate) order: Option<Order>,
     pub(crate) exhausted: Exhausted,
     /// `None`: a dead-letter queue of its own.
@@ -93,6 +97,7 @@ impl Default for Settings {
             rate_limit_per_key: None,
             admission: None,
             ack_timeout: None,
+            idempotent: None,
             order: None,
             exhausted: Exhausted::DeadLetter,
             dead_letters: None,
@@ -114,6 +119,7 @@ impl Settings {
                 problems.push(format!("{name} of zero lets nothing be handled: more than zero"));
             }
         }
+        problems.extend(self.idempotent.iter().flat_map(|(window, _)| window.problems()));
         if self.priority_levels == 0 {
             problems.push("priority_levels of 0 has no place for a message: at least 1".into());
         }
@@ -164,6 +170,7 @@ impl Settings {
         compare("ttl", &self.ttl, &other.ttl, self.ttl == other.ttl);
         compare("expired", &self.expired, &other.expired, self.expired == other.expired);
         compare("ack_timeout", &self.ack_timeout, &other.ack_timeout, self.ack_timeout == other.ack_timeout);
+        compare("idempotent", &self.idempotent, &other.idempotent, self.idempotent == other.idempotent);
         let same = self.priority_levels == other.priority_levels;
         compare("priority_levels", &self.priority_levels, &other.priority_levels, same);
         let (mine, theirs) = (self.low_priority_share, other.low_priority_share);
@@ -188,7 +195,7 @@ pub struct QueueBuilder<T> {
     pub(crate) name: String,
     pub(crate) settings: Settings,
     pub(crate) dead_letters: Option<Queue<DeadLetter<T>>>,
-    pub(crate) keys: KeyRule<T>,
+    pub(crate) keys: Keys<T>,
     broker: Option<Broker>,
     payload: PhantomData<fn() -> T>,
 }
@@ -200,7 +207,7 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
             name: name.into(),
             settings: Settings::default(),
             dead_letters: None,
-            keys: KeyRule::Unordered,
+            keys: KeyRule::Unordered.into(),
             broker: None,
             payload: PhantomData,
         }
@@ -297,6 +304,64 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
         self
     }
 
+    /// Hands out each message id successfully once within a window of time: what comes again is acked without
+    /// anybody seeing it, and counted as `duplicates`. Ids that the broker assigns are never the same, so this is
+    /// for messages that bring their own ([`Message::with_id`](crate::Message::with_id)).
+    ///
+    /// * Let all messages of such a queue bring theirs, or none: assigned ids are small numbers, and one that is
+    ///   brought along may be the same.
+    /// * An id is claimed when its message is handed out, done when that is acked (or discarded), and free again
+    ///   when it fails in any way: a retry, a dead letter, a panic, an ack timeout. So a message that failed is
+    ///   never taken for a duplicate, nor is it for one of itself when it is delivered again.
+    /// * A second message of an id whose first one is in hand waits for what comes of that, and is counted as in
+    ///   flight meanwhile: if the first is acked it is a duplicate, if it fails it goes back to the front.
+    /// * The memory is the queue's own and ends with the process; [`Window`] bounds it. A handler that did its work
+    ///   and failed then is called again, as everywhere: effectively once is this and a handler whose failures
+    ///   leave nothing behind.
+    ///
+    /// ```
+    /// use postroom::{Broker, Failure, Message, Queue};
+    /// use std::sync::{Arc, Mutex};
+    /// use std::time::Duration;
+    ///
+    /// let (broker, simulation) = Broker::simulated(1);
+    /// let payments: Queue<u32> = broker.queue("payments").idempotent(Duration::from_secs(3600)).declare()?;
+    /// let paid = Arc::new(Mutex::new(Vec::new()));
+    /// let book = paid.clone();
+    /// payments.consumer().start(move |cents: &Message<u32>| {
+    ///     if cents.attempt() == 1 {
+    ///         return Err(Failure::transient("the bank does not answer"));
+    ///     }
+    ///     book.lock().unwrap().push(**cents);
+    ///     Ok(())
+    /// })?;
+    /// for _ in 0..3 {
+    ///     payments.send(Message::new(500).with_id(4711)).unwrap(); // somebody is impatient
+    /// }
+    /// simulation.advance(Duration::from_secs(10));
+    /// assert_eq!(*paid.lock().unwrap(), [500]);
+    /// assert_eq!((payments.stats().acked, payments.stats().duplicates), (3, 2));
+    /// # Ok::<(), postroom::Error>(())
+    /// ```
+    pub fn idempotent(mut self, window: impl Into<Window>) -> Self {
+        self.settings.idempotent = Some((window.into(), false));
+        self.keys.claim = None;
+        self
+    }
+
+    /// As [`QueueBuilder::idempotent`], by a key that is found in the payload, whatever shows itself as text. The
+    /// function runs when a message is about to be handed out; a panic in it is a failed attempt. Declaring again
+    /// with another function is not noticed.
+    pub fn idempotent_by<K: fmt::Display + 'static>(
+        mut self,
+        window: impl Into<Window>,
+        key: impl Fn(&T) -> K + Send + Sync + 'static,
+    ) -> Self {
+        self.settings.idempotent = Some((window.into(), true));
+        self.keys.claim = Some(Arc::new(move |payload| Text::showing(&key(payload))));
+        self
+    }
+
     /// Orders its messages by a key that is found in the payload (an order's number, say), whatever shows
     /// itself as text. Messages of one key are handed out one at a time, in the order they were accepted,
     /// however many workers there are; different keys flow side by side and take turns.
@@ -338,7 +403,7 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
     /// ```
     pub fn ordered_by<K: fmt::Display + 'static>(mut self, key: impl Fn(&T) -> K + Send + Sync + 'static) -> Self {
         self.settings.order = Some(Order::ByFunction);
-        self.keys = KeyRule::Of(Arc::new(move |payload| Text::showing(&key(payload))));
+        self.keys.order = KeyRule::Of(Arc::new(move |payload| Text::showing(&key(payload))));
         self
     }
 
@@ -347,7 +412,7 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
     /// empty one.
     pub fn ordered_by_key(mut self) -> Self {
         self.settings.order = Some(Order::ByKey);
-        self.keys = KeyRule::OfMessage;
+        self.keys.order = KeyRule::OfMessage;
         self
     }
 
@@ -356,7 +421,7 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
     /// consumer; here another worker takes over at the next message.
     pub fn one_at_a_time(mut self) -> Self {
         self.settings.order = Some(Order::OneAtATime);
-        self.keys = KeyRule::One;
+        self.keys.order = KeyRule::One;
         self
     }
 

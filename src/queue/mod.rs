@@ -24,7 +24,7 @@ use crate::rate::Rate;
 use crate::runtime::{Options, Runtime};
 use crate::stats::QueueStats;
 use builder::Settings;
-use core::{Accepted, Core, Nothing, Patience, Refusal};
+use core::{Accepted, Core, Keys, Nothing, Patience, Refusal};
 use fifo::{Chunk, chunk_len};
 use keyed::KeyRule;
 use std::fmt;
@@ -84,7 +84,7 @@ impl<T: Send + Sync + 'static> Queue<T> {
         runtime: Arc<Runtime>,
         name: Arc<str>,
         settings: Settings,
-        keys: KeyRule<T>,
+        keys: Keys<T>,
         dead_letters: Option<Queue<DeadLetter<T>>>,
     ) -> Self {
         let dead =

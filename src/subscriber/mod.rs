@@ -6,6 +6,7 @@ mod reader;
 pub(crate) mod ring;
 mod seat;
 mod state;
+pub(crate) mod together;
 mod waiting;
 
 pub use listener::Subscription;

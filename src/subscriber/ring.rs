@@ -176,8 +176,12 @@ impl<T: Send + Sync + 'static> Ring<T> {
     }
 
     pub(crate) fn forgo(&self) {
+        self.forgo_all(1);
+    }
+
+    pub(crate) fn forgo_all(&self, n: u64) {
         let mut state = self.state.lock();
-        state.pledged -= 1;
+        state.pledged -= n;
         if state.overdue {
             return self.catch_up(state);
         }
@@ -188,10 +192,15 @@ impl<T: Send + Sync + 'static> Ring<T> {
 
     #[inline]
     pub(super) fn let_in(&self, state: &mut State<T>) -> Result<(), Refusal> {
+        self.let_all_in(state, 1)
+    }
+
+    #[inline]
+    pub(super) fn let_all_in(&self, state: &mut State<T>, n: u64) -> Result<(), Refusal> {
         if state.gate != Gate::Open && !(state.gate == Gate::Draining && self.runtime.is_worker()) {
             return Err(Refusal::Closed);
         }
-        if state.has_room() { Ok(()) } else { Err(Refusal::Full) }
+        if state.has_rooms(n) { Ok(()) } else { Err(Refusal::Full) }
     }
 
     /// Writes one message. [`Ring::finish`] follows after the last.
@@ -204,7 +213,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
     }
 
     #[inline]
-    fn finish(&self, mut state: MutexGuard<'_, State<T>>) {
+    pub(super) fn finish(&self, mut state: MutexGuard<'_, State<T>>) {
         self.publish_tail(&state);
         let wake = std::mem::take(&mut state.sleepers);
         drop(state);
@@ -338,7 +347,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
 
     /// Says of a message why it was not taken.
     pub(crate) fn error(&self, (message, refusal): (Message<T>, Refusal)) -> PublishError<T> {
-        let refused = match self.full_seat() {
+        let refused = match self.full_seat(1) {
             Ok(Some(seat)) => Refused::new(message, &seat.name).by_subscriber(),
             _ => Refused::new(message, &self.topic).by_topic(),
         };

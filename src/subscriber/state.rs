@@ -174,11 +174,16 @@ impl<T> State<T> {
 
     /// Whether one more message may be promised a place.
     pub(super) fn has_room(&mut self) -> bool {
-        if self.tail + self.pledged < self.blocks_at {
+        self.has_rooms(1)
+    }
+
+    /// Whether `n` more may.
+    pub(super) fn has_rooms(&mut self, n: u64) -> bool {
+        if self.tail + self.pledged + n <= self.blocks_at {
             return true;
         }
         self.blocks_at = self.limit_of(Lag::Block);
-        self.tail + self.pledged < self.blocks_at
+        self.tail + self.pledged + n <= self.blocks_at
     }
 
     /// The place that is too far for one of the seats with this policy.

@@ -90,15 +90,20 @@ impl<T: Send + Sync + 'static> Ring<T> {
 
     /// Blocks until no subscriber has to be waited for, holding nothing.
     pub(crate) fn wait_for_room(&self, patience: Patience) -> Result<(), Refusal> {
+        self.wait_for_rooms(1, patience)
+    }
+
+    /// As [`Ring::wait_for_room`], for `n` messages at once.
+    pub(crate) fn wait_for_rooms(&self, n: u64, patience: Patience) -> Result<(), Refusal> {
         for round in self.first_snooze()..SNOOZES {
-            if self.full_seat()?.is_none() {
+            if self.full_seat(n)?.is_none() {
                 return Ok(());
             }
             snooze(round);
         }
         let works_for = self.runtime.works_for();
         let mut warn_at = works_for.as_ref().map(|_| self.runtime.clock.now().after(self.runtime.blocked_warning));
-        while let Some(seat) = self.full_seat()? {
+        while let Some(seat) = self.full_seat(n)? {
             let now = self.runtime.clock.now();
             if let (Some(own), true) = (&works_for, warn_at.is_some_and(|at| at <= now)) {
                 warn_at = None;
@@ -107,25 +112,25 @@ impl<T: Send + Sync + 'static> Ring<T> {
             if !self.runtime.is_simulated() && patience.deadline().is_some_and(|deadline| now >= deadline) {
                 return Err(Refusal::Timeout);
             }
-            self.wait_for_seat(&seat, patience.deadline(), works_for.as_ref(), warn_at)?;
+            self.wait_for_seat((&seat, n), patience.deadline(), works_for.as_ref(), warn_at)?;
         }
         Ok(())
     }
 
     fn wait_for_seat(
         &self,
-        seat: &Arc<Seat>,
+        (seat, n): (&Arc<Seat>, u64),
         deadline: Option<Timestamp>,
         works_for: Option<&QueueRef>,
         warn_at: Option<Timestamp>,
     ) -> Result<(), Refusal> {
         let seen = self.runtime.waits.changes();
         if self.runtime.is_simulated() {
-            return self.as_waiting(seat, works_for, || self.simulate_until_room(deadline));
+            return self.as_waiting((seat, n), works_for, || self.simulate_until_room(n, deadline));
         }
         let until = deadline.into_iter().chain(warn_at).min();
-        self.as_waiting(seat, works_for, || {
-            self.sleep_until_room(until, seen);
+        self.as_waiting((seat, n), works_for, || {
+            self.sleep_until_room(n, until, seen);
             Ok(())
         })
     }
@@ -133,13 +138,13 @@ impl<T: Send + Sync + 'static> Ring<T> {
     /// A worker says what it waits for, so that it can be told when that would be for ever.
     fn as_waiting(
         &self,
-        seat: &Arc<Seat>,
+        (seat, n): (&Arc<Seat>, u64),
         works_for: Option<&QueueRef>,
         wait: impl FnOnce() -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
         let Some(own) = works_for else { return wait() };
         let waits = &self.runtime.waits;
-        let place = Arc::new(Place { ring: Weak::clone(&self.me), seat: Arc::clone(seat) });
+        let place = Arc::new(Place { ring: Weak::clone(&self.me), seat: Arc::clone(seat), n });
         let awaited: Weak<Place<T>> = Arc::downgrade(&place);
         let ticket = waits.begin(own.clone(), seat.identity(), awaited);
         let result = match waits.circle(&ticket, |queue| self.runtime.drainers(queue)) {
@@ -150,8 +155,8 @@ impl<T: Send + Sync + 'static> Ring<T> {
         result
     }
 
-    fn simulate_until_room(&self, deadline: Option<Timestamp>) -> Result<(), Refusal> {
-        match self.runtime.simulate_until(deadline, || !matches!(self.full_seat(), Ok(Some(_)))) {
+    fn simulate_until_room(&self, n: u64, deadline: Option<Timestamp>) -> Result<(), Refusal> {
+        match self.runtime.simulate_until(deadline, || !matches!(self.full_seat(n), Ok(Some(_)))) {
             Until::Done => Ok(()),
             Until::TimedOut => Err(Refusal::Timeout),
             Until::Standstill => Err(Refusal::Deadlock("nothing else in the simulation can run".into())),
@@ -159,10 +164,10 @@ impl<T: Send + Sync + 'static> Ring<T> {
     }
 
     /// Sleeps until there may be room, or `until`; not if workers have left since `seen`.
-    fn sleep_until_room(&self, until: Option<Timestamp>, seen: u64) {
+    fn sleep_until_room(&self, n: u64, until: Option<Timestamp>, seen: u64) {
         let mut state = self.state.lock();
         let over = until.is_some_and(|at| self.runtime.clock.now() >= at);
-        if over || self.runtime.waits.changes() != seen || state.gate == Gate::Closed || state.has_room() {
+        if over || self.runtime.waits.changes() != seen || state.gate == Gate::Closed || state.has_rooms(n) {
             return;
         }
         state.writers += 1;
@@ -178,12 +183,12 @@ impl<T: Send + Sync + 'static> Ring<T> {
         });
     }
 
-    /// The subscriber that has to be waited for.
-    pub(super) fn full_seat(&self) -> Result<Option<Arc<Seat>>, Refusal> {
+    /// The subscriber that has to be waited for, for `n` messages at once.
+    pub(super) fn full_seat(&self, n: u64) -> Result<Option<Arc<Seat>>, Refusal> {
         let mut state = self.state.lock();
-        match self.let_in(&mut state) {
+        match self.let_all_in(&mut state, n) {
             Ok(()) => Ok(None),
-            Err(Refusal::Full) => Ok(state.fullest()),
+            Err(Refusal::Full) => Ok(state.fullest(n)),
             Err(refusal) => Err(refusal),
         }
     }
@@ -193,6 +198,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
 struct Place<T: Send + Sync + 'static> {
     ring: Weak<Ring<T>>,
     seat: Arc<Seat>,
+    n: u64,
 }
 
 impl<T: Send + Sync + 'static> Awaited for Place<T> {
@@ -203,7 +209,7 @@ impl<T: Send + Sync + 'static> Awaited for Place<T> {
     fn keeps_waiting(&self) -> bool {
         self.ring.upgrade().is_some_and(|ring| {
             let state = ring.state.lock();
-            state.gate != Gate::Closed && state.is_full(&self.seat)
+            state.gate != Gate::Closed && state.is_full(&self.seat, self.n)
         })
     }
 }
@@ -216,15 +222,15 @@ impl Seat {
 
 impl<T> State<T> {
     /// Whether this subscriber has to be waited for.
-    fn is_full(&self, seat: &Arc<Seat>) -> bool {
-        let end = self.tail + self.pledged;
-        let waited_for = seat.lag == Lag::Block && end >= seat.limit();
+    fn is_full(&self, seat: &Arc<Seat>, n: u64) -> bool {
+        let end = self.tail + self.pledged + n;
+        let waited_for = seat.lag == Lag::Block && end > seat.limit();
         waited_for && self.seats.iter().any(|other| Arc::ptr_eq(other, seat))
     }
 
     /// One that has to be waited for: the one farthest behind.
-    fn fullest(&self) -> Option<Arc<Seat>> {
-        let full = self.seats.iter().filter(|seat| self.is_full(seat));
+    fn fullest(&self, n: u64) -> Option<Arc<Seat>> {
+        let full = self.seats.iter().filter(|seat| self.is_full(seat, n));
         full.min_by_key(|seat| seat.limit()).cloned()
     }
 }

@@ -25,6 +25,17 @@ pub(super) fn accept_all<T: Send + Sync + 'static>(
     message: Message<T>,
     patience: Patience,
 ) -> Result<usize, PublishError<T>> {
+    accept_all_after(queues, rings, message, patience, |_| {})
+}
+
+/// As [`accept_all`]; `first` is done once all have promised, and nobody has the message yet.
+fn accept_all_after<T: Send + Sync + 'static>(
+    queues: &[Arc<Core<T>>],
+    rings: &[Arc<Ring<T>>],
+    mut message: Message<T>,
+    patience: Patience,
+    first: impl FnOnce(&mut Message<T>),
+) -> Result<usize, PublishError<T>> {
     let keys = match order_keys(queues, &message) {
         Ok(keys) => keys,
         Err((queue, refusal)) => return Err(refusal_error(queue, (message, refusal))),
@@ -50,11 +61,12 @@ pub(super) fn accept_all<T: Send + Sync + 'static>(
         }
         return Err(full.error((message, refusal)));
     };
+    first(&mut message);
     Ok(redeem_all(queues, rings, pledges, keys, message))
 }
 
-/// As [`accept_all`], with logs: they promise first, and are kept to it once all others have taken the
-/// message. A log always has room, so only a closed one refuses.
+/// As [`accept_all`], with logs. They get the message before anybody else does, so that what a consumer does
+/// because of it comes behind it in the log. A log always has room, so only a closed one refuses.
 pub(super) fn accept_logged<T: Send + Sync + 'static>(
     reached: &Wide<T>,
     mut message: Message<T>,
@@ -72,24 +84,25 @@ pub(super) fn accept_logged<T: Send + Sync + 'static>(
         logs[..refusing].iter().for_each(|log| log.shelf.forgo());
         return Err(PublishError::Closed(Refused::new(message, &logs[refusing].shelf.name)));
     }
-    let mut copies: SmallVec<[_; 4]> = logs[1..].iter().map(|_| message.share()).collect();
-    let mut routed = logs.len();
     if queues.is_empty() && rings.is_empty() {
         // A group cannot reply, and must not keep the requester waiting.
         message.forget_request();
-        copies.push(message);
-    } else {
-        copies.push(message.share());
-        match accept_all(queues, rings, message, patience) {
-            Ok(queues) => routed += queues,
-            Err(refused) => {
-                logs.iter().for_each(|log| log.shelf.forgo());
-                return Err(refused);
-            }
+        let mut written = logs.iter().zip(keys);
+        let last = written.next_back();
+        written.for_each(|(log, key)| log.shelf.redeem(message.share(), key));
+        last.into_iter().zip(Some(message)).for_each(|((log, key), message)| log.shelf.redeem(message, key));
+        return Ok(logs.len());
+    }
+    let write = |message: &mut Message<T>| {
+        logs.iter().zip(keys).for_each(|(log, key)| log.shelf.redeem(message.share(), key));
+    };
+    match accept_all_after(queues, rings, message, patience, write) {
+        Ok(others) => Ok(logs.len() + others),
+        Err(refused) => {
+            logs.iter().for_each(|log| log.shelf.forgo());
+            Err(refused)
         }
     }
-    logs.iter().zip(copies).zip(keys).for_each(|((log, copy), key)| log.shelf.redeem(copy, key));
-    Ok(routed)
 }
 
 pub(super) fn redeem_all<T: Send + Sync + 'static>(

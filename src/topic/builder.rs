@@ -1,10 +1,13 @@
 //! How a topic is described and declared.
 
 use super::binding::Table;
+use super::once::Published;
 use super::route::Lane;
 use super::{Router, Routing, Topic, TopicCore};
 use crate::broker::Broker;
 use crate::error::Error;
+use crate::half::{CheckBack, Halves, Timing};
+use crate::idempotency::Window;
 use crate::queue::Queue;
 use crate::queue::builder::name_problems;
 use crate::queue::throttle::Throttle;
@@ -25,6 +28,7 @@ pub struct TopicBuilder<T> {
     pub(super) settings: TopicSettings,
     pub(super) router: Option<Box<dyn Router<T>>>,
     pub(super) alternate: Option<Queue<T>>,
+    pub(super) check_back: Option<CheckBack<T>>,
     pub(super) broker: Broker,
     pub(super) payload: PhantomData<fn() -> T>,
 }
@@ -36,13 +40,15 @@ pub(super) struct TopicSettings {
     pub(super) mandatory: bool,
     pub(super) alternate: Option<Arc<str>>,
     pub(super) admission: Option<Rate>,
+    pub(super) refuse_duplicates: Option<Window>,
     pub(super) retention: Retention,
+    pub(super) check_back: Option<Timing>,
 }
 
 impl<T: Send + Sync + 'static> TopicBuilder<T> {
     pub(crate) fn of(broker: Broker, name: String) -> Self {
         let settings = TopicSettings::default();
-        Self { name, settings, router: None, alternate: None, broker, payload: PhantomData }
+        Self { name, settings, router: None, alternate: None, check_back: None, broker, payload: PhantomData }
     }
 
     /// How it chooses among its bindings. Default [`Routing::Pattern`].
@@ -80,6 +86,35 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
         self
     }
 
+    /// Refuses a message whose id was published here within a window of time, as [`PublishError::Duplicate`]. Only
+    /// ids that messages bring along count ([`Message::with_id`]), and only once their publish has succeeded. While
+    /// another thread is just publishing the same id, and may fail, a publish is refused too; the error's
+    /// [`is_under_way`](crate::Refused::is_under_way) tells the two apart. Dead letters that are redriven to their
+    /// queue do not come this way. Default: duplicates are published.
+    ///
+    /// ```
+    /// use postroom::{Broker, Message, PublishError, Queue, Topic};
+    /// use std::time::Duration;
+    ///
+    /// let broker = Broker::new();
+    /// let orders: Topic<&str> = broker.topic("orders").refuse_duplicates(Duration::from_secs(60)).declare()?;
+    /// let queue: Queue<&str> = broker.queue("queue").declare()?;
+    /// orders.bind(&queue, "#")?;
+    ///
+    /// orders.publish("placed", Message::new("tea").with_id(17)).unwrap();
+    /// let refused = orders.publish("placed", Message::new("tea").with_id(17));
+    /// assert!(matches!(refused, Err(PublishError::Duplicate(_))));
+    /// assert_eq!(queue.len(), 1);
+    /// # Ok::<(), postroom::Error>(())
+    /// ```
+    ///
+    /// [`PublishError::Duplicate`]: crate::PublishError::Duplicate
+    /// [`Message::with_id`]: crate::Message::with_id
+    pub fn refuse_duplicates(mut self, window: impl Into<Window>) -> Self {
+        self.settings.refuse_duplicates = Some(window.into());
+        self
+    }
+
     /// Remembers the last `n` messages (and up to 63 more) for subscribers to come, whether or not somebody
     /// has subscribed; see [`SubscriberBuilder::replay_last`](crate::SubscriberBuilder::replay_last). Default: only what subscribers may still need.
     pub fn keep_last(mut self, n: usize) -> Self {
@@ -108,6 +143,14 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
         self
     }
 
+    /// Lets it take [half messages](Topic::prepare), and says who is asked what became of those that nobody
+    /// settles. Two listeners cannot be compared and count as alike. Default: it takes none.
+    pub fn check_back(mut self, check_back: CheckBack<T>) -> Self {
+        self.settings.check_back = Some(check_back.timing.clone());
+        self.check_back = Some(check_back);
+        self
+    }
+
     /// Makes the topic, or finds the one that has been declared alike. Two routers of one's own cannot be
     /// compared and count as alike.
     ///
@@ -119,6 +162,12 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
         let mut problems = name_problems(&self.name);
         if self.alternate.as_ref().is_some_and(|queue| !Arc::ptr_eq(&queue.core.runtime, self.broker.runtime())) {
             problems.push("its alternate queue belongs to another broker".into());
+        }
+        problems.extend(self.settings.refuse_duplicates.iter().flat_map(Window::problems));
+        problems.extend(self.check_back.iter().flat_map(CheckBack::problems));
+        let dead_letters = self.check_back.as_ref().and_then(|check_back| check_back.dead_letters.as_ref());
+        if dead_letters.is_some_and(|queue| !Arc::ptr_eq(&queue.core.runtime, self.broker.runtime())) {
+            problems.push("the dead-letter queue of its check-back belongs to another broker".into());
         }
         let admission = self.settings.admission.and_then(|rate| rate.checked().err());
         problems.extend(admission.map(|problem| format!("admission: {problem}")));
@@ -139,8 +188,14 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
         &self.name
     }
 
-    pub(crate) fn build(self, runtime: Arc<Runtime>) -> Topic<T> {
+    /// Whether it has to be given a dead-letter queue.
+    pub(crate) fn needs_dead_letters(&self) -> bool {
+        self.check_back.as_ref().is_some_and(|check_back| check_back.dead_letters.is_none())
+    }
+
+    pub(crate) fn build(self, runtime: Arc<Runtime>, dead_name: String) -> Topic<T> {
         let admission = self.settings.admission.as_ref().map(Throttle::new);
+        let published = self.settings.refuse_duplicates.map(Published::new);
         let retention = self.settings.retention;
         let core = TopicCore {
             ring: OnceLock::new(),
@@ -151,14 +206,22 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
             runtime,
             table: Mutex::new(Table { index: Index::default(), bound: Vec::new() }),
             lanes: std::array::from_fn(|_| Padded(Mutex::new(Lane::new()))),
-            limited: AtomicBool::new(admission.is_some()),
+            limited: AtomicBool::new(admission.is_some() || published.is_some()),
+            published,
             admission: Mutex::new(admission),
             unroutable: Counter::default(),
+            halves: OnceLock::new(),
         };
         if retention.is_any() {
             core.ring();
         }
-        Topic { core: Arc::new(core) }
+        let core = Arc::new(core);
+        if let Some(mut check_back) = self.check_back {
+            let given = check_back.dead_letters.take();
+            let dead = given.unwrap_or_else(|| Queue::for_letters(dead_name.into(), Arc::clone(&core.runtime)));
+            let _ = core.halves.set(Halves::new(&core, check_back, dead.core));
+        }
+        Topic { core }
     }
 
     /// The topic declared before under this name, if it is alike.
@@ -187,11 +250,17 @@ impl fmt::Display for TopicSettings {
         if let Some(rate) = &self.admission {
             write!(f, ", admission {rate}")?;
         }
+        if let Some(window) = &self.refuse_duplicates {
+            write!(f, ", refuses duplicates within {window}")?;
+        }
         if self.retention.last > 0 {
             write!(f, ", keeps the last {}", self.retention.last)?;
         }
         if self.retention.by_key {
             f.write_str(", keeps the latest by key")?;
+        }
+        if let Some(check_back) = &self.check_back {
+            write!(f, ", {check_back}")?;
         }
         Ok(())
     }

@@ -3,16 +3,23 @@
 mod accept;
 mod binding;
 mod builder;
+mod once;
 mod publish;
 mod route;
+mod stage;
 
 pub(crate) use self::accept::refusal_error;
 pub use self::binding::BindTarget;
 use self::binding::Table;
 pub use self::builder::TopicBuilder;
 use self::builder::TopicSettings;
+pub(crate) use self::once::Duplicate;
+use self::once::Published;
 use self::route::{LANES, Lane};
+pub(crate) use self::stage::Destinations;
+use crate::dead_letter::DeadLetter;
 use crate::error::{BatchError, Error, PublishError};
+use crate::half::Halves;
 use crate::message::{Message, MessageId, Text};
 use crate::outcome::{IntoOutcome, Outcome};
 use crate::queue::core::{Core, Patience};
@@ -112,7 +119,8 @@ impl IntoOutcome for Receipt {
 /// Cheap to clone; all clones are the same topic. Every method may be called from any thread at any time.
 /// A publish reaches every queue it matches or, if one cannot take it, none; a queue reached by several
 /// bindings or through several topics gets one copy. A binding counts for every publish that starts after
-/// [`Topic::bind`] has returned.
+/// [`Topic::bind`] has returned. Logs have a message before any queue or subscriber, so that what is
+/// done because of it comes behind it in the log; among queues and subscribers there is no order.
 ///
 /// ```
 /// use postroom::{Broker, Queue, Topic};
@@ -142,7 +150,10 @@ pub(crate) struct TopicCore<T> {
     /// Made for the first subscriber.
     ring: OnceLock<Arc<Ring<T>>>,
     admission: Mutex<Option<Throttle>>,
+    published: Option<Published>,
     unroutable: Counter,
+    /// Set once it is built, if it has a check-back.
+    halves: OnceLock<Arc<Halves<T>>>,
 }
 
 impl<T: Send + Sync + 'static> Topic<T> {
@@ -203,7 +214,9 @@ impl<T: Send + Sync + 'static> Topic<T> {
         let text = Text::new(key.as_ref());
         let messages = messages.into_iter().map(|message| {
             let mut message = message.into();
-            self.core.stamp(&mut message, text.clone());
+            if !self.core.refuses_duplicates() {
+                self.core.stamp(&mut message, text.clone());
+            }
             message
         });
         in_chunks(messages, |chunk| self.core.publish_chunk(&text, chunk))
@@ -257,7 +270,7 @@ impl<T: Send + Sync + 'static> Topic<T> {
         let rate = rate.map_err(|problem| Error::new(format!("topic {:?}", self.name()), problem))?;
         let mut admission = self.core.admission.lock();
         *admission = Throttle::changed(*admission, rate, self.core.runtime.clock.now());
-        self.core.limited.store(rate.is_some(), Ordering::SeqCst);
+        self.core.limited.store(rate.is_some() || self.core.refuses_duplicates(), Ordering::SeqCst);
         Ok(())
     }
 
@@ -291,9 +304,20 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             unroutable: self.unroutable.get(),
             subscribers: self.subscribers() as u64,
             lagged: ring.map_or(0, |ring| ring.missed()),
+            halves: self.halves.get().map_or_else(Default::default, |halves| halves.stats()),
             disconnected: ring.map_or(0, |ring| ring.disconnected()),
             expired: ring.map_or(0, |ring| ring.expired()),
         }
+    }
+
+    pub(crate) fn halves(&self) -> Option<&Arc<Halves<T>>> {
+        self.halves.get()
+    }
+
+    /// Where unresolved half messages go, unless it was given another queue.
+    pub(crate) fn own_dead_letters(&self) -> Option<Arc<Core<DeadLetter<T>>>> {
+        let halves = self.halves.get().filter(|halves| halves.timing.dead_letters.is_none())?;
+        Some(halves.dead.queue().core)
     }
 
     /// `None` for a router of the user's own.

@@ -5,7 +5,7 @@ use super::route::{Found, LANES, Lane, Route, Unresolved, Wide};
 use super::{Receipt, TopicCore};
 use crate::deadlock::QueueRef;
 use crate::error::{PublishError, Refused};
-use crate::message::{Message, Text};
+use crate::message::{Message, MessageId, Text};
 use crate::queue::core::{Core, Patience, Refusal};
 use crate::queue::throttle::Throttle;
 use crate::runtime::thread_slot;
@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 impl<T: Send + Sync + 'static> TopicCore<T> {
     #[inline]
-    pub(super) fn stamp(&self, message: &mut Message<T>, key: Text) {
+    pub(crate) fn stamp(&self, message: &mut Message<T>, key: Text) {
         self.runtime.prepare(message);
         message.routing_key = key;
     }
@@ -28,10 +28,11 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         mut message: Message<T>,
         patience: Patience,
     ) -> Result<Receipt, PublishError<T>> {
+        let given = message.id != MessageId::default();
         self.stamp(&mut message, Text::new(key));
         let id = message.id;
         if self.limited.load(Ordering::Relaxed) {
-            return self.publish_otherwise(message, patience);
+            return self.publish_limited(message, given, patience);
         }
         // The common case: a key that is known to lead to one plain queue, which has room. No user code runs
         // under these locks, and nothing waits.
@@ -80,19 +81,15 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
     }
 
     #[cold]
-    fn publish_otherwise(&self, mut message: Message<T>, patience: Patience) -> Result<Receipt, PublishError<T>> {
-        let limited = self.limited.load(Ordering::Relaxed);
-        if limited {
-            message = self.admit(message)?;
-        }
+    pub(super) fn publish_otherwise(
+        &self,
+        message: Message<T>,
+        patience: Patience,
+    ) -> Result<Receipt, PublishError<T>> {
         // A route may hold the last handle to a queue, whose messages must not be dropped under the lock.
         let mut outdated = Vec::new();
         let route = self.lanes[thread_slot() % LANES].lock().look_up(self, &message.routing_key, &mut outdated).clone();
-        let published = self.publish_slowly(&route, message, patience);
-        if limited && published.is_err() {
-            self.unadmit();
-        }
-        published
+        self.publish_slowly(&route, message, patience)
     }
 
     /// Into a queue ordered by key, which a user's function may have to find: no lock is held. The message has
@@ -173,6 +170,10 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             return result;
         }
         while let Some(message) = chunk.pop_front() {
+            if self.refuses_duplicates() {
+                self.publish(key.as_str(), message, Patience::Forever)?;
+                continue;
+            }
             let message = if limited { self.admit(message)? } else { message };
             if let Err(error) = self.publish_slowly(&route, message, Patience::Forever) {
                 if limited {

@@ -1,6 +1,8 @@
 //! What several test files need.
 #![allow(dead_code)]
 
+#[cfg(feature = "sqlite")]
+pub(crate) mod store;
 #[cfg(shuttle)]
 pub(crate) mod interleavings;
 

@@ -7,9 +7,10 @@ use crate::{args::Args, rows, work::Contestant};
 /// The versions cargo locked for this very build.
 const LOCK: &str = include_str!("../Cargo.lock");
 
-pub fn header(args: &Args) -> String {
+pub fn header(args: &Args, load: &str) -> String {
     let mut text = String::from("# Peers\n\n");
     let _ = writeln!(text, "* machine: {}, {} cores", cpu(), cores());
+    let _ = writeln!(text, "* load average before: {load}");
     let _ = writeln!(text, "* compiler: {}, {}", rustc(), profile());
     let _ = writeln!(text, "* contestants: {}", versions().join(", "));
     let _ = writeln!(text, "* {} repetitions, interleaved; only the ratios inside one run compare", args.repetitions);
@@ -21,6 +22,12 @@ pub fn cpu() -> String {
     let model = info.lines().find(|line| line.starts_with("model name"));
     let model = model.and_then(|line| line.split_once(':'));
     model.map_or("unknown CPU".into(), |(_, name)| name.trim().into())
+}
+
+/// How many threads wanted to run during the last minute, of whatever process; more than the cores means noise.
+pub fn load() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split_whitespace().next().unwrap_or("unknown").into()
 }
 
 pub fn cores() -> usize {

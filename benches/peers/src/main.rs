@@ -5,8 +5,8 @@
 //! 1. `args`: what the command line asks for.
 //! 2. `rows`: which work, done by whom, compared with whom.
 //! 3. `harness`: who runs when, and what counts as a result.
-//! 4. `report`: the table and the JSON file; `machine`: where they come from.
-//! 5. `work`: one file per contestant, the same functions in the same order.
+//! 4. `report`: the table and the JSON file; `plots`: the curves; `machine`: where they come from.
+//! 5. `work`: a directory for each kind of work, in it a file for each contestant.
 
 #![forbid(unsafe_code)]
 
@@ -16,6 +16,7 @@ mod rows;
 mod harness;
 
 mod machine;
+mod plots;
 mod report;
 
 mod work;
@@ -40,6 +41,13 @@ fn main() -> ExitCode {
             print!("{}", report::list(&rows::all()));
             ExitCode::SUCCESS
         }
+        Ok(Command::Weigh(name, n)) => match work::scale::weigh_here(&name, n) {
+            Some(bytes) => {
+                println!("{bytes}");
+                ExitCode::SUCCESS
+            }
+            None => exit(USAGE, "nothing of that name can be weighed here"),
+        },
         Ok(Command::Run(args)) => match select(rows::all(), &args.only) {
             Ok(rows) => run(&rows, &args),
             Err(message) => exit(USAGE, &message),
@@ -48,9 +56,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// The rows whose name starts with one of the prefixes; all rows if there is none.
+/// The rows whose name starts with one of the prefixes; all rows if there is none. `S1` is not a prefix of
+/// `S10`.
 fn select(mut rows: Vec<Row>, only: &[String]) -> Result<Vec<Row>, String> {
-    let starts = |row: &Row, prefix: &String| row.name.starts_with(prefix.as_str());
+    let starts = |row: &Row, prefix: &String| {
+        let digit = |c: char| c.is_ascii_digit();
+        let rest = row.name.strip_prefix(prefix.as_str());
+        rest.is_some_and(|rest| !(prefix.ends_with(digit) && rest.starts_with(digit)))
+    };
     if let Some(prefix) = only.iter().find(|p| !rows.iter().any(|row| starts(row, p))) {
         return Err(format!("no row starts with `{prefix}`; see --list"));
     }
@@ -59,7 +72,8 @@ fn select(mut rows: Vec<Row>, only: &[String]) -> Result<Vec<Row>, String> {
 }
 
 fn run(rows: &[Row], args: &Args) -> ExitCode {
-    print!("{}", machine::header(args));
+    let load = machine::load();
+    print!("{}", machine::header(args, &load));
     let mut results = Vec::new();
     for row in rows {
         match harness::measure(row, args.repetitions, args.scale) {
@@ -70,10 +84,16 @@ fn run(rows: &[Row], args: &Args) -> ExitCode {
             Err(message) => return exit(FAILED, &message),
         }
     }
+    print!("{}", report::targets(&results));
     if let Some(file) = &args.json
-        && let Err(error) = std::fs::write(file, report::json(&results, args))
+        && let Err(error) = std::fs::write(file, report::json(&results, args, &load))
     {
         return exit(FAILED, &format!("cannot write {}: {error}", file.display()));
+    }
+    if let Some(directory) = &args.plots
+        && let Err(error) = plots::write(&results, directory)
+    {
+        return exit(FAILED, &format!("cannot write to {}: {error}", directory.display()));
     }
     if results.iter().any(harness::RowResult::has_failure) {
         return exit(FAILED, "at least one run failed; see the table");
@@ -84,4 +104,30 @@ fn run(rows: &[Row], args: &Args) -> ExitCode {
 fn exit(code: u8, message: &str) -> ExitCode {
     eprintln!("peers: {message}");
     ExitCode::from(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{rows, select};
+
+    #[test]
+    fn rows_are_chosen_by_whole_numbers() {
+        let names = |only: &str| -> Vec<_> {
+            select(rows::all(), &[only.into()]).unwrap_or_default().iter().map(|row| row.name).collect()
+        };
+        assert_eq!(names("S1"), ["S1-128B-1p1c", "S1-128B-2p2c"]);
+        assert_eq!(names("S15"), ["S15-depth"]);
+        assert!(names("S99").is_empty());
+    }
+
+    #[test]
+    fn targets_and_references_name_contestants_of_their_row() {
+        for row in rows::all() {
+            let has = |name: &str| row.entries.iter().any(|entry| entry.contestant.name == name);
+            assert!(row.reference.is_none_or(|reference| has(reference.name)), "{}", row.name);
+            for target in &row.targets {
+                assert!(has(target.who) && target.of.is_none_or(|(of, _)| has(of)), "{}", row.name);
+            }
+        }
+    }
 }

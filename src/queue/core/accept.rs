@@ -1,6 +1,6 @@
 //! Taking messages in: at once, as the overflow policy says, in batches, or after a promise.
 
-use super::{Accepted, Admission, Core, Gate, Intake, Outlet, Patience, Pledge, Refusal, snooze};
+use super::{Accepted, Admission, Core, Gate, Intake, Need, Outlet, Patience, Pledge, Refusal, snooze};
 use crate::clock::Timestamp;
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::deadlock::{Awaited, QueueRef};
@@ -153,12 +153,13 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Promises to take one message, or says why not; [`Core::redeem`] or [`Core::forgo`] follows. This is
     /// the first half of a publish to several queues.
     pub(crate) fn pledge(&self) -> Result<Pledge, Refusal> {
+        let takes_overflow = self.takes_overflow();
         let mut intake = self.intake.lock();
         if intake.gate != Gate::Open && !self.lets_in(&intake) {
             return Err(Refusal::Closed);
         }
         let slot = self.has_room(&mut intake);
-        if !slot && !self.takes_overflow() {
+        if !slot && !takes_overflow {
             return Err(Refusal::Full);
         }
         let admitted = intake.admission.is_some();
@@ -170,8 +171,9 @@ impl<T: Send + Sync + 'static> Core<T> {
         Ok(Pledge { slot, admitted })
     }
 
-    /// Whether a publish to a full queue succeeds all the same.
-    fn takes_overflow(&self) -> bool {
+    /// Whether a publish to a full queue succeeds all the same. May look at another queue, so none may be
+    /// locked.
+    pub(super) fn takes_overflow(&self) -> bool {
         match self.settings.overflow {
             Overflow::DeadLetter => self.sink().has_room(),
             policy => !policy.refuses(),
@@ -228,8 +230,14 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Blocks until there is room, holding nothing. A worker says which one it is, so that it can be told
     /// when it would wait for ever.
     pub(crate) fn wait_for_room(&self, patience: Patience) -> Result<(), Refusal> {
-        let Some(works_for) = self.runtime.works_for() else { return self.wait_unwatched(patience, || Ok(()), None) };
-        let queue: Weak<dyn Awaited> = self.weak();
+        self.wait_for(Need::One, self.weak(), patience)
+    }
+
+    /// As [`Core::wait_for_room`]; `queue` says whether such a wait goes on.
+    pub(super) fn wait_for(&self, need: Need, queue: Weak<dyn Awaited>, patience: Patience) -> Result<(), Refusal> {
+        let Some(works_for) = self.runtime.works_for() else {
+            return self.wait_unwatched(need, patience, || Ok(()), None);
+        };
         let ticket = self.runtime.waits.begin(works_for.clone(), self.identity(), queue);
         let check = || {
             let circle = self.runtime.waits.circle(&ticket, |queue| self.runtime.drainers(queue));
@@ -237,7 +245,7 @@ impl<T: Send + Sync + 'static> Core<T> {
                 Err(Refusal::Deadlock(format!("only its own circle drains it: {circle}").into()))
             })
         };
-        let result = self.wait_unwatched(patience, check, Some(&works_for));
+        let result = self.wait_unwatched(need, patience, check, Some(&works_for));
         self.runtime.waits.end(&ticket);
         result
     }
@@ -245,13 +253,14 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// `check` is called before each sleep, with no lock held.
     fn wait_unwatched(
         &self,
+        need: Need,
         patience: Patience,
         check: impl Fn() -> Result<(), Refusal>,
         worker_of: Option<&QueueRef>,
     ) -> Result<(), Refusal> {
         if self.runtime.is_simulated() {
             check()?;
-            return self.simulate_until_room(patience);
+            return self.simulate_until_room(need, patience);
         }
         let deadline = patience.deadline();
         let mut warn_at = worker_of.map(|_| self.runtime.clock.now().after(self.runtime.blocked_warning));
@@ -261,7 +270,7 @@ impl<T: Send + Sync + 'static> Core<T> {
                 warn_at = None;
                 self.tell_blocked(queue);
             }
-            if let Some(result) = self.room_or_closed(&self.outlet.lock()) {
+            if let Some(result) = self.room_or_closed(&self.outlet.lock(), need) {
                 return result;
             }
             if deadline.is_some_and(|deadline| now >= deadline) {
@@ -269,23 +278,27 @@ impl<T: Send + Sync + 'static> Core<T> {
             }
             let seen = self.runtime.waits.changes();
             check()?;
-            self.sleep_until_room(deadline.into_iter().chain(warn_at).min(), seen);
+            self.sleep_until_room(need, deadline.into_iter().chain(warn_at).min(), seen);
         }
     }
 
     /// Sleeps until there may be room, or `until`; not if workers have left since `seen`.
-    fn sleep_until_room(&self, until: Option<Timestamp>, seen: u64) {
+    fn sleep_until_room(&self, need: Need, until: Option<Timestamp>, seen: u64) {
+        let wake_up = match need {
+            Need::One => &self.writable,
+            Need::Together(_) => &self.writable_together,
+        };
         let mut outlet = self.outlet.lock();
         let over = until.is_some_and(|at| self.runtime.clock.now() >= at);
-        if over || self.runtime.waits.changes() != seen || self.room_or_closed(&outlet).is_some() {
+        if over || self.runtime.waits.changes() != seen || self.room_or_closed(&outlet, need).is_some() {
             return;
         }
         outlet.writers += 1;
         // Not before the lock: the call for somebody else's earlier deadline could come in between, and this
         // one's would never be asked for again.
         match self.arrange_wake(until) {
-            Some(instant) => drop(self.writable.wait_until(&mut outlet, instant)),
-            None => self.writable.wait(&mut outlet),
+            Some(instant) => drop(wake_up.wait_until(&mut outlet, instant)),
+            None => wake_up.wait(&mut outlet),
         }
         outlet.writers -= 1;
     }
@@ -293,7 +306,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Wakes another writer, if there is room: for one that was woken and cannot use it.
     pub(crate) fn pass_room_on(&self) {
         let outlet = self.outlet.lock();
-        let has_room = outlet.writers > 0 && self.room_or_closed(&outlet).is_some();
+        let has_room = outlet.writers > 0 && self.room_or_closed(&outlet, Need::One).is_some();
         drop(outlet);
         if has_room {
             self.writable.notify_one();
@@ -308,10 +321,10 @@ impl<T: Send + Sync + 'static> Core<T> {
         });
     }
 
-    fn simulate_until_room(&self, patience: Patience) -> Result<(), Refusal> {
+    fn simulate_until_room(&self, need: Need, patience: Patience) -> Result<(), Refusal> {
         let mut result = Ok(());
         let end = self.runtime.simulate_until(patience.deadline(), || {
-            let answer = self.room_or_closed(&self.outlet.lock());
+            let answer = self.room_or_closed(&self.outlet.lock(), need);
             let settled = answer.is_some();
             result = answer.unwrap_or(Ok(()));
             settled
@@ -325,18 +338,22 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// Whether a writer that waits for room has to wait on.
     pub(super) fn is_full(&self) -> bool {
-        self.room_or_closed(&self.outlet.lock()).is_none()
+        self.lacks(Need::One)
     }
 
-    fn room_or_closed(&self, outlet: &Outlet<T>) -> Option<Result<(), Refusal>> {
+    pub(super) fn lacks(&self, need: Need) -> bool {
+        self.room_or_closed(&self.outlet.lock(), need).is_none()
+    }
+
+    fn room_or_closed(&self, outlet: &Outlet<T>, need: Need) -> Option<Result<(), Refusal>> {
         let intake = self.intake.lock();
         if intake.gate != Gate::Open && !self.lets_in(&intake) {
             return Some(Err(Refusal::Closed));
         }
-        (intake.slots - outlet.released < self.settings.capacity).then_some(Ok(()))
+        (intake.slots - outlet.released + need.slots() <= self.settings.capacity).then_some(Ok(()))
     }
 
-    fn lets_in(&self, intake: &Intake<T>) -> bool {
+    pub(super) fn lets_in(&self, intake: &Intake<T>) -> bool {
         intake.gate == Gate::Draining && self.runtime.is_worker()
     }
 
@@ -349,7 +366,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         intake.slots - intake.released_seen < self.settings.capacity
     }
 
-    fn room(&self, intake: &mut Intake<T>, wanted: u64) -> u64 {
+    pub(super) fn room(&self, intake: &mut Intake<T>, wanted: u64) -> u64 {
         if intake.slots - intake.released_seen + wanted > self.settings.capacity {
             intake.released_seen = self.released.load(Ordering::Acquire);
         }
@@ -357,7 +374,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     /// Applies the policy of a queue found full.
-    fn overflow(&self, message: Message<T>) -> Result<Accepted, (Message<T>, Refusal)> {
+    pub(super) fn overflow(&self, message: Message<T>) -> Result<Accepted, (Message<T>, Refusal)> {
         match self.settings.overflow {
             Overflow::Wait | Overflow::Reject => {
                 self.counts.refused.add(1);
@@ -401,7 +418,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         Accepted::Queued
     }
 
-    fn pop_oldest_fresh(
+    pub(super) fn pop_oldest_fresh(
         &self,
         outlet: &mut Outlet<T>,
         intake: &mut Intake<T>,
@@ -457,7 +474,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         Err(message)
     }
 
-    fn count_overflowed(&self, n: u64) {
+    pub(super) fn count_overflowed(&self, n: u64) {
         self.counts.overflowed.add(n);
         let total = self.counts.overflowed.get();
         if total.is_power_of_two() {

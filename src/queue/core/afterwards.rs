@@ -54,7 +54,8 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// Puts messages that were taken for a look back to the front, in their order.
     pub(crate) fn restore(&self, messages: Vec<Message<T>>) {
-        let messages = self.still_lent(messages);
+        let mut messages = self.still_lent(messages);
+        messages.iter_mut().for_each(|message| self.end_claim(message, false));
         let mut outlet = self.outlet.lock();
         let mut intake = self.intake.lock();
         let n = messages.len();

@@ -37,12 +37,14 @@ impl<T: Send + Sync + 'static> Core<T> {
         drop((self.outlet.lock(), self.intake.lock()));
         self.readable.notify_all();
         self.writable.notify_all();
+        self.writable_together.notify_all();
     }
 
     /// Shutdown is about to report; whatever is settled later goes back instead.
     pub(crate) fn end(&self) {
         self.close();
         self.ended.store(true, Ordering::Relaxed);
+        self.end_waiting();
         self.end_requests();
         self.end_alarms();
     }

@@ -39,6 +39,13 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// Hands out the next message, if one is ready now.
     pub(crate) fn try_take(&self) -> Result<Message<T>, Nothing> {
+        match self.take_unscreened() {
+            Ok(message) if self.claims.is_some() => self.screen(message, || self.take_unscreened()),
+            answer => answer,
+        }
+    }
+
+    fn take_unscreened(&self) -> Result<Message<T>, Nothing> {
         match self.take_ready() {
             // What waits for its time comes back to a closed queue too.
             Err(Nothing::Closed) if self.expects_more() => Err(Nothing::Empty),
@@ -399,9 +406,17 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.released.store(outlet.released, Ordering::Release);
         let writers = outlet.writers as u64;
         drop(outlet);
-        for _ in 0..writers.min(slots) {
+        if writers > 0 && slots > 0 {
+            self.wake_writers(writers.min(slots));
+        }
+    }
+
+    #[cold]
+    fn wake_writers(&self, n: u64) {
+        for _ in 0..n {
             self.writable.notify_one();
         }
+        self.writable_together.notify_all();
     }
 
     /// With a manual clock nobody's condvar times out: the scheduler wakes us when the clock is moved.

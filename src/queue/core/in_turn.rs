@@ -43,11 +43,11 @@ impl<T> Turns<T> {
 
     #[inline]
     fn sort(&mut self, head: &mut Head<Message<T>>) {
-        while let Some(message) = head.pop() {
-            let key = self.keys.pop().expect("as many as messages");
-            self.keyed.push(key, message);
+        while let Some(key) = self.keys.pop() {
+            debug_assert!(!head.is_empty(), "as many as keys");
+            self.keyed.push_next(key, || head.pop());
         }
-        debug_assert!(self.keys.is_empty() && head.is_empty());
+        debug_assert!(head.is_empty());
     }
 
     /// Moves the next chunk over; whether there was one.
@@ -97,6 +97,18 @@ impl<T> Outlet<T> {
         self.keyed().is_some_and(Keyed::moves_on)
     }
 
+    /// The message whose turn it is, handed out; adds its slot to those released.
+    #[inline(always)]
+    fn pop_marked(&mut self, released: &mut u64) -> Option<Message<T>> {
+        let turns = self.turns.as_mut()?;
+        turns.left = turns.left.saturating_sub(1);
+        // It is marked where it lies: moving it costs more.
+        turns.keyed.pop(|message, lane| {
+            message.set_lane(lane);
+            *released += u64::from(hand_out(message));
+        })
+    }
+
     pub(super) fn pop_in_turn(&mut self) -> Option<Message<T>> {
         self.keyed_mut()?.pop(Message::set_lane)
     }
@@ -123,13 +135,15 @@ impl<T: Send + Sync + 'static> Core<T> {
         if !self.only_in_turn() || !self.has_turn(&mut outlet) {
             return None;
         }
-        let mut released = 0;
-        let next = self.next_in_turn(&mut outlet, &mut released);
-        if next.is_some() {
-            outlet.left += 1;
-            outlet.delivered += 1;
-            self.release(outlet, released);
+        if self.is_next_overdue(&outlet) {
+            return None;
         }
+        outlet.left += 1;
+        outlet.delivered += 1;
+        let mut released = 0;
+        let next = outlet.pop_marked(&mut released);
+        self.note_turn(&outlet);
+        self.release(outlet, released);
         next
     }
 
@@ -137,10 +151,10 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(super) fn take_turns(&self, max: usize, batch: &mut Chunk<Message<T>>) -> bool {
         let mut outlet = self.outlet.lock();
         let (before, mut released) = (batch.len(), 0);
-        while batch.len() < before + max && self.has_turn(&mut outlet) {
-            let Some(message) = self.next_in_turn(&mut outlet, &mut released) else { break };
-            batch.push_back(message);
+        while batch.len() < before + max && self.has_turn(&mut outlet) && !self.is_next_overdue(&outlet) {
+            batch.extend(outlet.pop_marked(&mut released));
         }
+        self.note_turn(&outlet);
         let taken = batch.len() - before;
         outlet.left += taken as u64;
         outlet.delivered += taken as u64;
@@ -173,23 +187,17 @@ impl<T: Send + Sync + 'static> Core<T> {
         turns.left = turns.keyed.available().max(AT_LEAST);
     }
 
-    /// The message whose turn it is, unless its time is over; adds its slot to those released.
     #[inline]
-    fn next_in_turn(&self, outlet: &mut Outlet<T>, released: &mut u64) -> Option<Message<T>> {
-        let turns = outlet.turns.as_mut()?;
-        if self.is_overdue(turns.keyed.next()?) {
-            return None;
-        }
-        turns.left = turns.left.saturating_sub(1);
-        // It is marked where it lies: moving it costs more.
-        let message = turns.keyed.pop(|message, lane| {
-            message.set_lane(lane);
-            *released += u64::from(hand_out(message));
-        });
-        if self.is_draining() && !turns.keyed.moves_on() {
+    fn is_next_overdue(&self, outlet: &Outlet<T>) -> bool {
+        outlet.keyed().and_then(Keyed::next).is_some_and(|message| self.is_overdue(message))
+    }
+
+    /// Tells those who sleep on a closed queue when the last of what they wait for has been handed out.
+    #[inline]
+    fn note_turn(&self, outlet: &Outlet<T>) {
+        if self.is_draining() && !outlet.moves_on() {
             self.note_last_turn(&self.intake.lock());
         }
-        message
     }
 
     /// The last that sleepers on a closed queue have waited for may be handed out: they look again.

@@ -189,6 +189,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             purged,
             cancelled,
             timed_out: counts.timed_out.get(),
+            duplicates: counts.duplicates.get(),
             settled_late: counts.late.get(),
             redriven: intake.redriven,
             refused: counts.refused.get(),

@@ -15,6 +15,15 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Keeps a copy of a message that is handed out, where deliveries have a deadline.
     #[inline]
     pub(super) fn lend(&self, message: &mut Message<T>) {
+        if let Some(timeout) = self.settings.ack_timeout
+            && self.claims.is_none()
+        {
+            self.keep_copy(message, timeout);
+        }
+    }
+
+    /// The same in an idempotent queue, once the message has claimed its key.
+    pub(super) fn lend_claimed(&self, message: &mut Message<T>) {
         if let Some(timeout) = self.settings.ack_timeout {
             self.keep_copy(message, timeout);
         }

@@ -29,6 +29,8 @@ mod limits;
 mod order;
 mod place;
 mod refusal;
+mod screen;
+mod together;
 
 use super::builder::{Order, Settings};
 use super::fifo::{Head, Tail};
@@ -48,14 +50,19 @@ use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, Ordering, 
 use ahash::RandomState;
 use in_turn::Turns;
 use limits::ServiceRate;
+pub(crate) use screen::ClaimKey;
+use screen::Claims;
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
+pub(crate) use together::{Pledges, Putting, Released};
 
 pub(crate) struct Core<T> {
     pub(crate) name: Arc<str>,
     pub(crate) settings: Settings,
     pub(crate) keys: KeyRule<T>,
+    /// Of an idempotent queue.
+    claims: Option<Claims<T>>,
     /// Of the hashes of ordering keys.
     seed: RandomState,
     pub(crate) runtime: Arc<Runtime>,
@@ -87,6 +94,9 @@ pub(crate) struct Core<T> {
     readable: Condvar,
     /// Waited on with the outlet.
     writable: Condvar,
+    /// The same, for writers that need room for several messages at once: a wake-up for one place is not
+    /// theirs, and must not be lost with them.
+    writable_together: Condvar,
     /// The gate is no longer open, for consumers that do not hold the intake.
     draining: AtomicBool,
     /// Somebody has received from it other than by a consumer.
@@ -139,7 +149,7 @@ struct Outlet<T> {
     released: u64,
     /// Messages taken out by a consumer that were found expired or too early and are not yet elsewhere.
     moving: u64,
-    /// Writers asleep on `writable`.
+    /// Writers asleep on `writable` or `writable_together`.
     writers: usize,
 }
 
@@ -163,6 +173,18 @@ enum Waiting<T> {
     Burial(Box<DeadLetter<T>>),
 }
 
+/// What a queue finds in its messages: what it orders them by, and what it tells them apart by.
+pub(crate) struct Keys<T> {
+    pub(crate) order: KeyRule<T>,
+    pub(crate) claim: Option<ClaimKey<T>>,
+}
+
+impl<T> From<KeyRule<T>> for Keys<T> {
+    fn from(order: KeyRule<T>) -> Self {
+        Self { order, claim: None }
+    }
+}
+
 /// Counted rarely enough to be shared.
 #[derive(Default)]
 pub(crate) struct Counts {
@@ -178,6 +200,7 @@ pub(crate) struct Counts {
     expired: Counter,
     cancelled: Counter,
     pub(crate) timed_out: Counter,
+    duplicates: Counter,
     late: Counter,
 }
 
@@ -272,16 +295,19 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn new(
         name: Arc<str>,
         settings: Settings,
-        keys: KeyRule<T>,
+        keys: impl Into<Keys<T>>,
         runtime: Arc<Runtime>,
         dead: Option<Arc<dyn DeadLetterSink<T>>>,
     ) -> Arc<Self> {
+        let Keys { order: keys, claim } = keys.into();
+        let claims = settings.idempotent.map(|(window, _)| Claims::new(window, claim));
         let (intake, outlet) = (Intake::new(&settings), Outlet::new(settings.order));
         let core = Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             name,
             settings,
             keys,
+            claims,
             seed: RandomState::new(),
             runtime,
             dead,
@@ -302,6 +328,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             service: Mutex::new(ServiceRate::default()),
             readable: Condvar::new(),
             writable: Condvar::new(),
+            writable_together: Condvar::new(),
             draining: AtomicBool::new(false),
             by_hand: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -375,6 +402,22 @@ pub(crate) struct Pledge {
     slot: bool,
     /// The admission limit was asked.
     admitted: bool,
+}
+
+/// How much room a writer waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    One,
+    Together(u64),
+}
+
+impl Need {
+    fn slots(self) -> u64 {
+        match self {
+            Self::One => 1,
+            Self::Together(n) => n,
+        }
+    }
 }
 
 /// On what grounds a message enters without being offered.
@@ -515,6 +558,7 @@ impl<T> Core<T> {
         while let Some(waiting) = delayed.pop_due(Timestamp::MAX) {
             drop_contained(waiting);
         }
+        self.claims.iter().flat_map(Claims::take_waiting).for_each(drop_contained);
         let mut leases = self.leases.lock();
         while let Some(copy) = leases.pop_due(Timestamp::MAX) {
             drop_contained(copy);

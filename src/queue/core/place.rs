@@ -98,7 +98,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Tells consumers whether they have to look at more than the head.
     pub(super) fn note_aside(&self, intake: &Intake<T>) {
         let limited = intake.pace.is_some() || intake.key_pace.is_some() || self.limits_in_flight();
-        let otherwise = usize::from(limited) + usize::from(self.is_ordered());
+        let otherwise = usize::from(limited) + usize::from(self.is_ordered()) + usize::from(self.claims.is_some());
         self.aside.store(intake.aside.available() + otherwise, Ordering::Relaxed);
     }
 

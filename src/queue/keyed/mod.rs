@@ -114,16 +114,23 @@ impl<M> Keyed<M> {
     }
 
     /// Behind all of its key.
-    #[inline]
+    #[cfg(test)]
     pub(crate) fn push(&mut self, key: Key, message: M) {
+        let mut message = Some(message);
+        self.push_next(key, || message.take());
+    }
+
+    /// As [`Keyed::push`], what `next` gives. It is put straight into its place, since it may be large; so is
+    /// what [`Keyed::pop`] gives taken straight out of it.
+    #[inline]
+    pub(crate) fn push_next(&mut self, key: Key, next: impl FnOnce() -> Option<M>) {
         let id = self.lane_of(key);
         let lane = &mut self.lanes[id];
         let (in_lane, arrived) = (lane.messages.at_end(), self.arrival.at_end());
         let node = self.nodes.claim(Node::empty);
-        // In its place piece by piece: a message is large, and made elsewhere it would be moved once more.
         let place = &mut self.nodes[node];
         (place.lane, place.in_lane, place.arrived) = (id, in_lane, arrived);
-        place.message = Some(message);
+        place.message = next();
         self.arrival.append(&mut self.nodes, node, Node::arrived);
         lane.messages.append(&mut self.nodes, node, Node::in_lane);
         lane.waiting += 1;
@@ -145,7 +152,7 @@ impl<M> Keyed<M> {
 
     /// The next message of the lane whose turn it is, once it is marked with that; the lane hands out no
     /// other until it is freed.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn pop(&mut self, mark: impl FnOnce(&mut M, u32)) -> Option<M> {
         if self.stopped || self.line.is_empty() {
             return None;
@@ -325,15 +332,14 @@ impl<M> Keyed<M> {
     }
 
     /// Unlinks a message, whatever that means for its lane.
-    #[inline]
+    #[inline(always)]
     fn take_out(&mut self, node: u32) -> Option<M> {
         self.arrival.remove(&mut self.nodes, node, Node::arrived);
         let lane = &mut self.lanes[self.nodes[node].lane];
         lane.messages.remove(&mut self.nodes, node, Node::in_lane);
         lane.waiting -= 1;
-        let message = self.nodes[node].message.take();
         self.nodes.vacate(node);
-        message
+        self.nodes[node].message.take()
     }
 
     /// Takes out a message that waits, not by its turn. If its lane is parked for it, that goes on.
@@ -401,6 +407,8 @@ impl<M> Keyed<M> {
         key.text = Text::EMPTY;
         self.by_key.remove(hash, lane);
         self.lanes.vacate(lane);
+        self.lanes.tidy();
+        self.nodes.tidy();
     }
 }
 

@@ -52,11 +52,16 @@ impl<N> Slab<N> {
         id
     }
 
-    /// Frees the number; what is left under it must own nothing.
+    /// Frees the number; what is left under it must own nothing, or be taken at once. [`Slab::tidy`] follows
+    /// at some time.
     #[inline]
     pub(super) fn vacate(&mut self, id: u32) {
         self.vacant.push(id);
-        // Once empty, a large slab gives its memory back.
+    }
+
+    /// Once empty, a large slab gives its memory back.
+    #[inline]
+    pub(super) fn tidy(&mut self) {
         if self.len as usize > SPARE && self.live() == 0 {
             *self = Self::new();
         }

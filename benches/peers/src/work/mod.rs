@@ -1,24 +1,27 @@
-//! The work itself: one file per contestant, the same functions in the same order.
-//!
-//! * `one_to_one`: one producer thread, one consumer thread.
-//! * `two_to_two`: two of each.
-//! * `batches`: one of each, up to 64 messages per call where the contestant can.
-//! * `one_thread`: send, then receive, again and again.
+//! The work itself: one directory per kind of work, in it one file per contestant.
 //!
 //! Every function takes the number of messages and returns how long they took, or why the run is void.
 
 use std::time::Duration;
 
+pub mod arrivals;
 pub mod crew;
 pub mod payload;
 
-pub mod crossbeam;
-pub mod crossbeam_chunks;
-pub mod flume;
-pub mod kanal;
-pub mod postroom;
-pub mod standard;
-pub mod tokio;
+// In the order of the rows.
+pub mod hand_off;
+pub mod broadcast;
+pub mod order;
+pub mod log;
+pub mod routing;
+pub mod delay;
+pub mod lateness;
+pub mod depth;
+pub mod latency;
+pub mod sweeps;
+pub mod scale;
+#[cfg(feature = "jobs")]
+pub mod jobs;
 
 pub use payload::{Block, Payload, Tally};
 
@@ -26,9 +29,9 @@ pub use payload::{Block, Payload, Tally};
 pub type Outcome = Result<Duration, String>;
 
 /// Every bounded queue holds this many messages.
-const CAPACITY: usize = 1024;
+pub const CAPACITY: usize = 1024;
 /// Messages per call where a contestant moves several at once.
-const BATCH: usize = 64;
+pub const BATCH: usize = 64;
 
 /// Who does the work.
 #[derive(Clone, Copy)]

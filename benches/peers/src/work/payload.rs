@@ -1,7 +1,9 @@
 //! What is moved, and the proof that all of it arrived.
 
+use std::iter::Sum;
+
 /// A message that can be told from every other of its run.
-pub trait Payload: Send + Sync + 'static {
+pub trait Payload: Clone + Send + Sync + 'static {
     fn numbered(number: u64) -> Self;
 
     /// A number that depends on every byte.
@@ -19,7 +21,19 @@ impl Payload for u64 {
 }
 
 /// 128 bytes, moved by value.
+#[derive(Clone)]
 pub struct Block([u64; 16]);
+
+#[cfg(feature = "jobs")]
+impl Block {
+    pub fn of(words: [u64; 16]) -> Block {
+        Block(words)
+    }
+
+    pub fn words(&self) -> &[u64; 16] {
+        &self.0
+    }
+}
 
 impl Payload for Block {
     fn numbered(number: u64) -> Block {
@@ -50,12 +64,26 @@ impl Tally {
 
     /// Fails unless messages `0..n` arrived, each once.
     pub fn check<T: Payload>(self, n: u64) -> Result<(), String> {
-        let expected = (0..n).map(T::numbered).collect::<Tally>();
+        self.compare((0..n).map(T::numbered).collect())
+    }
+
+    pub fn compare(self, expected: Tally) -> Result<(), String> {
         match self {
             tally if tally == expected => Ok(()),
-            Tally { count, .. } if count != n => Err(format!("{count} of {n} messages arrived")),
-            _ => Err(format!("{n} messages arrived, but not the ones sent")),
+            Tally { count, .. } if count != expected.count => {
+                Err(format!("{count} of {} messages arrived", expected.count))
+            }
+            Tally { count, .. } => Err(format!("{count} messages arrived, but not the ones sent")),
         }
+    }
+}
+
+impl Sum for Tally {
+    fn sum<I: Iterator<Item = Tally>>(tallies: I) -> Tally {
+        tallies.fold(Tally::default(), |mut total, tally| {
+            total.merge(tally);
+            total
+        })
     }
 }
 

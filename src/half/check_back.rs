@@ -1,0 +1,153 @@
+//! Asking what became of a half message whose producer has not said.
+
+use crate::dead_letter::DeadLetter;
+use crate::message::Message;
+use crate::outcome::Failure;
+use crate::queue::Queue;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What became of the local transaction that a half message belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resolution {
+    /// It was committed: the message is published.
+    Commit,
+    /// It was rolled back, or never begun: the message is dropped.
+    Rollback,
+    /// It is under way, or it cannot be said now: the message is asked about again.
+    Unknown,
+}
+
+/// What a local transaction may answer: `()` or `Ok` commits, an error rolls back, a [`Resolution`] says itself.
+pub trait IntoResolution {
+    /// The resolution, with the error if there was one.
+    fn into_resolution(self) -> (Resolution, Option<Failure>);
+}
+
+impl IntoResolution for Resolution {
+    fn into_resolution(self) -> (Resolution, Option<Failure>) {
+        (self, None)
+    }
+}
+
+impl IntoResolution for () {
+    fn into_resolution(self) -> (Resolution, Option<Failure>) {
+        (Resolution::Commit, None)
+    }
+}
+
+impl<R: IntoResolution, E: Into<Failure>> IntoResolution for Result<R, E> {
+    fn into_resolution(self) -> (Resolution, Option<Failure>) {
+        match self {
+            Ok(answer) => answer.into_resolution(),
+            Err(error) => (Resolution::Rollback, Some(error.into())),
+        }
+    }
+}
+
+pub(crate) type Listener<T> = Arc<dyn Fn(&Message<T>) -> Resolution + Send + Sync>;
+
+/// How a topic finds out about half messages that nobody settles; see [`TopicBuilder::check_back`].
+///
+/// The listener looks where the truth is (has the order been saved?) and answers. It runs on a thread of the
+/// topic's own, one half message at a time, so it may take its time and ask a database; it may be called for a
+/// message that its producer settles at the same moment, and more than once for the same. A panic in it counts as
+/// [`Resolution::Unknown`].
+///
+/// [`TopicBuilder::check_back`]: crate::TopicBuilder::check_back
+pub struct CheckBack<T> {
+    pub(crate) listener: Listener<T>,
+    pub(crate) timing: Timing,
+    pub(crate) dead_letters: Option<Queue<DeadLetter<T>>>,
+}
+
+/// When to ask, as it is compared when a topic is declared again.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Timing {
+    pub(crate) first: Duration,
+    pub(crate) every: Duration,
+    pub(crate) times: u32,
+    pub(crate) max_open: usize,
+    /// `None`: a queue of the topic's own.
+    pub(crate) dead_letters: Option<Arc<str>>,
+}
+
+impl<T: Send + Sync + 'static> CheckBack<T> {
+    /// Asks `listener`: 6 s after a half message was prepared, then every 30 s, 15 times in all.
+    pub fn new(listener: impl Fn(&Message<T>) -> Resolution + Send + Sync + 'static) -> Self {
+        let (first, every) = (Duration::from_secs(6), Duration::from_secs(30));
+        let timing = Timing { first, every, times: 15, max_open: 10_000, dead_letters: None };
+        Self { listener: Arc::new(listener), timing, dead_letters: None }
+    }
+
+    /// How long after it was prepared a half message is first asked about: longer than local transactions
+    /// usually take. Default 6 s.
+    #[must_use]
+    pub fn first(mut self, delay: Duration) -> Self {
+        self.timing.first = delay;
+        self
+    }
+
+    /// How long after an answer of `Unknown` it is asked about again. Default 30 s.
+    #[must_use]
+    pub fn every(mut self, interval: Duration) -> Self {
+        self.timing.every = interval;
+        self
+    }
+
+    /// How often it is asked about before it becomes a dead letter with
+    /// [`Reason::Unresolved`](crate::Reason::Unresolved). Default 15.
+    #[must_use]
+    pub fn times(mut self, checks: u32) -> Self {
+        self.timing.times = checks;
+        self
+    }
+
+    /// How many half messages may be open; to prepare another is refused. Default 10,000.
+    #[must_use]
+    pub fn max_open(mut self, halves: usize) -> Self {
+        self.timing.max_open = halves;
+        self
+    }
+
+    /// Where those go that stay unresolved. Default: a queue of the topic's own named `<topic>.half.dead`.
+    #[must_use]
+    pub fn dead_letter_to(mut self, queue: &Queue<DeadLetter<T>>) -> Self {
+        self.timing.dead_letters = Some(Arc::clone(&queue.core.name));
+        self.dead_letters = Some(queue.clone());
+        self
+    }
+
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let Timing { every, times, max_open, .. } = self.timing;
+        let mut problems = Vec::new();
+        if every.is_zero() {
+            problems.push("check-backs every 0 s would never rest: more than zero".into());
+        }
+        if times == 0 {
+            problems.push("0 check-backs would never ask: at least 1".into());
+        }
+        if max_open == 0 {
+            problems.push("max_open of 0 lets nothing be prepared: at least 1".into());
+        }
+        if let Some(queue) = self.dead_letters.as_ref().filter(|queue| queue.core.is_ordered()) {
+            problems.push(format!("queue {:?} is ordered by key and cannot hold dead letters", queue.name()));
+        }
+        problems
+    }
+}
+
+impl fmt::Display for Timing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { first, every, times, max_open, dead_letters } = self;
+        write!(f, "check-back after {first:?}, then every {every:?}, {times} times, at most {max_open} open")?;
+        dead_letters.as_ref().map_or(Ok(()), |queue| write!(f, ", dead letters to {queue:?}"))
+    }
+}
+
+impl<T> fmt::Debug for CheckBack<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CheckBack({})", self.timing)
+    }
+}

@@ -1,0 +1,647 @@
+//! What a store keeps, in which order, and what it says when it cannot.
+#![cfg(feature = "sqlite")]
+#![allow(missing_docs)]
+
+mod common;
+
+use common::store::{Folder, item, payloads};
+use common::{eventually, quiet, within};
+use postroom::store::rusqlite::Connection;
+use postroom::store::{
+    Batch, Change, Durability, Item, Limit, MAX_ITEM_BYTES, Options, Seq, State, Store, StoreError, StreamId, insert_in,
+};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const ALL: Limit = Limit { items: usize::MAX, bytes: usize::MAX };
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn open(folder: &Folder) -> Store {
+    Store::open(folder.file(), Options::new()).expect("the file is free")
+}
+
+fn queue(store: &Store) -> StreamId {
+    store.declare("queue", "orders", "").unwrap()
+}
+
+/// A writer that is busy for as long as the answer lives.
+fn hold_up_writer(store: &Store) -> mpsc::Sender<()> {
+    let (release, released) = mpsc::channel::<()>();
+    let (busy, is_busy) = mpsc::channel();
+    let wait = move |_: Result<&[Seq], StoreError>| {
+        busy.send(()).unwrap();
+        let _ = released.recv();
+    };
+    store.submit(Batch::new(), Durability::Buffered, wait).unwrap();
+    is_busy.recv().unwrap();
+    release
+}
+
+#[test]
+fn everything_about_an_item_comes_back_after_reopening() {
+    let folder = Folder::new();
+    let full = Item {
+        id: u64::MAX,
+        published_at: 1_700_000_000_123_456_789,
+        attempts: 3,
+        due_at: Some(1_800_000_000_000_000_001),
+        expires_at: Some(1_900_000_000_000_000_001),
+        priority: 9,
+        key: Some("user-7".into()),
+        routing_key: "order.placed".into(),
+        headers: vec![("tenant".into(), "ac\"me".into()), ("tenant".into(), String::new())],
+        schema: 2,
+        payload: (0..=255).collect(),
+        extra: Some(b"history".to_vec()),
+    };
+    let store = open(&folder);
+    let orders = queue(&store);
+    let batch = Batch::new().insert(orders, full.clone()).insert(orders, Item::default());
+    let seqs = store.commit(batch, Durability::Sync).unwrap();
+    assert_eq!(seqs.as_slice(), [0, 1]);
+    store.close().unwrap();
+
+    let store = open(&folder);
+    let rows = store.reader().unwrap().read(orders, 0, ALL).unwrap();
+    assert_eq!(rows.iter().map(|row| row.seq).collect::<Vec<_>>(), [0, 1]);
+    assert_eq!(rows[0].item, full);
+    assert_eq!(rows[1].item, Item::default());
+}
+
+#[test]
+fn streams_are_told_apart_by_kind_and_name_and_know_their_count() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let (a, b) = (store.declare("queue", "x", "one").unwrap(), store.declare("log", "x", "").unwrap());
+    assert_ne!(a, b);
+    assert_eq!(store.declare("queue", "x", "two").unwrap(), a);
+    let batch = Batch::new().insert(a, item("1")).insert(a, item("2")).insert(b, item("3")).delete(a, 0);
+    store.commit(batch, Durability::Buffered).unwrap();
+    drop(store);
+
+    let store = open(&folder);
+    let reader = store.reader().unwrap();
+    let info = reader.stream("queue", "x").unwrap().unwrap();
+    assert_eq!((info.id, info.settings.as_str(), info.next, info.count), (a, "two", 2, 1));
+    assert_eq!(reader.streams().unwrap().len(), 2);
+    assert_eq!(reader.stream("queue", "y").unwrap(), None);
+    assert_eq!(payloads(&reader.read(b, 0, ALL).unwrap()), ["3"]);
+}
+
+#[test]
+fn a_place_is_never_given_twice_even_when_the_stream_was_emptied() {
+    let folder = Folder::new();
+    for round in 0..5 {
+        let store = open(&folder);
+        let orders = queue(&store);
+        let seqs = store.commit(Batch::new().insert(orders, item("x")), Durability::Buffered).unwrap();
+        assert_eq!(seqs.as_slice(), [round]);
+        store.commit(Batch::new().trim(orders, Seq::MAX), Durability::Buffered).unwrap();
+    }
+}
+
+#[test]
+fn resting_items_are_found_by_time_and_passed_over_otherwise() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let orders = queue(&store);
+    let other = store.declare("queue", "other", "").unwrap();
+    let resting = |due| Item { due_at: Some(due), ..item(&due.to_string()) };
+    let batch = [30, 10, 20, 10].into_iter().fold(Batch::new(), |batch, due| batch.insert(orders, resting(due)));
+    store.commit(batch.insert(orders, item("now")).insert(other, resting(5)), Durability::Buffered).unwrap();
+
+    let reader = store.reader().unwrap();
+    assert_eq!(payloads(&reader.read_ready(orders, 0, ALL).unwrap()), ["now"]);
+    assert_eq!(payloads(&reader.read_due(orders, 20, ALL).unwrap()), ["10", "10", "20"]);
+    assert_eq!(reader.read_due(orders, 9, ALL).unwrap(), []);
+    let first = reader.read_due(orders, 99, Limit::items(1)).unwrap();
+    assert_eq!(first[0].seq, 1);
+    let rest = reader.read_due_after(orders, Some((10, 1)), 99, ALL).unwrap();
+    assert_eq!(rest.iter().map(|row| row.seq).collect::<Vec<_>>(), [3, 2, 0]);
+    assert_eq!((reader.next_due(orders).unwrap(), reader.count_resting(orders).unwrap()), (Some(10), 4));
+
+    store.commit(Batch::new().update(orders, 1, Change::new().due_at(None).attempts(4)), Durability::Buffered).unwrap();
+    let ready = reader.read_ready(orders, 0, ALL).unwrap();
+    assert_eq!((payloads(&ready), ready[0].item.attempts), (vec!["10".to_owned(), "now".to_owned()], 4));
+    assert_eq!(reader.count_resting(orders).unwrap(), 3);
+}
+
+#[test]
+fn an_update_changes_what_it_names_and_nothing_else() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let orders = queue(&store);
+    let whole = Item { expires_at: Some(9), due_at: Some(8), extra: Some(b"x".to_vec()), attempts: 1, ..item("p") };
+    store.commit(Batch::new().insert(orders, whole.clone()), Durability::Buffered).unwrap();
+    let reader = store.reader().unwrap();
+    let cases = [
+        (Change::new(), whole.clone()),
+        (Change::new().attempts(7), Item { attempts: 7, ..whole.clone() }),
+        (Change::new().expires_at(None), Item { attempts: 7, expires_at: None, ..whole.clone() }),
+        (
+            Change::new().extra(None).due_at(Some(3)),
+            Item { attempts: 7, expires_at: None, extra: None, due_at: Some(3), ..whole.clone() },
+        ),
+    ];
+    for (change, expected) in cases {
+        store
+            .commit(Batch::new().update(orders, 0, change).update(orders, 77, Change::new()), Durability::Buffered)
+            .unwrap();
+        assert_eq!(reader.get(orders, 0).unwrap().unwrap().item, expected);
+    }
+    assert_eq!(reader.get(orders, 77).unwrap(), None);
+}
+
+#[test]
+fn a_moved_item_is_in_one_stream_only() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let (orders, dead) = (queue(&store), store.declare("dead letters", "orders", "").unwrap());
+    store.commit(Batch::new().insert(orders, item("a")).insert(orders, item("b")), Durability::Buffered).unwrap();
+    let change = Change::new().extra(Some(b"why".to_vec()));
+    let seqs = store.commit(Batch::new().move_to(orders, 0, dead, change), Durability::Buffered).unwrap();
+    assert_eq!(seqs.as_slice(), [0]);
+    // Gone meanwhile: no error, and counted nowhere.
+    store.commit(Batch::new().move_to(orders, 0, dead, Change::new()), Durability::Buffered).unwrap();
+
+    let reader = store.reader().unwrap();
+    assert_eq!(payloads(&reader.read(orders, 0, ALL).unwrap()), ["b"]);
+    let rows = reader.read(dead, 0, ALL).unwrap();
+    assert_eq!((payloads(&rows), rows[0].item.extra.as_deref()), (vec!["a".to_owned()], Some(&b"why"[..])));
+    let counts: Vec<_> = reader.streams().unwrap().iter().map(|stream| stream.count).collect();
+    assert_eq!(counts, [1, 1]);
+}
+
+#[test]
+fn deletes_in_any_order_take_what_they_name() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let (a, b) = (queue(&store), store.declare("queue", "b", "").unwrap());
+    let fill = |stream| (0..20).fold(Batch::new(), |batch, n: u32| batch.insert(stream, item(&n.to_string())));
+    store.commit(fill(a).and(fill(b)), Durability::Buffered).unwrap();
+    let doomed = [7, 3, 4, 5, 19, 4, 0, 999, 1, 12];
+    let batch = doomed.into_iter().fold(Batch::new(), |batch, seq| batch.delete(a, seq));
+    store.commit(batch.delete(b, 0), Durability::Buffered).unwrap();
+    let reader = store.reader().unwrap();
+    let left: Vec<Seq> = reader.read(a, 0, ALL).unwrap().iter().map(|row| row.seq).collect();
+    assert_eq!(left, [2, 6, 8, 9, 10, 11, 13, 14, 15, 16, 17, 18]);
+    let counts: Vec<_> = reader.streams().unwrap().iter().map(|stream| stream.count).collect();
+    assert_eq!(counts, [12, 19]);
+}
+
+#[test]
+fn reading_in_portions_sees_each_item_once() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let orders = queue(&store);
+    let batch = (0..100).fold(Batch::new(), |batch, n: u32| batch.insert(orders, item(&format!("{n:10}"))));
+    store.commit(batch, Durability::Buffered).unwrap();
+    let reader = store.reader().unwrap();
+    for limit in [Limit::items(7), Limit::items(100), Limit::items(50).bytes(31), Limit::items(1).bytes(0)] {
+        let (mut next, mut seen) = (0, 0);
+        loop {
+            let rows = reader.read(orders, next, limit).unwrap();
+            let Some(last) = rows.last() else { break };
+            next = last.seq + 1;
+            seen += rows.len();
+            assert!(rows.len() <= limit.items);
+        }
+        assert_eq!(seen, 100, "even if there is room for nothing, one comes at a time");
+    }
+}
+
+#[test]
+fn trimming_and_times_serve_a_log() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let log = store.declare("log", "clicks", "").unwrap();
+    let at = |time| Item { published_at: time, ..item("four") };
+    let batch = (0..100).fold(Batch::new(), |batch, n| batch.insert(log, at(n * 10)));
+    store.commit(batch, Durability::Buffered).unwrap();
+    store.commit(Batch::new().trim(log, 30).delete(log, 50), Durability::Buffered).unwrap();
+    let reader = store.reader().unwrap();
+    assert_eq!(reader.first(log).unwrap(), Some(30));
+    for (time, found) in
+        [(0, Some(30)), (300, Some(30)), (301, Some(31)), (500, Some(51)), (990, Some(99)), (991, None)]
+    {
+        assert_eq!(reader.find_time(log, time).unwrap(), found, "{time}");
+    }
+    assert_eq!(reader.payload_bytes(log, 0..Seq::MAX).unwrap(), 69 * 4);
+    assert_eq!(reader.payload_bytes(log, 0..0).unwrap(), 0);
+    store.commit(Batch::new().trim(log, Seq::MAX), Durability::Buffered).unwrap();
+    assert_eq!((reader.first(log).unwrap(), reader.find_time(log, 0).unwrap()), (None, None));
+    assert_eq!(reader.stream("log", "clicks").unwrap().unwrap().next, 100);
+}
+
+#[test]
+fn marks_are_replaced_forgotten_and_listed_in_portions() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let (a, b) = (queue(&store), store.declare("queue", "b", "").unwrap());
+    let batch = (0..10).fold(Batch::new(), |batch, n| batch.mark(a, format!("id{n}"), [n]));
+    store.commit(batch.mark(b, "id0", "other").mark(a, "id3", "new").unmark(a, "id4"), Durability::Buffered).unwrap();
+    let reader = store.reader().unwrap();
+    assert_eq!(reader.mark(a, "id3").unwrap().as_deref(), Some(&b"new"[..]));
+    assert_eq!(reader.mark(a, "id4").unwrap(), None);
+    let first = reader.marks(a, None, 5).unwrap();
+    let rest = reader.marks(a, Some(&first[4].0), 99).unwrap();
+    let names: Vec<_> = first.iter().chain(&rest).map(|(name, _)| String::from_utf8_lossy(name).into_owned()).collect();
+    assert_eq!(names, ["id0", "id1", "id2", "id3", "id5", "id6", "id7", "id8", "id9"]);
+}
+
+#[test]
+fn a_removed_stream_takes_everything_along() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let (a, b) = (queue(&store), store.declare("queue", "b", "").unwrap());
+    store
+        .commit(Batch::new().insert(a, item("a")).mark(a, "m", "v").insert(b, item("b")), Durability::Buffered)
+        .unwrap();
+    let after = Batch::new().remove(a).insert(a, item("too late"));
+    assert_eq!(store.commit(after, Durability::Buffered), Err(StoreError::UnknownStream(a)));
+    store.commit(Batch::new().remove(a), Durability::Buffered).unwrap();
+    assert_eq!(store.commit(Batch::new().insert(a, item("x")), Durability::Sync), Err(StoreError::UnknownStream(a)));
+
+    let again = store.declare("queue", "orders", "").unwrap();
+    let reader = store.reader().unwrap();
+    assert_eq!(reader.read(again, 0, ALL).unwrap(), []);
+    assert_eq!(reader.marks(again, None, 9).unwrap(), []);
+    assert_eq!(payloads(&reader.read(b, 0, ALL).unwrap()), ["b"]);
+}
+
+#[test]
+fn a_batch_that_cannot_be_fails_alone() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let (orders, gone) = (queue(&store), store.declare("queue", "gone", "").unwrap());
+    store.commit(Batch::new().remove(gone), Durability::Buffered).unwrap();
+    let release = hold_up_writer(&store);
+    let submit = |batch| store.submit_for_ticket(batch, Durability::Buffered).unwrap();
+    let good = submit(Batch::new().insert(orders, item("1")));
+    let bad = submit(Batch::new().insert(orders, item("half")).insert(gone, item("2")));
+    let huge = Item { payload: vec![0; MAX_ITEM_BYTES + 1], ..Item::default() };
+    let large = submit(Batch::new().insert(orders, huge));
+    let also_good = submit(Batch::new().insert(orders, item("3")));
+    drop(release);
+    assert_eq!(good.wait().unwrap().as_slice(), [0]);
+    assert_eq!(bad.wait(), Err(StoreError::UnknownStream(gone)));
+    assert_eq!(large.wait(), Err(StoreError::TooLarge { bytes: MAX_ITEM_BYTES + 1 }));
+    assert_eq!(also_good.wait().unwrap().as_slice(), [1]);
+    assert_eq!(store.state(), State::Healthy);
+    assert_eq!(payloads(&store.reader().unwrap().read(orders, 0, ALL).unwrap()), ["1", "3"]);
+}
+
+#[test]
+fn what_arrives_during_a_commit_shares_the_next() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let orders = queue(&store);
+    let before = store.stats();
+    let release = hold_up_writer(&store);
+    let tickets: Vec<_> = (0..100)
+        .map(|n| store.submit_for_ticket(Batch::new().insert(orders, item(&n.to_string())), Durability::Sync).unwrap())
+        .collect();
+    assert!(tickets.iter().all(|ticket| !ticket.is_done()));
+    drop(release);
+    for (n, ticket) in tickets.into_iter().enumerate() {
+        assert_eq!(ticket.wait().unwrap().as_slice(), [n as Seq]);
+    }
+    let stats = store.stats();
+    assert_eq!((stats.commits - before.commits, stats.syncs - before.syncs), (2, 1), "the busy one, and one for all");
+    assert_eq!((stats.largest_commit, stats.inserted), (100, 100));
+}
+
+#[test]
+fn waiting_producers_share_commits() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let orders = queue(&store);
+    within(LIMIT, move || {
+        thread::scope(|scope| {
+            for _ in 0..16 {
+                scope.spawn(|| {
+                    for n in 0..20 {
+                        store.commit(Batch::new().insert(orders, item(&n.to_string())), Durability::Sync).unwrap();
+                    }
+                });
+            }
+        });
+        let stats = store.stats();
+        assert!(stats.commits < 200, "{} commits for 320 batches", stats.commits);
+        assert_eq!(store.reader().unwrap().streams().unwrap()[0].count, 320);
+    });
+}
+
+#[test]
+fn functions_are_called_in_the_order_of_the_file() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let orders = queue(&store);
+    let order = Arc::new(Mutex::new(Vec::new()));
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for n in 0..500_u32 {
+                    let order = Arc::clone(&order);
+                    let durability = if n % 50 == 0 { Durability::Sync } else { Durability::Buffered };
+                    let done =
+                        move |seqs: Result<&[Seq], StoreError>| order.lock().unwrap().extend_from_slice(seqs.unwrap());
+                    store.submit(Batch::new().insert(orders, item("x")), durability, done).unwrap();
+                }
+            });
+        }
+    });
+    store.flush(Durability::Buffered).unwrap();
+    let order = order.lock().unwrap();
+    assert_eq!(*order, (0..2000).collect::<Vec<Seq>>());
+}
+
+#[test]
+fn a_function_that_panics_or_drops_the_store_hurts_nobody() {
+    quiet();
+    let folder = Folder::new();
+    let store = open(&folder);
+    let orders = queue(&store);
+    store.submit(Batch::new(), Durability::Buffered, |_| panic!("{}", common::ON_PURPOSE)).unwrap();
+    let bomb = common::Bomb;
+    store.submit(Batch::new(), Durability::Buffered, move |_| drop(bomb)).unwrap();
+    store.commit(Batch::new().insert(orders, item("x")), Durability::Buffered).unwrap();
+    let (last, release) = (store.clone(), hold_up_writer(&store));
+    store.submit(Batch::new(), Durability::Buffered, move |_| drop(last)).unwrap();
+    drop(store);
+    drop(release);
+    eventually("the file is let go", || Store::open(folder.file(), Options::new()).is_ok());
+}
+
+#[test]
+fn lazy_batches_ride_along_or_go_alone_after_a_while() {
+    let folder = Folder::new();
+    let store = Store::open(folder.file(), Options::new().lazy_delay(Duration::from_secs(3600))).unwrap();
+    let orders = queue(&store);
+    let seqs =
+        store.commit(Batch::new().insert(orders, item("a")).insert(orders, item("b")), Durability::Sync).unwrap();
+    let before = store.stats();
+    store.submit_lazily(Batch::new().delete(orders, seqs[0])).unwrap();
+    assert_eq!(store.stats().commits, before.commits);
+    store.commit(Batch::new().insert(orders, item("c")), Durability::Buffered).unwrap();
+    assert_eq!(store.stats().commits, before.commits + 1);
+    assert_eq!(payloads(&store.reader().unwrap().read(orders, 0, ALL).unwrap()), ["b", "c"]);
+    // Closing does not wait an hour either.
+    store.submit_lazily(Batch::new().delete(orders, seqs[1])).unwrap();
+    store.close().unwrap();
+
+    let store = Store::open(folder.file(), Options::new().lazy_delay(Duration::from_millis(1))).unwrap();
+    assert_eq!(payloads(&store.reader().unwrap().read(orders, 0, ALL).unwrap()), ["c"]);
+    store.submit_lazily(Batch::new().delete(orders, 2)).unwrap();
+    eventually("nobody waits, yet it is committed", || store.stats().deleted == 1);
+    assert_eq!(store.stats().syncs, 0);
+}
+
+#[test]
+fn room_is_bounded_by_bytes_and_comes_back() {
+    let folder = Folder::new();
+    let store = Store::open(folder.file(), Options::new().queue_bytes(1000)).unwrap();
+    let orders = queue(&store);
+    let release = hold_up_writer(&store);
+    assert!(store.has_room());
+    let ticket =
+        store.submit_for_ticket(Batch::new().insert(orders, item(&"x".repeat(1000))), Durability::Buffered).unwrap();
+    assert!(!store.has_room());
+    assert!(!store.wait_for_room_until(Instant::now() + Duration::from_millis(10)));
+    let waiting = {
+        let store = store.clone();
+        thread::spawn(move || store.wait_for_room())
+    };
+    assert!(store.stats().queued_bytes >= 1000);
+    drop(release);
+    within(LIMIT, move || waiting.join().unwrap());
+    ticket.wait().unwrap();
+    eventually("all is done", || store.stats().queued_bytes == 0);
+}
+
+#[test]
+fn a_second_store_hears_who_has_the_file() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let refused = Store::open(folder.file(), Options::new()).unwrap_err();
+    let StoreError::InUse { holder, .. } = &refused else { panic!("{refused}") };
+    assert_eq!(holder.pid, std::process::id());
+    assert!(refused.to_string().contains(&holder.pid.to_string()), "{refused}");
+    store.close().unwrap();
+    open(&folder);
+}
+
+#[test]
+fn a_closed_store_refuses_and_closing_twice_is_fine() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let orders = queue(&store);
+    store.submit_lazily(Batch::new().insert(orders, item("kept"))).unwrap();
+    let other = store.clone();
+    store.close().unwrap();
+    other.close().unwrap();
+    assert_eq!(store.state(), State::Closed);
+    assert_eq!(store.commit(Batch::new(), Durability::Sync), Err(StoreError::Closed));
+    assert_eq!(store.submit_lazily(Batch::new()), Err(StoreError::Closed));
+    let called = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&called);
+    assert!(store.submit(Batch::new(), Durability::Sync, move |_| flag.store(true, Ordering::SeqCst)).is_err());
+    assert!(!called.load(Ordering::SeqCst));
+    assert!(store.reader().is_err());
+    store.wait_for_room();
+    let left = std::fs::metadata(folder.file().with_extension("db-wal"));
+    assert!(left.is_err(), "the log went with the last connection");
+    let store = open(&folder);
+    assert_eq!(payloads(&store.reader().unwrap().read(orders, 0, ALL).unwrap()), ["kept"]);
+}
+
+#[test]
+fn what_is_no_database_is_refused_and_left_alone() {
+    let folder = Folder::new();
+    let text = "This is a letter, not a database. ".repeat(100);
+    std::fs::write(folder.file(), &text).unwrap();
+    let refused = Store::open(folder.file(), Options::new()).unwrap_err();
+    assert!(matches!(refused, StoreError::NotADatabase { .. }), "{refused:?}");
+    assert_eq!(std::fs::read_to_string(folder.file()).unwrap(), text);
+    let nowhere = Store::open(folder.file().join("deeper.db"), Options::new()).unwrap_err();
+    assert!(matches!(nowhere, StoreError::Io(_)), "{nowhere:?}");
+}
+
+#[test]
+fn a_later_format_is_refused_and_left_alone() {
+    let folder = Folder::new();
+    open(&folder).close().unwrap();
+    let file = Connection::open(folder.file()).unwrap();
+    file.execute("UPDATE postroom_meta SET value = 42 WHERE name = 'format'", []).unwrap();
+    drop(file);
+    let bytes = std::fs::read(folder.file()).unwrap();
+    let refused = Store::open(folder.file(), Options::new()).unwrap_err();
+    assert!(matches!(refused, StoreError::Newer { found: 42, known: 1, .. }), "{refused:?}");
+    assert_eq!(std::fs::read(folder.file()).unwrap(), bytes);
+}
+
+#[test]
+fn a_damaged_file_is_an_error_and_no_panic() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let orders = queue(&store);
+    let batch = (0..1000).fold(Batch::new(), |batch, _| batch.insert(orders, item(&"x".repeat(100))));
+    store.commit(batch, Durability::Sync).unwrap();
+    store.check().unwrap();
+    store.close().unwrap();
+    let mut bytes = std::fs::read(folder.file()).unwrap();
+    // All but the page with the schema.
+    bytes[8192..].fill(0x5A);
+    std::fs::write(folder.file(), bytes).unwrap();
+    let refused = match Store::open(folder.file(), Options::new()) {
+        Err(error) => error,
+        Ok(store) => store.reader().unwrap().read(orders, 0, ALL).unwrap_err(),
+    };
+    assert!(matches!(refused, StoreError::Corrupt(_)), "{refused:?}");
+}
+
+#[test]
+fn a_database_of_the_users_gets_our_tables_and_keeps_its_own() {
+    let folder = Folder::new();
+    let file = Connection::open(folder.file()).unwrap();
+    file.execute_batch("PRAGMA user_version = 7; CREATE TABLE invoice (id INTEGER); INSERT INTO invoice VALUES (1)")
+        .unwrap();
+    drop(file);
+    let store = open(&folder);
+    queue(&store);
+    let reader = store.reader().unwrap();
+    let mine: (i64, i64) = reader
+        .sql()
+        .query_row("SELECT (SELECT user_version FROM pragma_user_version), count(*) FROM invoice", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .unwrap();
+    assert_eq!(mine, (7, 1));
+    assert!(reader.sql().execute("DELETE FROM invoice", []).is_err(), "a reader only reads");
+}
+
+#[test]
+fn the_view_is_for_people() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let orders = queue(&store);
+    let message = Item { published_at: 1_700_000_000_000_000_000, routing_key: "order.placed".into(), ..item("hello") };
+    store.commit(Batch::new().insert(orders, message), Durability::Buffered).unwrap();
+    let reader = store.reader().unwrap();
+    let sql = "SELECT stream || ' ' || seq || ' ' || published || ' ' || routing_key || ' ' || CAST(payload AS TEXT) FROM postroom_items";
+    let line: String = reader.sql().query_row(sql, [], |row| row.get(0)).unwrap();
+    assert_eq!(line, "orders 0 2023-11-14 22:13:20 order.placed hello");
+}
+
+#[test]
+fn rows_and_messages_of_one_transaction_appear_together_or_not_at_all() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let orders = queue(&store);
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let ears = Arc::clone(&heard);
+    store.watch(move |stream, seqs| ears.lock().unwrap().push((stream, seqs)));
+    let mut mine = store.connect().unwrap();
+    mine.execute_batch("CREATE TABLE invoice (id INTEGER)").unwrap();
+
+    store.commit(Batch::new().insert(orders, item("theirs")), Durability::Buffered).unwrap();
+    let seq = store.transaction(&mut mine, |tx| {
+        tx.execute("INSERT INTO invoice VALUES (1)", [])?;
+        insert_in(tx, orders, &item("a"))?;
+        insert_in(tx, orders, &item("b"))
+    });
+    assert_eq!(seq.unwrap(), 2);
+    let failed: Result<(), StoreError> = store.transaction(&mut mine, |tx| {
+        tx.execute("INSERT INTO invoice VALUES (2)", [])?;
+        insert_in(tx, orders, &item("never"))?;
+        Err(StoreError::Closed)
+    });
+    assert_eq!(failed, Err(StoreError::Closed));
+    eventually("the watcher hears of them", || !heard.lock().unwrap().is_empty());
+    let seqs = store.commit(Batch::new().insert(orders, item("c")).delete(orders, 1), Durability::Sync).unwrap();
+    assert_eq!(seqs.as_slice(), [3]);
+    assert_eq!(*heard.lock().unwrap(), [(orders, 1..3)]);
+    let reader = store.reader().unwrap();
+    assert_eq!(payloads(&reader.read(orders, 0, ALL).unwrap()), ["theirs", "b", "c"]);
+    assert_eq!(reader.streams().unwrap()[0].count, 3);
+    let invoices: i64 = mine.query_row("SELECT count(*) FROM invoice", [], |row| row.get(0)).unwrap();
+    assert_eq!(invoices, 1);
+}
+
+#[test]
+fn a_connection_to_another_file_is_refused() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let mut other = Connection::open_in_memory().unwrap();
+    let refused: Result<(), StoreError> = store.transaction(&mut other, |_| Ok(()));
+    assert!(matches!(refused, Err(StoreError::Other(_))));
+}
+
+#[test]
+fn the_writer_and_users_transactions_take_turns_under_load() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let orders = queue(&store);
+    let (stop, committed) = (AtomicBool::new(false), AtomicUsize::new(0));
+    within(LIMIT, move || {
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        store.commit(Batch::new().insert(orders, item("s")), Durability::Buffered).unwrap();
+                        committed.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            let users: Vec<_> = (0..2)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let mut mine = store.connect().unwrap();
+                        for _ in 0..50 {
+                            store.transaction(&mut mine, |tx| insert_in(tx, orders, &item("u"))).unwrap();
+                        }
+                    })
+                })
+                .collect();
+            users.into_iter().for_each(|user| user.join().unwrap());
+            stop.store(true, Ordering::Relaxed);
+        });
+        let count = store.reader().unwrap().streams().unwrap()[0].count;
+        assert_eq!(count, 100 + committed.load(Ordering::Relaxed) as u64);
+        let rows = store.reader().unwrap().read(orders, 0, ALL).unwrap();
+        assert!(rows.iter().map(|row| row.seq).eq(0..count), "no place twice, none left out");
+    });
+}
+
+#[test]
+fn a_transaction_run_past_the_store_delays_commits_and_fails_none() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    let orders = queue(&store);
+    let mut mine = Connection::open(folder.file()).unwrap();
+    let transaction =
+        mine.transaction_with_behavior(postroom::store::rusqlite::TransactionBehavior::Immediate).unwrap();
+    insert_in(&transaction, orders, &item("mine")).unwrap();
+    let ticket = store.submit_for_ticket(Batch::new().insert(orders, item("theirs")), Durability::Sync).unwrap();
+    let ticket = ticket.wait_until(Instant::now() + Duration::from_millis(1500)).expect_err("the file is locked");
+    assert!(store.stats().times_locked > 0);
+    transaction.commit().unwrap();
+    assert_eq!(ticket.wait().unwrap().as_slice(), [1]);
+    assert_eq!(payloads(&store.reader().unwrap().read(orders, 0, ALL).unwrap()), ["mine", "theirs"]);
+}
+
+#[test]
+fn the_log_stays_bounded_under_load() {
+    let folder = Folder::new();
+    let store = Store::open(folder.file(), Options::new().wal_bytes(1 << 20)).unwrap();
+    let orders = queue(&store);
+    for _ in 0..200 {
+        let batch = (0..20).fold(Batch::new(), |batch, _| batch.insert(orders, item(&"x".repeat(1000))));
+        store.commit(batch, Durability::Buffered).unwrap();
+    }
+    assert!(store.stats().checkpoints > 1);
+    let wal = std::fs::metadata(folder.file().with_extension("db-wal")).unwrap().len();
+    assert!(wal < 2 << 20, "{wal} bytes");
+}

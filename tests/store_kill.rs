@@ -1,0 +1,101 @@
+//! A process that is killed takes nothing along that was answered, and leaves the file to the next one.
+#![cfg(all(feature = "sqlite", unix))]
+#![allow(missing_docs)]
+
+mod common;
+
+use common::store::{Folder, item};
+use postroom::store::{Batch, Durability, Limit, Options, Seq, Store, StoreError};
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+const FILE: &str = "POSTROOM_STORE_TO_KILL";
+const ROUNDS: u64 = 50;
+
+/// Not a test of its own: what the killed process does. It writes a line for each answer, so that the line is there
+/// if the answer was.
+#[test]
+fn writes_until_it_is_killed() {
+    let Some(file) = std::env::var_os(FILE) else { return };
+    let store = Store::open(file, Options::new().wal_bytes(200_000)).unwrap();
+    let stream = store.declare("queue", "q", "").unwrap();
+    let first = store.reader().unwrap().streams().unwrap()[0].next;
+    // On a line of its own, even behind what the test harness says on one core.
+    println!("\nopen");
+    for n in first.. {
+        let durability = if n % 64 == 0 { Durability::Sync } else { Durability::Buffered };
+        let say = move |seqs: Result<&[Seq], StoreError>| {
+            let mut out = std::io::stdout();
+            writeln!(out, "ok {}", seqs.unwrap()[0]).unwrap();
+            out.flush().unwrap();
+        };
+        store.wait_for_room();
+        store.submit(Batch::new().insert(stream, item(&n.to_string())), durability, say).unwrap();
+        if n % 10 == 9 {
+            // Deleted by a batch that says so, and moved in the same commit as a mark.
+            let say = |_: Result<&[Seq], StoreError>| {};
+            store
+                .submit(Batch::new().delete(stream, n - 9).mark(stream, "gone", n.to_string()), durability, say)
+                .unwrap();
+            store.flush(Durability::Buffered).unwrap();
+        }
+    }
+}
+
+fn start(file: &Path) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "writes_until_it_is_killed", "--nocapture"]).env(FILE, file);
+    command.stdout(Stdio::piped()).spawn().unwrap()
+}
+
+#[test]
+fn what_was_answered_survives_kill_9_at_any_moment() {
+    let folder = Folder::new();
+    let (mut answered, mut most) = (BTreeSet::new(), 0);
+    for round in 0..ROUNDS {
+        let mut child = start(&folder.file());
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        lines.find(|line| line == "open").expect("the file is free the moment its holder is dead");
+        std::thread::sleep(Duration::from_micros(round * 1_700 % 23_000));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let before = answered.len();
+        answered.extend(lines.filter_map(|line| line.strip_prefix("ok ")?.parse::<u64>().ok()));
+        most = most.max(answered.len() - before);
+
+        let store = Store::open(folder.file(), Options::new()).unwrap();
+        let reader = store.reader().unwrap();
+        let info = reader.stream("queue", "q").unwrap().unwrap();
+        let rows = reader.read(info.id, 0, Limit::items(usize::MAX)).unwrap();
+        assert_eq!(info.count, rows.len() as u64);
+        let found: BTreeSet<Seq> = rows.iter().map(|row| row.seq).collect();
+        let lost: Vec<_> = answered.iter().filter(|seq| *seq % 10 != 0 && !found.contains(seq)).collect();
+        assert!(lost.is_empty(), "round {round}: {lost:?}");
+        assert!(rows.iter().all(|row| row.item.payload == row.seq.to_string().as_bytes()), "each in its own place");
+        // The deletion and the mark are one batch.
+        if let Some(mark) = reader.mark(info.id, "gone").unwrap() {
+            let n: u64 = String::from_utf8(mark).unwrap().parse().unwrap();
+            assert!(!found.contains(&(n - 9)) && found.iter().filter(|seq| *seq % 10 == 0).all(|seq| *seq > n - 9));
+        }
+    }
+    assert!(most > 20, "only {most} answers in the busiest round");
+    let store = Store::open(folder.file(), Options::new()).unwrap();
+    store.check().unwrap();
+}
+
+#[test]
+fn another_process_is_told_who_has_the_file_and_gets_it_when_that_one_is_killed() {
+    let folder = Folder::new();
+    let mut child = start(&folder.file());
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    lines.find(|line| line == "open").expect("opens");
+    let refused = Store::open(folder.file(), Options::new()).unwrap_err();
+    let StoreError::InUse { holder, .. } = &refused else { panic!("{refused}") };
+    assert_eq!(holder.pid, child.id());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    Store::open(folder.file(), Options::new()).unwrap();
+}
