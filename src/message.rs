@@ -494,13 +494,18 @@ impl<T> Message<T> {
         self.extras.get_or_insert_default()
     }
 
+    /// Whether nobody waits for its end, and dropping it does nothing.
+    #[inline]
+    pub(crate) fn ends_silently(&self) -> bool {
+        !std::mem::needs_drop::<T>()
+            && self.extras.is_none()
+            && matches!((&self.routing_key, &self.body), (Text::Inline { .. }, Body::Own(_)))
+    }
+
     /// Drops it; a panic of its payload's destructor stays in here.
     #[inline]
     pub(crate) fn dispose(self) {
-        let trivial = !std::mem::needs_drop::<T>()
-            && self.extras.is_none()
-            && matches!((&self.routing_key, &self.body), (Text::Inline { .. }, Body::Own(_)));
-        if trivial { std::mem::forget(self) } else { drop_contained(self) }
+        if self.ends_silently() { std::mem::forget(self) } else { drop_contained(self) }
     }
 
     /// Puts another payload into the same envelope.

@@ -13,6 +13,7 @@ use crate::stats::Counter;
 use crate::sync::{AtomicU64, AtomicUsize, Condvar, Mutex, Ordering, thread_local};
 use crate::timer::NamedTimers;
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -246,13 +247,37 @@ impl Runtime {
         (first, first + ID_BLOCK)
     }
 
+    /// So many ids in a row.
+    fn next_ids(&self, n: u64) -> Range<u64> {
+        debug_assert!(n <= ID_BLOCK);
+        IDS.with(|ids| {
+            let (owner, next, end) = ids.get();
+            let (next, end) = if owner == self.id && next + n <= end { (next, end) } else { self.id_block() };
+            ids.set((self.id, next + n, end));
+            next..next + n
+        })
+    }
+
     /// Gives a message that is about to be published its id and times.
     #[inline]
     pub(crate) fn prepare<T>(&self, message: &mut Message<T>) {
+        let at = self.stamp();
+        self.prepare_at(message, at, || self.next_id());
+    }
+
+    /// The same for a chunk of messages at one time.
+    pub(crate) fn prepare_all<'a, T: 'a>(&self, messages: impl ExactSizeIterator<Item = &'a mut Message<T>>) {
+        let at = self.stamp();
+        let ids = self.next_ids(messages.len() as u64);
+        messages.zip(ids).for_each(|(message, id)| self.prepare_at(message, at, || id));
+    }
+
+    #[inline]
+    fn prepare_at<T>(&self, message: &mut Message<T>, at: Timestamp, id: impl FnOnce() -> u64) {
         if message.id == MessageId::default() {
-            message.id = self.next_id().into();
+            message.id = id().into();
         }
-        message.published_at = self.stamp();
+        message.published_at = at;
         message.attempt = 0;
         message.redelivered = false;
         message.leave_order();

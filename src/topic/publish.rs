@@ -155,6 +155,14 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
     }
 
     pub(super) fn publish_chunk(&self, key: &Text, chunk: &mut VecDeque<Message<T>>) -> Result<(), PublishError<T>> {
+        if self.refuses_duplicates() {
+            // A duplicate is told by the id it was given.
+            while let Some(message) = chunk.pop_front() {
+                self.publish(key.as_str(), message, Patience::Forever)?;
+            }
+            return Ok(());
+        }
+        self.runtime.prepare_all(chunk.iter_mut());
         let n = chunk.len();
         let mut outdated = Vec::new();
         let route = self.lanes[thread_slot() % LANES].lock().look_up(self, key, &mut outdated).clone();
@@ -170,10 +178,6 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             return result;
         }
         while let Some(message) = chunk.pop_front() {
-            if self.refuses_duplicates() {
-                self.publish(key.as_str(), message, Patience::Forever)?;
-                continue;
-            }
             let message = if limited { self.admit(message)? } else { message };
             if let Err(error) = self.publish_slowly(&route, message, Patience::Forever) {
                 if limited {
