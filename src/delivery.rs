@@ -179,6 +179,15 @@ impl<T: Send + Sync + 'static> Delivery<T> {
         Self { message: Some(message), core }
     }
 
+    /// For a message that is put into its slot before anybody sees it.
+    pub(crate) fn none_yet(core: Arc<Core<T>>) -> Self {
+        Self { message: None, core }
+    }
+
+    pub(crate) fn slot(&mut self) -> &mut Option<Message<T>> {
+        &mut self.message
+    }
+
     /// Done: the message is gone.
     ///
     /// # Errors

@@ -96,6 +96,13 @@ pub struct Message<T> {
     body: Body<T>,
 }
 
+/// What a message gets when it is published.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stamp {
+    pub(crate) id: MessageId,
+    pub(crate) at: Timestamp,
+}
+
 /// What few messages have, kept out of the envelope that all of them pay for.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct Extras {
@@ -638,7 +645,8 @@ impl Text {
         Self::Inline { len: (Self::INLINE - at) as u8, bytes }
     }
 
-    fn as_bytes(&self) -> &[u8] {
+    #[inline]
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         match self {
             Self::Inline { len, bytes } => &bytes[..usize::from(*len)],
             Self::Shared(text) => text.as_bytes(),

@@ -3,7 +3,7 @@
 use crate::clock::{Clock, Timestamp};
 use crate::consumer::Crew;
 use crate::deadlock::{QueueRef, Waits};
-use crate::message::{Message, MessageId};
+use crate::message::{Message, MessageId, Stamp};
 use crate::outcome::contained;
 use crate::random::Random;
 use crate::scheduler::{Scheduler, Timed, TimedId};
@@ -258,26 +258,33 @@ impl Runtime {
         })
     }
 
+    /// For a message that is about to be published; one that has an id keeps it.
+    #[inline]
+    pub(crate) fn stamp_for<T>(&self, message: &Message<T>) -> Stamp {
+        let id = if message.id == MessageId::default() { self.next_id().into() } else { message.id };
+        Stamp { id, at: self.stamp() }
+    }
+
     /// Gives a message that is about to be published its id and times.
     #[inline]
     pub(crate) fn prepare<T>(&self, message: &mut Message<T>) {
-        let at = self.stamp();
-        self.prepare_at(message, at, || self.next_id());
+        self.prepare_with(message, self.stamp_for(message));
     }
 
-    /// The same for a chunk of messages at one time.
+    /// The same for several messages at one time.
     pub(crate) fn prepare_all<'a, T: 'a>(&self, messages: impl ExactSizeIterator<Item = &'a mut Message<T>>) {
         let at = self.stamp();
         let ids = self.next_ids(messages.len() as u64);
-        messages.zip(ids).for_each(|(message, id)| self.prepare_at(message, at, || id));
+        messages.zip(ids).for_each(|(message, next)| {
+            let id = if message.id == MessageId::default() { next.into() } else { message.id };
+            self.prepare_with(message, Stamp { id, at });
+        });
     }
 
     #[inline]
-    fn prepare_at<T>(&self, message: &mut Message<T>, at: Timestamp, id: impl FnOnce() -> u64) {
-        if message.id == MessageId::default() {
-            message.id = id().into();
-        }
-        message.published_at = at;
+    pub(crate) fn prepare_with<T>(&self, message: &mut Message<T>, stamp: Stamp) {
+        message.id = stamp.id;
+        message.published_at = stamp.at;
         message.attempt = 0;
         message.redelivered = false;
         message.leave_order();

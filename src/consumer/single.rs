@@ -22,8 +22,8 @@ where
     type Load = Message<T>;
 
     #[inline]
-    fn take_quickly(&self, core: &Core<T>) -> Option<Message<T>> {
-        core.take_plain()
+    fn take_quickly(&self, core: &Core<T>, load: &mut Option<Message<T>>) -> bool {
+        core.take_plain(load)
     }
 
     fn take(
@@ -54,23 +54,34 @@ where
         hear: Option<&dyn Fn(Sign)>,
     ) {
         let Some(message) = &*load else { return };
-        let result = watch.time(&core.runtime.clock, tally, || {
+        // Kept out of the way of what nearly all of them say: an outcome is large, and slow to hand on.
+        let mut said = None;
+        let handled = watch.time(&core.runtime.clock, tally, || {
             contained(|| {
                 if let Some(before) = &self.hooks.before {
                     before(message);
                 }
-                (self.handler)(message).into_outcome()
+                match (self.handler)(message).into_outcome() {
+                    (Outcome::Ack, _) => {}
+                    otherwise => said = Some(Box::new(otherwise)),
+                }
             })
         });
-        let (outcome, error) = result.unwrap_or_else(|words| panicked(core, message.id(), words));
-        self.hooks.after(message, &outcome);
-        if let Some(hear) = hear {
-            hear(Sign::of(&outcome));
+        if let Err(words) = handled {
+            said = Some(Box::new(panicked(core, message.id(), words)));
         }
-        if outcome == Outcome::Ack {
+        let outcome = said.as_ref().map_or(&Outcome::Ack, |said| &said.0);
+        self.hooks.after(message, outcome);
+        if let Some(hear) = hear {
+            hear(Sign::of(outcome));
+        }
+        let Some(said) = said else {
             // Too late means that it went back to its queue and was reported as left.
             let _ = core.ack(load, tally);
-        } else if let Some(mut message) = load.take() {
+            return;
+        };
+        if let Some(mut message) = load.take() {
+            let (outcome, error) = *said;
             let verdict = core.judge(&mut message, outcome, error);
             self.hooks.settle(core, message, verdict, tally);
         }

@@ -57,10 +57,9 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
     pub(super) fn serve(&self) {
         let tally = self.core.tallies.for_worker();
         self.core.runtime.as_worker(self.core.identity(), || {
-            let mut hands = W::Hands::default();
+            let (mut hands, mut load) = (W::Hands::default(), None);
             while let Some(pass) = self.may_go_on() {
-                let mut load = self.work.take_quickly(&self.core);
-                if load.is_none() {
+                if !self.work.take_quickly(&self.core, &mut load) {
                     match self.work.take(&self.core, &mut hands, pass.limit(), || self.may_wait(pass)) {
                         Ok(taken) => load = Some(taken),
                         Err(nothing) => {

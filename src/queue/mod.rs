@@ -197,14 +197,15 @@ impl<T: Send + Sync + 'static> Queue<T> {
     #[inline]
     pub fn recv(&self) -> Result<Delivery<T>, RecvError> {
         self.core.note_receiver();
-        let next = match self.core.take_plain() {
-            None => self.core.take(Patience::Forever, || true).map_err(|nothing| match nothing {
+        let mut delivery = Delivery::none_yet(Arc::clone(&self.core));
+        if !self.core.take_plain(delivery.slot()) {
+            let next = self.core.take(Patience::Forever, || true).map_err(|nothing| match nothing {
                 Nothing::Deadlock => RecvError::Deadlock,
                 _ => RecvError::Closed,
-            })?,
-            Some(message) => message,
-        };
-        Ok(self.deliver(next))
+            })?;
+            *delivery.slot() = Some(next);
+        }
+        Ok(delivery)
     }
 
     /// The next message, if one is ready now.
@@ -520,7 +521,11 @@ pub(crate) fn in_chunks<T, M: Into<Message<T>>, E>(
         }
         if let Err(cause) = accept(&mut chunk) {
             accepted += n - chunk.len() - 1;
-            return Err(BatchError { accepted, cause, rest: chunk.into_iter().chain(messages.map(Into::into)).collect() });
+            return Err(BatchError {
+                accepted,
+                cause,
+                rest: chunk.into_iter().chain(messages.map(Into::into)).collect(),
+            });
         }
         accepted += n;
     }

@@ -28,6 +28,14 @@ pub(super) struct Lane<T> {
     pub(super) published: u64,
 }
 
+/// What a lane remembers of a routing key.
+pub(super) struct Known<'a, T> {
+    pub(super) route: &'a Route<T>,
+    pub(super) key: &'a Text,
+    /// The count of what was published.
+    pub(super) published: &'a mut u64,
+}
+
 /// Where a routing key leads.
 pub(super) enum Route<T> {
     Nowhere,
@@ -54,18 +62,20 @@ impl<T: Send + Sync + 'static> Lane<T> {
         Self { version: 0, index: AHashMap::new(), routes: Vec::new(), latest: (Text::EMPTY, 0), published: 0 }
     }
 
-    /// The route of a key, if it was looked up before and nothing has been bound since; and the count of
-    /// what was published.
+    /// The route of a key, if it was looked up before and nothing has been bound since.
+    ///
+    /// The key comes back as the lane keeps it: one that was just put together, byte by byte, is slow to copy.
     #[inline]
-    pub(super) fn known(&mut self, topic: &TopicCore<T>, key: &Text) -> Option<(&Route<T>, &mut u64)> {
+    pub(super) fn known(&mut self, topic: &TopicCore<T>, key: &str) -> Option<Known<'_, T>> {
         if self.version != topic.runtime.routes_version.load(Ordering::Acquire) {
             return None;
         }
-        if self.latest.0 != *key {
-            let position = *self.index.get(key.as_str())?;
-            self.latest = (key.clone(), position);
+        if self.latest.0.as_bytes() != key.as_bytes() {
+            let position = *self.index.get(key)?;
+            self.latest = (Text::new(key), position);
         }
-        Some((self.routes.get(self.latest.1)?, &mut self.published))
+        let (key, position) = &self.latest;
+        Some(Known { route: self.routes.get(*position)?, key, published: &mut self.published })
     }
 
     pub(super) fn look_up(&mut self, topic: &TopicCore<T>, key: &Text, outdated: &mut Vec<Route<T>>) -> &Route<T> {

@@ -54,9 +54,16 @@ impl<T: Send + Sync + 'static> Core<T> {
         if message.extras.is_some() || self.settings.is_special() {
             return None;
         }
+        // Written before the lock is taken, not between that and the copy into the queue: reading what has
+        // been written a moment ago in smaller pieces would stall.
+        message.holds_slot = true;
         let mut intake = self.intake.lock();
-        self.let_in(&mut intake).ok()?;
-        intake.admit(message, Admission::Published);
+        if self.let_in(&mut intake).is_err() {
+            message.holds_slot = false;
+            return None;
+        }
+        intake.slots += 1;
+        intake.accepted += 1;
         intake.entered += 1;
         Some(Place(intake))
     }
