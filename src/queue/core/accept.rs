@@ -1,6 +1,6 @@
 //! Taking messages in: at once, as the overflow policy says, in batches, or after a promise.
 
-use super::{Accepted, Admission, Core, Gate, Intake, Need, Outlet, Patience, Pledge, Refusal, snooze};
+use super::{Accepted, Admission, Core, Gate, Intake, Need, Outlet, Patience, Pledge, Refusal};
 use crate::clock::Timestamp;
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::deadlock::{Awaited, QueueRef};
@@ -107,11 +107,14 @@ impl<T: Send + Sync + 'static> Core<T> {
                 Err(refusal) => return Err((message, refusal)),
             }
         }
-        let mut snoozes = 0;
+        let mut round = 0;
         loop {
             let offered = if message.is_timed() { self.offer_timed(message) } else { self.offer(message) };
             message = match offered {
-                Ok(()) => return Ok(Accepted::Queued),
+                Ok(()) => {
+                    self.writing.over(round);
+                    return Ok(Accepted::Queued);
+                }
                 Err((message, Refusal::Full)) => message,
                 Err(refused) => return Err(refused),
             };
@@ -121,10 +124,9 @@ impl<T: Send + Sync + 'static> Core<T> {
                 }
                 return self.overflow(message);
             }
-            if snoozes < self.spins() {
-                snooze(snoozes);
-                snoozes += 1;
-            } else if let Err(refusal) = self.wait_for_room(patience) {
+            if (self.runtime.is_simulated() || !self.writing.again(&mut round))
+                && let Err(refusal) = self.wait_for_room(patience)
+            {
                 return Err((message, refusal));
             }
         }

@@ -1,11 +1,11 @@
 //! Handing messages out, and waiting for one.
 
-use super::{Core, Gate, Intake, Nothing, Outlet, Patience, hand_out, snooze};
+use super::{Core, Gate, Intake, Nothing, Outlet, Patience, hand_out};
 use crate::clock::Timestamp;
 use crate::message::Message;
 use crate::queue::fifo::Chunk;
 use crate::simulation::Until;
-use crate::sync::{MutexGuard, Ordering, cores};
+use crate::sync::{MutexGuard, Ordering};
 
 impl<T: Send + Sync + 'static> Core<T> {
     /// Hands out the next message where only the head counts: the common case. `false` says nothing about why
@@ -286,19 +286,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Hands out the next message, waiting for one as long as `patience` and `go_on` say.
     #[cold]
     pub(crate) fn take(&self, patience: Patience, go_on: impl Fn() -> bool) -> Result<Message<T>, Nothing> {
-        let mut snoozes = 0;
-        loop {
-            match self.try_take() {
-                Err(Nothing::Empty | Nothing::NotBefore(_)) if !matches!(patience, Patience::None) => {}
-                answer => return answer,
-            }
-            if snoozes < self.spins() {
-                snooze(snoozes);
-                snoozes += 1;
-            } else {
-                self.wait_for_message(patience, &go_on)?;
-            }
-        }
+        self.take_by(patience, go_on, || self.try_take())
     }
 
     /// As [`Core::take`], up to `max` messages; `batch` must be empty.
@@ -309,16 +297,27 @@ impl<T: Send + Sync + 'static> Core<T> {
         patience: Patience,
         go_on: impl Fn() -> bool,
     ) -> Result<(), Nothing> {
-        let mut snoozes = 0;
+        self.take_by(patience, go_on, || self.try_take_batch(max, batch))
+    }
+
+    /// Looks for a moment, then waits.
+    #[inline]
+    fn take_by<R>(
+        &self,
+        patience: Patience,
+        go_on: impl Fn() -> bool,
+        mut look: impl FnMut() -> Result<R, Nothing>,
+    ) -> Result<R, Nothing> {
+        let mut round = 0;
         loop {
-            match self.try_take_batch(max, batch) {
-                Err(Nothing::Empty | Nothing::NotBefore(_)) => {}
-                answer => return answer,
+            match look() {
+                Err(Nothing::Empty | Nothing::NotBefore(_)) if !matches!(patience, Patience::None) => {}
+                answer => {
+                    self.reading.over(round);
+                    return answer;
+                }
             }
-            if snoozes < self.spins() {
-                snooze(snoozes);
-                snoozes += 1;
-            } else {
+            if self.runtime.is_simulated() || !self.reading.again(&mut round) {
                 self.wait_for_message(patience, &go_on)?;
             }
         }
@@ -429,10 +428,5 @@ impl<T: Send + Sync + 'static> Core<T> {
             self.arm(deadline);
         }
         self.runtime.clock.instant_of(deadline)
-    }
-
-    /// Rounds of spinning before a thread sleeps; pointless where nobody else can run meanwhile.
-    pub(super) fn spins(&self) -> u32 {
-        if cores() > 1 && !self.runtime.is_simulated() { 8 } else { 0 }
     }
 }
