@@ -5,7 +5,7 @@ use super::single::One;
 use super::squad::Squad;
 use super::staging::Staging;
 use super::work::{Hooks, Work};
-use super::{Consumer, Crew, subject};
+use super::{Consumer, hire_first, subject};
 use crate::breaker::CircuitBreaker;
 use crate::dead_letter::Reason;
 use crate::error::Error;
@@ -79,7 +79,7 @@ impl<T: Send + Sync + 'static> ConsumerBuilder<T> {
     ///
     /// # Errors
     /// Zero workers, a queue that is closed, a circuit breaker that cannot be (a window or a pause of zero, a
-    /// share of failures that is not above 0 and at most 1), or a system that refuses the threads.
+    /// share of failures that is not above 0 and at most 1), or a system that refuses a thread: none runs then.
     pub fn start<R, H>(self, handler: H) -> Result<Consumer, Error>
     where
         R: IntoOutcome,
@@ -154,7 +154,7 @@ impl<T: Send + Sync + 'static> ConsumerBuilder<T> {
         problems.extend(self.breaker.iter().flat_map(CircuitBreaker::problems));
         Error::unless_none(subject(&self.core.name), problems)?;
         let squad = Squad::new(self.core, work(self.hooks), self.breaker);
-        squad.scale_to(self.workers)?;
+        hire_first(&*squad, self.workers)?;
         Ok(Consumer { crew: squad })
     }
 }
