@@ -1,7 +1,7 @@
 //! How a consumer is described and started.
 
 use super::batch::Many;
-use super::single::One;
+use super::single::{One, Plain};
 use super::squad::Squad;
 use super::staging::Staging;
 use super::work::{Hooks, Work};
@@ -85,7 +85,7 @@ impl<T: Send + Sync + 'static> ConsumerBuilder<T> {
         R: IntoOutcome,
         H: Fn(&Message<T>) -> R + Send + Sync + 'static,
     {
-        self.launch(Vec::new(), |hooks| One { handler, hooks })
+        self.launch(Vec::new(), |hooks| One { call: Plain(handler), hooks })
     }
 
     /// Starts workers whose handlers stage what they publish: it is released, all together, once the handler
@@ -122,7 +122,7 @@ impl<T: Send + Sync + 'static> ConsumerBuilder<T> {
         R: IntoOutcome,
         H: Fn(&Message<T>, &mut Transaction) -> R + Send + Sync + 'static,
     {
-        self.launch(Vec::new(), |hooks| Staging { handler, hooks })
+        self.launch(Vec::new(), |hooks| One { call: Staging(handler), hooks })
     }
 
     /// Starts workers that take up to `max` messages at a time. A worker waits for the first, then at
