@@ -176,8 +176,8 @@ impl<C: Clone> RelayBuilder<C> {
     /// next attempt after an error or a refusal, and the same seed gives the same run. Pauses go by virtual time;
     /// since waiting costs nothing there, they grow to 20 minutes. Delay and time to live count from the
     /// publication. Leases hold in real time, there as well: `start` takes them at once, and if a relay that was
-    /// killed has left one behind, it waits for that to end. Relays of PostgreSQL, which hear of commits on
-    /// another thread, do not work in simulations.
+    /// killed has left one behind, it waits for that to end. Relays of PostgreSQL hear of commits on another
+    /// thread; in a simulation they work only if their outbox is `without_notify`.
     ///
     /// It works until [`Relay::stop`] or the broker's shutdown, whether or not the handle is kept. A database
     /// that cannot be reached now does not keep it from starting.
@@ -186,7 +186,7 @@ impl<C: Clone> RelayBuilder<C> {
     /// [`OutboxError::Missing`] or [`OutboxError::Version`] if the tables are not there or are another
     /// version's; [`OutboxError::Relay`] if it has no topic, one twice, one of another broker, a setting that
     /// makes no sense, or its broker was shut down; in a simulation also if another relay is at work on one of its
-    /// topics, or if the database is PostgreSQL.
+    /// topics, or if the database would tell it of commits on another thread.
     pub fn start(self) -> Result<Relay, OutboxError> {
         let settings = self.settings.clone();
         if let Some(problem) = self.problem() {
