@@ -337,6 +337,7 @@ fn delays_and_times_to_live_are_virtual() {
     post.simulation.advance(HOUR - SECOND * 3);
     assert_eq!(post.queue.len(), 0);
     post.simulation.advance(SECOND);
+    assert_eq!(post.queue.len(), 1);
     assert_eq!(*post.queue.recv().unwrap().payload(), 1);
 }
 
@@ -568,6 +569,18 @@ fn a_lease_that_ran_out_in_real_time_is_renewed_or_missed() {
         post.simulation.advance(HOUR);
         assert_eq!(*seen.lock().unwrap(), [0, 1, 2, 3, 4, 5, 6, 7, 8]);
     });
+}
+
+#[test]
+fn a_lease_that_runs_out_during_each_handling_stops_nothing() {
+    let lab = SqliteLab::new();
+    let post = post(1, Retry::none());
+    post.queue.consumer().start(|_: &Message<u64>| std::thread::sleep(Duration::from_millis(40))).unwrap();
+    let relay = lab.relay(&post.broker).lease(Duration::from_millis(20)).window(1).topic(&post.topic);
+    let relay = relay.start().unwrap();
+    put(&lab, 0..6);
+    post.simulation.run_until_idle();
+    assert_eq!((waiting_done_dead(&lab), relay.stats().relayed), ((0, 6, 0), 6));
 }
 
 #[test]

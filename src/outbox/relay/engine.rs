@@ -77,8 +77,7 @@ impl Engine {
         let now = self.clock.now();
         if let Some(call) = found.call {
             self.rhythm.look = true;
-            // A simulation is driven by one thread: by the time it comes here, it has committed.
-            if call == Call::Committing && !self.runtime.is_simulated() {
+            if call == Call::Committing {
                 self.rhythm.expectant = LOOKS;
                 self.rhythm.poll_at = now.after(FIRST_LOOK);
             }

@@ -1,7 +1,8 @@
 //! A relay as a task of a simulation: it does one thing at a time, on the thread that drives everything.
 //!
 //! It looks into the table when something rang, never because time has passed: nothing else can have happened
-//! that the simulation should know of. Time only ends its pauses, after an error or a refusal.
+//! that the simulation should know of. What rings is committed when its turn comes, since one thread drives all.
+//! Time only ends its pauses, after an error or a refusal.
 
 use super::desk::{Desk, Orders, WORTHWHILE};
 use super::engine::Engine;
