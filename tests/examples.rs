@@ -4,6 +4,8 @@
 //! its source is built here then.
 
 use std::fs;
+#[cfg(feature = "sqlite")]
+use std::io::{BufRead, BufReader};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -424,8 +426,11 @@ mod shop_with_a_database {
             let database = directory("shop-killed").join("shop.db");
             let args = [&["-", "--database", database.to_str().unwrap()], mode].concat();
             let mut shop = Command::new(built("shop"));
-            shop.args(&args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+            shop.args(&args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
             let mut shop = shop.spawn().unwrap();
+            // Who looks while the database is being made may be in its way.
+            let mut says = BufReader::new(shop.stdout.take().unwrap()).lines().map(Result::unwrap);
+            assert!(says.any(|line| line.contains("each is placed when")), "it has ended");
             // It waits for more, in the middle of its day.
             let mut input = shop.stdin.take().unwrap();
             input.write_all(lines(1..=60).as_bytes()).unwrap();
@@ -447,10 +452,12 @@ mod shop_with_a_database {
             next.says(&["20 orders placed, 0 bad lines", "10 were in the database already", &finished_earlier])
                 .says(if open > 0 { &["orders placed earlier are not finished and come first"] } else { &[] });
             assert!(open > 0 || !mode.is_empty(), "virtual time stood still");
-            for (state, expected) in [("shipped", 67), ("cancelled", 13), ("open", 0)] {
-                let sql = format!("SELECT count(*) FROM orders WHERE state = '{state}'");
-                assert_eq!(number(&database, &sql), expected, "{state} {mode:?}");
-            }
+            let counted =
+                |state: &str| number(&database, &format!("SELECT count(*) FROM orders WHERE state = '{state}'"));
+            let (shipped, cancelled) = (counted("shipped"), counted("cancelled"));
+            assert_eq!(shipped + cancelled, 80, "all are finished");
+            // On a busy machine, threads may not come to charge a good card in time.
+            assert!((shipped, cancelled) == (67, 13) || !mode.is_empty() && cancelled > 13, "{shipped} {mode:?}");
             run("shop", &args, "").succeeds().says(&["The books balance: 0 orders", "80 of them finished earlier"]);
         }
     }
