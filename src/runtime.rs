@@ -430,12 +430,14 @@ impl Runtime {
     }
 }
 
-/// Something with a thread of its own that brings messages in for a broker, and ends with it.
+/// Something that brings messages in for a broker, and ends with it: a thread, or a task of its simulation.
 pub(crate) trait Companion: Send + Sync {
     fn name(&self) -> &str;
     /// The broker is coming to rest: nothing more is to be brought in.
     fn stop_bringing(&self);
-    /// Everything that will be settled has been. Ends the thread; how many have not ended by `deadline`.
+    /// Whether, in a simulation, it has something to do that it can do by then.
+    fn is_busy(&self, horizon: Timestamp) -> bool;
+    /// Everything that will be settled has been. Ends it; how many threads have not ended by `deadline`.
     fn end(&self, deadline: Option<Instant>) -> usize;
 }
 
