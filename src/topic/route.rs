@@ -22,9 +22,9 @@ pub(super) struct Lane<T> {
     pub(super) version: u64,
     /// By routing key, the position in `routes`.
     pub(super) index: AHashMap<Box<str>, usize>,
-    pub(super) routes: Vec<Route<T>>,
-    /// The latest key and its position: producers repeat themselves.
-    pub(super) latest: (Text, usize),
+    pub(super) routes: Vec<(Text, Route<T>)>,
+    /// The position that was asked for last: producers repeat themselves.
+    pub(super) latest: usize,
     pub(super) published: u64,
 }
 
@@ -59,7 +59,7 @@ pub(super) struct Wide<T> {
 
 impl<T: Send + Sync + 'static> Lane<T> {
     pub(super) fn new() -> Self {
-        Self { version: 0, index: AHashMap::new(), routes: Vec::new(), latest: (Text::EMPTY, 0), published: 0 }
+        Self { version: 0, index: AHashMap::new(), routes: Vec::new(), latest: 0, published: 0 }
     }
 
     /// The route of a key, if it was looked up before and nothing has been bound since.
@@ -70,35 +70,42 @@ impl<T: Send + Sync + 'static> Lane<T> {
         if self.version != topic.runtime.routes_version.load(Ordering::Acquire) {
             return None;
         }
-        if self.latest.0.as_bytes() != key.as_bytes() {
-            let position = *self.index.get(key)?;
-            self.latest = (Text::new(key), position);
+        if !self.is_latest(key) {
+            self.latest = *self.index.get(key)?;
         }
-        let (key, position) = &self.latest;
-        Some(Known { route: self.routes.get(*position)?, key, published: &mut self.published })
+        let (key, route) = self.routes.get(self.latest)?;
+        Some(Known { route, key, published: &mut self.published })
     }
 
-    pub(super) fn look_up(&mut self, topic: &TopicCore<T>, key: &Text, outdated: &mut Vec<Route<T>>) -> &Route<T> {
+    #[inline]
+    fn is_latest(&self, key: &str) -> bool {
+        self.routes.get(self.latest).is_some_and(|(latest, _)| latest.as_bytes() == key.as_bytes())
+    }
+
+    pub(super) fn look_up(&mut self, topic: &TopicCore<T>, key: &Text, outdated: &mut Vec<Outdated<T>>) -> &Route<T> {
         let version = topic.runtime.routes_version.load(Ordering::Acquire);
         if self.version != version || self.routes.len() > REMEMBERED_ROUTES {
             self.index.clear();
             outdated.append(&mut self.routes);
             self.version = version;
         }
-        if self.routes.is_empty() || self.latest.0 != *key {
+        if !self.is_latest(key.as_str()) {
             let position = self.index.get(key.as_str()).copied();
-            self.latest = (key.clone(), position.unwrap_or_else(|| self.learn(topic, key.as_str())));
+            self.latest = position.unwrap_or_else(|| self.learn(topic, key));
         }
-        &self.routes[self.latest.1]
+        &self.routes[self.latest].1
     }
 
     #[cold]
-    pub(super) fn learn(&mut self, topic: &TopicCore<T>, key: &str) -> usize {
-        self.index.insert(key.into(), self.routes.len());
-        self.routes.push(topic.resolve(key));
+    pub(super) fn learn(&mut self, topic: &TopicCore<T>, key: &Text) -> usize {
+        self.index.insert(key.as_str().into(), self.routes.len());
+        self.routes.push((key.clone(), topic.resolve(key.as_str())));
         self.routes.len() - 1
     }
 }
+
+/// What a lane has forgotten.
+pub(super) type Outdated<T> = (Text, Route<T>);
 
 impl<T> Clone for Route<T> {
     fn clone(&self) -> Self {
