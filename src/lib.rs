@@ -133,6 +133,8 @@
 //! `queue/core/mod.rs`.
 
 #![forbid(unsafe_code)]
+// What only durable queues ask of their neighbours has no use without them.
+#![cfg_attr(not(feature = "sqlite"), allow(dead_code))]
 
 // In reading order.
 mod sync;
@@ -221,9 +223,11 @@ pub use runtime::Event;
 pub use schedule::{Missed, Schedule, ScheduleBuilder, ScheduleInfo};
 pub use shutdown::{Leftover, ShutdownReport};
 pub use simulation::Simulation;
-pub use stats::{GroupStats, HalfStats, HandlingTime, LogStats, QueueStats, Stats, TopicStats};
+pub use stats::{FileStats, GroupStats, HalfStats, HandlingTime, LogStats, QueueStats, Stats, TopicStats};
 pub use subscriber::{Lag, Subscriber, SubscriberBuilder, Subscription};
 pub use timer::{Timer, TimerRef};
+#[cfg(feature = "sqlite")]
+pub use topic::Ticket;
 pub use topic::{BindTarget, Receipt, Router, Routing, Topic, TopicBuilder};
 pub use transaction::{Obstacle, StageError, Transaction, TransactionError, Unpublished};
 

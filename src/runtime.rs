@@ -109,6 +109,16 @@ pub enum Event {
         /// What the panic said.
         text: String,
     },
+    /// A message in the broker's file could not be decoded when its queue was declared. It is kept there, in a
+    /// stream of the kind `undecodable` with its queue's name.
+    Undecodable {
+        /// The queue.
+        queue: String,
+        /// Which message it is.
+        message: MessageId,
+        /// What its codec said.
+        error: String,
+    },
     /// A relay cannot do its work on an outbox's table; it goes on trying. Told once until it recovers.
     OutboxFailing {
         /// The table.
@@ -244,6 +254,12 @@ impl Runtime {
     fn id_block(&self) -> (u64, u64) {
         let first = self.next_id.fetch_add(ID_BLOCK, Ordering::Relaxed);
         (first, first + ID_BLOCK)
+    }
+
+    /// Has assigned ids begin here, before any is.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn begin_ids_at(&self, first: u64) {
+        self.next_id.store(first, Ordering::Relaxed);
     }
 
     /// Gives a message that is about to be published its id and times.

@@ -45,7 +45,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
                 *published += 1;
                 return Ok(Receipt { id, routed: 1 });
             }
-            if queue.is_ordered() && !message.is_timed() {
+            if queue.is_ordered() && !message.is_timed() && !queue.is_durable() {
                 let queue = Arc::clone(queue);
                 *published += 1;
                 drop(lane);

@@ -121,8 +121,12 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     pub(crate) fn purge(&self) -> usize {
-        let all = self.clear();
+        if self.is_beyond_reach() {
+            return 0;
+        }
+        let mut all = self.clear();
         let n = all.len();
+        self.forget_all(&mut all);
         self.counts.purged.add(n as u64);
         all.into_iter().for_each(|message| self.throw_away(message, Fate::Purged));
         self.note_gone();
@@ -130,7 +134,11 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     pub(crate) fn drain(&self) -> Vec<Message<T>> {
+        if self.is_beyond_reach() {
+            return Vec::new();
+        }
         let mut all = self.clear();
+        self.forget_all(&mut all);
         all.iter_mut().for_each(|message| message.unanswered(&self.name, Fate::Drained));
         self.counts.drained.add(all.len() as u64);
         self.note_gone();
@@ -192,6 +200,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             duplicates: counts.duplicates.get(),
             settled_late: counts.late.get(),
             redriven: intake.redriven,
+            recovered: intake.recovered,
             refused: counts.refused.get(),
             ready: intake.entered - outlet.left,
             in_flight: outlet.delivered.saturating_sub(settled),

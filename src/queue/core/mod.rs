@@ -27,12 +27,13 @@ mod inspect;
 mod leases;
 mod limits;
 mod order;
-mod place;
+pub(crate) mod place;
 mod refusal;
 mod screen;
 mod together;
 
 use super::builder::{Order, Settings};
+use super::durable::{FileError, Filed};
 use super::fifo::{Head, Tail};
 use super::keyed::{Key, KeyRule, Keyed};
 use super::levels::Levels;
@@ -61,6 +62,8 @@ pub(crate) struct Core<T> {
     pub(crate) name: Arc<str>,
     pub(crate) settings: Settings,
     pub(crate) keys: KeyRule<T>,
+    /// What of it is in the broker's file, set before anybody knows of a durable queue.
+    pub(crate) filed: OnceLock<Filed<T>>,
     /// Of an idempotent queue.
     claims: Option<Claims<T>>,
     /// Of the hashes of ordering keys.
@@ -115,6 +118,7 @@ struct Intake<T> {
     /// Messages accepted from outside, ever.
     accepted: u64,
     redriven: u64,
+    recovered: u64,
     /// Messages that became ready, ever; with `Outlet::left` this gives how many are ready.
     entered: u64,
     /// Slots taken, ever; with `Outlet::released` this gives how many are taken now.
@@ -244,6 +248,10 @@ pub(crate) enum Refusal {
     Panicked(Box<str>),
     /// By an admission limit that lets the next one pass after this long.
     Limited(Duration),
+    /// The queue's codec did, in these words.
+    Unencodable(Box<str>),
+    /// The broker's file did not take it.
+    NotStored(FileError),
 }
 
 /// What became of an accepted message.
@@ -307,6 +315,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             name,
             settings,
             keys,
+            filed: OnceLock::new(),
             claims,
             seed: RandomState::new(),
             runtime,
@@ -404,6 +413,12 @@ pub(crate) struct Pledge {
     admitted: bool,
 }
 
+impl Pledge {
+    pub(crate) fn has_slot(&self) -> bool {
+        self.slot
+    }
+}
+
 /// How much room a writer waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Need {
@@ -429,6 +444,8 @@ pub(crate) enum Admission {
     Redriven,
     /// It was here before.
     Returned,
+    /// It was in the file.
+    Recovered,
 }
 
 impl<T> Intake<T> {
@@ -440,6 +457,7 @@ impl<T> Intake<T> {
             gate: Gate::Open,
             accepted: 0,
             redriven: 0,
+            recovered: 0,
             entered: 0,
             slots: 0,
             released_seen: 0,
@@ -455,9 +473,10 @@ impl<T> Intake<T> {
     /// Counts a message that enters.
     #[inline]
     fn admit(&mut self, message: &mut Message<T>, admission: Admission) {
-        message.holds_slot = matches!(admission, Admission::Published | Admission::Pledged);
-        self.slots += u64::from(admission == Admission::Published);
-        self.accepted += u64::from(admission != Admission::Returned);
+        message.holds_slot = matches!(admission, Admission::Published | Admission::Pledged | Admission::Recovered);
+        self.slots += u64::from(matches!(admission, Admission::Published | Admission::Recovered));
+        self.accepted += u64::from(!matches!(admission, Admission::Returned | Admission::Recovered));
+        self.recovered += u64::from(admission == Admission::Recovered);
         self.redriven += u64::from(admission == Admission::Redriven);
     }
 
