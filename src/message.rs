@@ -120,6 +120,8 @@ pub(crate) struct Extras {
     pub(crate) order_key: Option<Text>,
     /// Where it is in the file of the durable queue that holds it.
     pub(crate) place: Option<u64>,
+    /// It has just got there, and rests until no time.
+    pub(crate) fresh: bool,
     /// What it has claimed in the idempotent queue that has handed it out.
     pub(crate) claim: Option<Text>,
     /// The lane, if its mark says so.
@@ -502,7 +504,20 @@ impl<T> Message<T> {
     }
 
     pub(crate) fn set_place(&mut self, place: u64) {
-        self.extras_mut().place = Some(place);
+        let extras = self.extras_mut();
+        (extras.place, extras.fresh) = (Some(place), false);
+    }
+
+    /// The same for a message that has just been written.
+    pub(crate) fn set_fresh_place(&mut self, place: u64) {
+        let extras = self.extras_mut();
+        (extras.place, extras.fresh) = (Some(place), extras.due.is_none());
+    }
+
+    /// Its place, the first time it is asked for and only if it is the place of a fresh message.
+    pub(crate) fn take_fresh(&mut self) -> Option<u64> {
+        let extras = self.extras.as_mut()?;
+        if std::mem::take(&mut extras.fresh) { extras.place } else { None }
     }
 
     /// Where it was before somebody did not take it.

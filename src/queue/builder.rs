@@ -466,6 +466,11 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
     ///   attempts and their history, delays and times to live still running. What may have been in hand comes back
     ///   as [redelivered](crate::Message::redelivered): after a shutdown that is what was handed out before, after
     ///   a crash everything. A retry that waited, in a queue ordered by key, still holds its key.
+    /// * Of a backlog, the first few thousand messages are in memory and the rest stays in the file until its turn
+    ///   comes, also right after opening; that is [listed](Queue::list) and swept for expired messages only then.
+    ///   Delayed messages are all in memory, and so is everything in a queue that is ordered by key or has priority
+    ///   levels.
+    /// * [`Queue::send_in`] sends in a transaction of yours, together with your own rows in the same file.
     /// * Its own dead-letter queue is durable as well. One given with [`QueueBuilder::dead_letter_to`] is what it
     ///   was declared as: a dead letter in memory is lost with the process.
     /// * A named [timer](crate::Message::with_timer) no longer finds a message of an earlier run. What

@@ -117,7 +117,7 @@ pub(super) struct QueueBasket<T> {
 impl<T: Send + Sync + 'static> QueueBasket<T> {
     pub(super) fn push(&mut self, mut message: Message<T>) {
         if let Some(place) = self.places.pop_front() {
-            message.set_place(place);
+            message.set_fresh_place(place);
         }
         self.messages.push(message);
     }

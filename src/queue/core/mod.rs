@@ -30,6 +30,11 @@ mod order;
 pub(crate) mod place;
 mod refusal;
 mod screen;
+#[cfg(feature = "sqlite")]
+mod spill;
+#[cfg(not(feature = "sqlite"))]
+#[path = "no_spill.rs"]
+mod spill;
 mod together;
 
 use super::builder::{Order, Settings};
@@ -53,6 +58,7 @@ use in_turn::Turns;
 use limits::ServiceRate;
 pub(crate) use screen::ClaimKey;
 use screen::Claims;
+use spill::Spill;
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -113,6 +119,8 @@ struct Intake<T> {
     tail: Tail<Message<T>>,
     /// Of what is in the tail, where it is ordered by key.
     keys: Tail<Key, Message<T>>,
+    /// Ready, and only in the file.
+    spill: Spill<T>,
     aside: Aside<Message<T>>,
     gate: Gate,
     /// Messages accepted from outside, ever.
@@ -453,6 +461,7 @@ impl<T> Intake<T> {
         Self {
             tail: Tail::new(),
             keys: Tail::new(),
+            spill: Self::new_spill(),
             aside: Aside::new(settings),
             gate: Gate::Open,
             accepted: 0,
@@ -547,6 +556,9 @@ fn snooze(round: u32) {
 
 impl<T: Send + Sync + 'static> Timed for Core<T> {
     fn fire(&self, now: Timestamp) -> Option<Timestamp> {
+        if self.is_durable() {
+            self.load_again();
+        }
         let mut next = [self.move_due(now), self.take_back_overdue(now), self.sweep_expired(now)];
         if self.runtime.clock.is_manual() {
             self.wake_everyone();

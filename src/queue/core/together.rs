@@ -133,6 +133,9 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// What could not be done under the locks, since it may take others or run the user's code.
     fn put_the_rest(&self, after: Afterwards<T>) {
+        if self.is_durable() {
+            self.drop_spilled();
+        }
         if self.is_ordered() && after.arrived > 0 {
             // Who may be woken shows only in both sides of the queue together.
             self.wake_in_turn(after.arrived);

@@ -99,7 +99,7 @@ impl<T: Send + Sync + 'static> Parcel<T> {
             let copy = if at == last { own.take() } else { own.as_mut().map(Message::share_with_queue) };
             let Some(mut copy) = copy.map(|copy| copy.ordered_by(key)) else { continue };
             if let (true, Some(&place)) = (*stored, if *stored { places.next() } else { None }) {
-                copy.set_place(place);
+                copy.set_fresh_place(place);
             }
             routed += usize::from(Arc::clone(queue).redeem_quietly(pledge, copy, errands).is_routed());
         }
@@ -119,7 +119,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.is_durable() && (pledge.has_slot() || self.settings.overflow == Overflow::DropOldest)
     }
 
-    pub(super) fn filed(&self) -> &Filed<T> {
+    pub(crate) fn filed(&self) -> &Filed<T> {
         self.filed.get().expect("a durable queue")
     }
 
@@ -240,7 +240,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             for (message, key, pledge, stored) in promised {
                 let mut message = message.ordered_by(key);
                 if let Some(&place) = if stored { places.next() } else { None } {
-                    message.set_place(place);
+                    message.set_fresh_place(place);
                 }
                 Arc::clone(&me).redeem_quietly(pledge, message, errands);
             }
@@ -261,14 +261,18 @@ impl<T: Send + Sync + 'static> Core<T> {
                 errands.push(Box::new(move || drop(superseded)));
             }
             self.runtime.note_progress();
+            if self.has_spilled() {
+                errands.push(Box::new(move || self.drop_spilled()));
+            }
             return Accepted::Queued;
         }
         if self.settings.overflow == Overflow::DropOldest {
             let (accepted, thrown_away) = self.replace_oldest_quietly(message);
             self.pledge_kept();
-            if let Some(oldest) = thrown_away {
-                errands.push(Box::new(move || self.drop_overflowed(oldest)));
-            }
+            errands.push(Box::new(move || {
+                self.drop_spilled();
+                thrown_away.into_iter().for_each(|oldest| self.drop_overflowed(oldest));
+            }));
             return accepted;
         }
         let dropped = self.settings.overflow == Overflow::DropNewest;

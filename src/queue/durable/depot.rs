@@ -4,8 +4,9 @@ use crate::clock::Timestamp;
 use crate::outcome::{contained, drop_contained};
 use crate::runtime::{Registration, Runtime};
 use crate::scheduler::Timed;
-use crate::store::{Batch, Durability, Seq, Store, StoreError};
+use crate::store::{Batch, Durability, Seq, Store, StoreError, StreamId};
 use crate::sync::{Condvar, Mutex};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 /// Something that may run the user's code, and therefore not on the writer's thread.
@@ -16,9 +17,19 @@ pub(crate) struct Depot {
     pub(crate) store: Store,
     simulated: bool,
     errands: Arc<Errands>,
+    arrivals: Arc<Arrivals>,
     alarm: Registration,
     runtime: Arc<Runtime>,
 }
+
+/// A queue that hears of what was put into its stream, on the writer's thread.
+pub(super) trait InFile: Send + Sync {
+    fn arrived(&self, first: Seq, end: Seq);
+}
+
+/// By the stream's number.
+#[derive(Default)]
+struct Arrivals(Mutex<BTreeMap<u16, Weak<dyn InFile>>>);
 
 /// Those of batches that nobody waits for; the scheduler does them.
 #[derive(Default)]
@@ -50,12 +61,23 @@ impl Depot {
         let timed: Weak<Errands> = Arc::downgrade(&errands);
         let alarm = Registration::in_background(runtime, timed);
         let simulated = runtime.is_simulated();
-        Arc::new(Self { store, simulated, errands, alarm, runtime: Arc::clone(runtime) })
+        let arrivals = Arc::new(Arrivals::default());
+        let hears = Arc::clone(&arrivals);
+        store.watch(move |stream, places| {
+            let queue = hears.0.lock().get(&stream.get()).and_then(Weak::upgrade);
+            queue.into_iter().for_each(|queue| queue.arrived(places.start, places.end));
+        });
+        Arc::new(Self { store, simulated, errands, arrivals, alarm, runtime: Arc::clone(runtime) })
     }
 
     /// In a simulation everybody waits, so that the same seed gives the same run.
     pub(crate) fn is_simulated(&self) -> bool {
         self.simulated
+    }
+
+    /// Has a queue hear of what other connections put into its stream.
+    pub(super) fn watch(&self, stream: StreamId, queue: Weak<dyn InFile>) {
+        self.arrivals.0.lock().insert(stream.get(), queue);
     }
 
     /// Has them done on another thread than this one.

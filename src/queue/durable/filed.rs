@@ -1,7 +1,7 @@
 //! What one queue knows of its stream, and what the file hears of settled messages.
 
 use super::depot::Depot;
-use super::format::{Format, extra_of, item_of};
+use super::format::{Format, extra_of, item_of, message_of};
 use crate::clock::Timestamp;
 use crate::message::Message;
 use crate::queue::core::{Core, Refusal};
@@ -20,6 +20,14 @@ impl<T> Filed<T> {
     /// Runs the user's codec, so no lock may be held.
     pub(crate) fn item(&self, message: &Message<T>) -> Result<Item, Refusal> {
         item_of(&*self.format, message).map_err(|words| Refusal::Unencodable(words.into()))
+    }
+
+    /// Runs the user's codec, so no lock may be held.
+    pub(crate) fn message(&self, item: &Item) -> Result<Message<T>, String> {
+        message_of(&*self.format, item).map(|mut message| {
+            message.extras_mut().due = None;
+            message
+        })
     }
 
     pub(super) fn deletion(&self, place: Seq) -> Batch {
@@ -57,9 +65,11 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// A delivery has come back, to be delivered again now or when it is due.
     pub(crate) fn note_return(&self, message: &Message<T>, due: Option<Timestamp>) {
         let (Some(filed), Some(place)) = (self.filed.get(), message.place()) else { return };
+        // Always a time, be it past: what has none is fresh, and may be read again.
+        let due = due.unwrap_or_else(|| self.runtime.clock.now());
         let change = Change::new()
             .attempts(message.attempt)
-            .due_at(due.map(|due| due.0))
+            .due_at(Some(due.0))
             .extra(extra_of(message, filed.format.letter(message)));
         filed.depot.note(Batch::new().update(filed.stream, place, change));
     }

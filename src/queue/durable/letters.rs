@@ -72,7 +72,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let mut message = message;
         let pending = filed.depot.commit(batch, Durability::Buffered, move |result, errands| {
             if let (true, Ok(&[place, ..])) = (stored, result) {
-                message.set_place(place);
+                message.set_fresh_place(place);
             }
             let core = Arc::clone(&me);
             core.redeem_quietly(pledge, message, errands);
@@ -96,7 +96,8 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// The second half of [`Core::readmit`], by way of the file.
     pub(crate) fn readmit_durably(&self, mut message: Message<T>, due: Option<Timestamp>, along: Along) -> Moving {
         let (filed, me) = (self.filed(), self.weak().upgrade().expect("alive while it is called"));
-        message.extras_mut().due = due;
+        // It is past or to come: what comes back has a time in the file, and is not read again.
+        message.extras_mut().due = due.or_else(|| Some(self.runtime.clock.now()));
         let item = filed.item(&message).ok();
         message.extras_mut().due = None;
         let stored = item.is_some();

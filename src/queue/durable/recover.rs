@@ -1,42 +1,79 @@
 //! Bringing back what an earlier run has left in the file.
 
 use super::declare::UNDECODABLE;
+use super::depot::InFile;
 use super::filed::Filed;
-use super::format::message_of;
 use crate::clock::Timestamp;
 use crate::message::Message;
 use crate::queue::core::{Admission, Core};
 use crate::runtime::Event;
 use crate::store::{Batch, Change, Durability, Limit, Row, Seq, StoreError};
+use std::sync::Weak;
 
 /// Noted when a run ends with nothing in hand.
 pub(super) const AT_REST: &str = "at rest";
 /// How much is read at once.
 const PORTION: Limit = Limit { items: 1024, bytes: 4 << 20 };
 
-/// Puts everything that the file holds into a queue that nobody has seen yet, in its order. No lock is held while
-/// the user's codec runs.
+/// Puts what the file holds into a queue that nobody has seen yet, in its order: all of it, or as much as is to be in
+/// memory. No lock is held while the user's codec runs.
 pub(super) fn recover<T: Send + Sync + 'static>(core: &Core<T>) -> Result<(), StoreError> {
-    let filed = core.filed();
-    let was_at_rest = ask_rest(filed)?;
+    let was_at_rest = ask_rest(core.filed())?;
     let now = core.runtime.clock.now();
-    if core.is_ordered() {
-        // First those that keep their key busy while they wait for their next attempt.
-        each_row(filed, |row| match rests(&row, now).filter(|_| row.item.attempts > 0) {
-            Some(due) => bring_back(core, &row, was_at_rest, |message| core.recover_resting(message, due)),
-            None => Ok(()),
-        })?;
-    }
-    each_row(filed, |row| {
-        let due = rests(&row, now);
-        if core.is_ordered() && due.is_some() && row.item.attempts > 0 {
-            return Ok(());
-        }
-        bring_back(core, &row, was_at_rest, |mut message| {
-            message.extras_mut().due = due;
-            core.enter(message, Admission::Recovered);
-        })
+    if core.may_spill() { recover_window(core, was_at_rest, now) } else { recover_all(core, was_at_rest, now) }
+}
+
+fn recover_all<T: Send + Sync + 'static>(core: &Core<T>, was_at_rest: bool, now: Timestamp) -> Result<(), StoreError> {
+    let keeps_key = |row: &Row| rests(row, now).filter(|_| core.is_ordered() && row.item.attempts > 0);
+    // First those that keep their key busy while they wait for their next attempt.
+    each_row(core.filed(), |row| match keeps_key(&row) {
+        Some(due) => bring_back(core, &row, was_at_rest, |message| core.recover_resting(message, due)),
+        None => Ok(()),
+    })?;
+    each_row(core.filed(), |row| match keeps_key(&row) {
+        Some(_) => Ok(()),
+        None => bring_back(core, &row, was_at_rest, |message| enter(core, message, rests(&row, now))),
     })
+}
+
+/// What has a time, and the first of the others.
+fn recover_window<T: Send + Sync + 'static>(
+    core: &Core<T>,
+    was_at_rest: bool,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let filed = core.filed();
+    let reader = filed.depot.store.reader()?;
+    let mut after = None;
+    loop {
+        let rows = reader.read_due_after(filed.stream, after, u64::MAX, PORTION)?;
+        let Some(last) = rows.last() else { break };
+        after = last.item.due_at.map(|due| (due, last.seq));
+        for row in rows {
+            bring_back(core, &row, was_at_rest, |message| enter(core, message, rests(&row, now)))?;
+        }
+    }
+    let stream = reader.streams()?.into_iter().find(|stream| stream.id == filed.stream);
+    let resting = reader.count_resting(filed.stream)?;
+    let Some(stream) = stream else { return Err(StoreError::UnknownStream(filed.stream)) };
+    core.recover_backlog(stream.next, stream.count.saturating_sub(resting), was_at_rest);
+    let me: Weak<Core<T>> = core.weak();
+    filed.depot.watch(filed.stream, me);
+    // What came between the look and the watch.
+    let stream = reader.streams()?.into_iter().find(|stream| stream.id == filed.stream);
+    stream.into_iter().for_each(|stream| core.arrived_in_file(0, stream.next));
+    Ok(())
+}
+
+fn enter<T: Send + Sync + 'static>(core: &Core<T>, mut message: Message<T>, due: Option<Timestamp>) {
+    message.extras_mut().due = due;
+    core.enter(message, Admission::Recovered);
+}
+
+impl<T: Send + Sync + 'static> InFile for Core<T> {
+    fn arrived(&self, first: Seq, end: Seq) {
+        self.arrived_in_file(first, end);
+    }
 }
 
 /// Whether the run before ended with nothing in hand. This one may not.
@@ -70,10 +107,9 @@ fn bring_back<T: Send + Sync + 'static>(
     enter: impl FnOnce(Message<T>),
 ) -> Result<(), StoreError> {
     let filed = core.filed();
-    match message_of(&*filed.format, &row.item) {
+    match filed.message(&row.item) {
         Ok(mut message) => {
             message.redelivered |= row.item.attempts > 0 || !was_at_rest;
-            message.extras_mut().due = None;
             message.set_place(row.seq);
             core.find_key(&mut message);
             enter(message);
@@ -84,7 +120,7 @@ fn bring_back<T: Send + Sync + 'static>(
 }
 
 /// What cannot be decoded is kept as it is, in a stream of its own.
-fn put_apart<T: Send + Sync + 'static>(core: &Core<T>, row: &Row, error: String) -> Result<(), StoreError> {
+pub(crate) fn put_apart<T: Send + Sync + 'static>(core: &Core<T>, row: &Row, error: String) -> Result<(), StoreError> {
     let filed = core.filed();
     let store = &filed.depot.store;
     let apart = match store.reader()?.stream(UNDECODABLE, &core.name)? {
