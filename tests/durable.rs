@@ -463,6 +463,39 @@ fn a_payload_that_cannot_be_decoded_is_put_apart() {
 }
 
 #[test]
+fn payloads_of_an_earlier_version_are_upgraded_and_later_ones_put_apart() {
+    let folder = Folder::new();
+    let declare = |broker: &Broker, version: u32| -> Result<Queue<String>, postroom::Error> {
+        let upgrade = move |from: u32, bytes: &[u8]| -> Result<String, CodecError> {
+            let old: String = serde_json::from_slice(bytes)?;
+            if old == "x" { Err("cannot be upgraded".into()) } else { Ok(format!("{old}, {from} to {version}")) }
+        };
+        broker.queue("jobs").durable(SYNC).schema(version, upgrade).declare()
+    };
+    let broker = open(&folder);
+    let queue = jobs(&broker);
+    queue.send_batch(["dead", "a", "x"].map(String::from)).unwrap();
+    queue.recv().unwrap().dead_letter("no").unwrap();
+    eventually("the letter", || queue.dead_letters().len() == 1);
+    drop((broker, queue));
+
+    let broker = open(&folder);
+    let queue = declare(&broker, 2).unwrap();
+    assert_eq!(texts(&queue), ["a, 0 to 2"]);
+    assert_eq!(queue.dead_letters().peek().unwrap().message().payload(), "dead, 0 to 2");
+    queue.send("b".to_string()).unwrap();
+    drop((broker, queue));
+
+    let broker = open(&folder);
+    let queue = declare(&broker, 1).unwrap();
+    assert_eq!(texts(&queue), ["a, 0 to 1"], "the other one is of version 2");
+    let reader = broker.store().unwrap().reader().unwrap();
+    assert_eq!(reader.stream("undecodable", "jobs").unwrap().unwrap().count, 2);
+    let early = broker.queue::<String>("other").schema(1, |_, _| Err("no".into())).declare().unwrap_err();
+    assert!(early.to_string().contains("schema"), "{early}");
+}
+
+#[test]
 fn what_an_overflow_throws_away_is_not_in_the_file_either() {
     for (policy, left) in [(Overflow::DropOldest, ["3", "4"]), (Overflow::DropNewest, ["0", "1"])] {
         let folder = Folder::new();

@@ -202,6 +202,8 @@ pub struct QueueBuilder<T> {
     pub(crate) dead_letters: Option<Queue<DeadLetter<T>>>,
     pub(crate) keys: Keys<T>,
     pub(crate) durable: Option<Durable<T>>,
+    /// A schema was given to what was not durable.
+    schema_too_early: bool,
     broker: Option<Broker>,
     payload: PhantomData<fn() -> T>,
 }
@@ -215,6 +217,7 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
             dead_letters: None,
             keys: KeyRule::Unordered.into(),
             durable: None,
+            schema_too_early: false,
             broker: None,
             payload: PhantomData,
         }
@@ -507,7 +510,64 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
     #[cfg(feature = "sqlite")]
     pub fn durable_with(mut self, durability: crate::store::Durability, codec: impl crate::codec::Codec<T>) -> Self {
         self.settings.durable = Some(durability);
-        self.durable = Some(Durable { durability, codec: Arc::new(codec) });
+        let (version, upgrade) = (0, None);
+        let coding = crate::queue::durable::Coding { codec: Arc::new(codec), version, upgrade };
+        self.durable = Some(Durable { durability, coding, window: crate::queue::durable::WINDOW });
+        self
+    }
+
+    /// Says which version of its type the payload is, and how to make one of the bytes of an earlier version (of
+    /// 0, if none was ever given). Follows [`QueueBuilder::durable`]. What is in the file is read that way when its
+    /// turn comes, dead letters included; an error puts it apart, as does a version later than this one.
+    ///
+    /// ```
+    /// # use postroom::store::Durability;
+    /// # use postroom::{Broker, Queue};
+    /// #[derive(serde::Serialize, serde::Deserialize)]
+    /// struct Order {
+    ///     id: u64,
+    ///     currency: String,
+    /// }
+    ///
+    /// # let path = std::env::temp_dir().join(format!("postroom-doc-schema-{}.db", std::process::id()));
+    /// let broker = Broker::open(&path)?;
+    /// let numbers: Queue<u64> = broker.queue("orders").durable(Durability::Sync).declare()?;
+    /// numbers.send(7).unwrap(); // last year, an order was its number
+    /// drop((broker, numbers));
+    ///
+    /// let broker = Broker::open(&path)?;
+    /// let orders: Queue<Order> = broker
+    ///     .queue("orders")
+    ///     .durable(Durability::Sync)
+    ///     .schema(1, |_version, bytes| {
+    ///         Ok(Order { id: serde_json::from_slice(bytes)?, currency: "EUR".to_string() })
+    ///     })
+    ///     .declare()?;
+    /// let order = orders.recv().unwrap();
+    /// assert_eq!((order.id, order.currency.as_str()), (7, "EUR"));
+    /// # drop((order, broker, orders));
+    /// # for end in ["", ".lock"] { let _ = std::fs::remove_file(format!("{}{end}", path.display())); }
+    /// # Ok::<(), postroom::Error>(())
+    /// ```
+    #[cfg(feature = "sqlite")]
+    pub fn schema(
+        mut self,
+        version: u32,
+        upgrade: impl Fn(u32, &[u8]) -> Result<T, crate::codec::CodecError> + Send + Sync + 'static,
+    ) -> Self {
+        let upgrade: crate::queue::durable::Upgrade<T> = Arc::new(upgrade);
+        match &mut self.durable {
+            Some(durable) => (durable.coding.version, durable.coding.upgrade) = (version, Some(upgrade)),
+            None => self.schema_too_early = true,
+        }
+        self
+    }
+
+    /// How many ready messages wait in memory before others stay in the file; for tests.
+    #[cfg(feature = "sqlite")]
+    #[doc(hidden)]
+    pub fn window(mut self, messages: usize) -> Self {
+        self.durable.iter_mut().for_each(|durable| durable.window = messages.max(1));
         self
     }
 
@@ -555,6 +615,9 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
     pub(crate) fn problems(&self) -> Vec<String> {
         let mut problems = name_problems(&self.name);
         problems.extend(self.settings.problems());
+        if self.schema_too_early {
+            problems.push("schema without durable before it: only what is in a file has versions".into());
+        }
         if let Some(queue) = self.dead_letters.as_ref().filter(|queue| queue.core.is_ordered()) {
             problems.push(format!("queue {:?} is ordered by key and cannot hold dead letters", queue.name()));
         }

@@ -46,10 +46,6 @@ impl<T: Send + Sync + 'static> Core<T> {
         false
     }
     #[inline]
-    pub(crate) fn may_spill(&self) -> bool {
-        false
-    }
-    #[inline]
     pub(crate) fn forget(&self, _: &mut Message<T>) {}
     pub(crate) fn forget_all<'a>(&self, _: impl IntoIterator<Item = &'a mut Message<T>>) {}
     pub(crate) fn note_return(&self, _: &Message<T>, _: Option<Timestamp>) {}

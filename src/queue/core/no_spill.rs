@@ -15,16 +15,16 @@ impl<T> Intake<T> {
     pub(super) fn has_unread(&self) -> bool {
         false
     }
-    #[inline]
-    pub(super) fn keep_in_file(&mut self, message: Message<T>) -> Option<Message<T>> {
-        Some(message)
-    }
     pub(super) fn unread_requests(&mut self) -> Vec<crate::request::Request> {
         Vec::new()
     }
 }
 
 impl<T: Send + Sync + 'static> Core<T> {
+    #[inline]
+    pub(super) fn put_in_window(&self, _: &mut Intake<T>, message: Message<T>) -> Option<Message<T>> {
+        Some(message)
+    }
     #[inline]
     pub(crate) fn load_more(&self) -> bool {
         false

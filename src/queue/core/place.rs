@@ -40,8 +40,7 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     #[cold]
     fn put_specially(&self, intake: &mut Intake<T>, message: Message<T>) {
-        let message = if self.may_spill() { intake.keep_in_file(message) } else { Some(message) };
-        let Some(message) = message else { return };
+        let Some(message) = self.put_in_window(intake, message) else { return };
         self.note_expiry(&message);
         if self.is_ordered() {
             return self.put_keyful(intake, message);

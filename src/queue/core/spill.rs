@@ -17,10 +17,8 @@ use crate::store::{Limit, Row, Seq, StoreError};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Ready messages that wait in memory before others stay in the file.
-const WINDOW: usize = 4096;
-/// How much is read at once.
-const PORTION: Limit = Limit { items: WINDOW / 2, bytes: 4 << 20 };
+/// No further message is read at once when those read have so many bytes.
+const PORTION_BYTES: usize = 4 << 20;
 /// Until a read that has failed is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -87,11 +85,10 @@ impl<T> Intake<T> {
         self.spill.count > 0
     }
 
-    /// Gives a message back, unless it is fresh in the file and there are enough before it. `ready` is how many of
-    /// those are in memory at least; what is kept is dropped by [`Core::drop_spilled`].
-    pub(super) fn keep_in_file(&mut self, mut message: Message<T>) -> Option<Message<T>> {
+    /// Gives a message back, unless it is fresh in the file and `window` are before it in memory; what is kept is dropped by [`Core::drop_spilled`].
+    pub(super) fn keep_in_file(&mut self, mut message: Message<T>, window: usize) -> Option<Message<T>> {
         let Some(place) = message.take_fresh() else { return Some(message) };
-        if self.spill.count == 0 && self.tail.about() < WINDOW {
+        if self.spill.count == 0 && self.tail.about() < window {
             return Some(message);
         }
         self.spill.add(place, place, 1);
@@ -121,18 +118,26 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.is_durable() && !self.is_ordered() && self.settings.priority_levels == 1
     }
 
+    /// See [`Intake::keep_in_file`].
+    pub(super) fn put_in_window(&self, intake: &mut Intake<T>, message: Message<T>) -> Option<Message<T>> {
+        match self.filed.get().filter(|_| self.may_spill()) {
+            Some(filed) => intake.keep_in_file(message, filed.window),
+            None => Some(message),
+        }
+    }
+
     /// Fetches the next portion from the file, if there is one and nobody else does; whether it is of use to look
     /// again. No lock may be held: the user's codec runs here.
     #[inline]
     pub(crate) fn load_more(&self) -> bool {
-        self.settings.durable.is_some() && self.load()
+        self.settings.durable.is_some() && self.filed.get().is_some_and(|filed| self.load(filed.window))
     }
 
     #[cold]
-    fn load(&self) -> bool {
+    fn load(&self, window: usize) -> bool {
         let (from, last, counted, old_before) = {
             let mut intake = self.intake.lock();
-            if intake.tail.about() >= WINDOW / 2 || !intake.wants_reading() {
+            if intake.tail.about() >= window.div_ceil(2) || !intake.wants_reading() {
                 return false;
             }
             let spill = &mut intake.spill;
@@ -161,7 +166,8 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     fn read_portion(&self, from: Seq, last: Seq, old_before: Seq) -> Result<Loaded<T>, StoreError> {
         let filed = self.filed();
-        let rows = filed.depot.store.reader()?.read_ready(filed.stream, from, PORTION)?;
+        let portion = Limit::items(filed.window.div_ceil(2)).bytes(PORTION_BYTES);
+        let rows = filed.depot.store.reader()?.read_ready(filed.stream, from, portion)?;
         let mut loaded = Loaded { messages: Vec::with_capacity(rows.len()), rows: 0, undecodable: 0, last: None };
         for row in rows.into_iter().take_while(|row| row.seq <= last) {
             (loaded.rows, loaded.last) = (loaded.rows + 1, Some(row.seq));

@@ -2,9 +2,8 @@
 
 use super::depot::Depot;
 use super::filed::Filed;
-use super::format::{Letters, Plain};
+use super::format::{Coding, Letters, Plain};
 use super::recover::recover;
-use crate::codec::Codec;
 use crate::dead_letter::DeadLetter;
 use crate::queue::Queue;
 use crate::queue::builder::{Order, Settings};
@@ -21,8 +20,13 @@ pub(super) const UNDECODABLE: &str = "undecodable";
 /// How a queue is to be kept.
 pub(crate) struct Durable<T> {
     pub(crate) durability: Durability,
-    pub(crate) codec: Arc<dyn Codec<T>>,
+    pub(crate) coding: Coding<T>,
+    /// Ready messages that wait in memory before others stay in the file.
+    pub(crate) window: usize,
 }
+
+/// The usual window.
+pub(crate) const WINDOW: usize = 4096;
 
 /// What a stream's messages rely on, as noted in the file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -63,7 +67,8 @@ impl<T: Send + Sync + 'static> Durable<T> {
         settings: &Settings,
         dead: Option<&str>,
     ) -> Result<Streams, Vec<String>> {
-        let noted = Noted { codec: self.codec.name().to_owned(), order: order_in_words(settings.order).to_owned() };
+        let noted =
+            Noted { codec: self.coding.codec.name().to_owned(), order: order_in_words(settings.order).to_owned() };
         let messages = open_stream(depot, QUEUE, name, &noted)?;
         let noted = Noted { order: order_in_words(None).to_owned(), ..noted };
         let letters = dead.map(|dead| open_stream(depot, DEAD_LETTERS, dead, &noted)).transpose()?;
@@ -78,15 +83,15 @@ impl<T: Send + Sync + 'static> Durable<T> {
         queue: &Queue<T>,
         dead: Option<&Queue<DeadLetter<T>>>,
     ) -> Result<(), Vec<String>> {
-        let format = Arc::new(Plain(Arc::clone(&self.codec)));
-        let (depot, durability) = (Arc::clone(depot), self.durability);
-        let filed = Filed { depot: Arc::clone(&depot), stream: streams.messages, durability, format };
+        let format = Arc::new(Plain(self.coding.clone()));
+        let (depot, durability, window) = (Arc::clone(depot), self.durability, self.window);
+        let filed = Filed { depot: Arc::clone(&depot), stream: streams.messages, durability, format, window };
         let _ = queue.core.filed.set(filed);
         recover(&queue.core).map_err(in_words)?;
         if let (Some(dead), Some(stream)) = (dead, streams.letters) {
             let origin: Mutex<Weak<_>> = Mutex::new(Arc::downgrade(&queue.core));
-            let format = Arc::new(Letters { codec: Arc::clone(&self.codec), origin });
-            let _ = dead.core.filed.set(Filed { depot, stream, durability, format });
+            let format = Arc::new(Letters { coding: self.coding.clone(), origin });
+            let _ = dead.core.filed.set(Filed { depot, stream, durability, format, window });
             recover(&dead.core).map_err(in_words)?;
         }
         Ok(())

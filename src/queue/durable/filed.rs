@@ -14,6 +14,7 @@ pub(crate) struct Filed<T> {
     pub(crate) stream: StreamId,
     pub(crate) durability: Durability,
     pub(super) format: Arc<dyn Format<T>>,
+    pub(crate) window: usize,
 }
 
 impl<T> Filed<T> {

@@ -1,7 +1,7 @@
 //! Messages as items of the file, and back.
 
 use crate::clock::Timestamp;
-use crate::codec::Codec;
+use crate::codec::{Codec, CodecError};
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::message::{Attempt, Message, Text};
 use crate::outcome::contained;
@@ -11,10 +11,47 @@ use crate::sync::Mutex;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Weak};
 
+/// Makes a payload of the bytes of an earlier version.
+pub(crate) type Upgrade<T> = Arc<dyn Fn(u32, &[u8]) -> Result<T, CodecError> + Send + Sync>;
+
+/// How payloads are written, and which version of their type that is.
+pub(crate) struct Coding<T> {
+    pub(crate) codec: Arc<dyn Codec<T>>,
+    pub(crate) version: u32,
+    /// `None` while there is only one version.
+    pub(crate) upgrade: Option<Upgrade<T>>,
+}
+
+impl<T> Clone for Coding<T> {
+    fn clone(&self) -> Self {
+        Self { codec: Arc::clone(&self.codec), version: self.version, upgrade: self.upgrade.clone() }
+    }
+}
+
+impl<T: 'static> Coding<T> {
+    fn encode(&self, payload: &T) -> Result<Vec<u8>, String> {
+        contained(|| self.codec.encode(payload)).and_then(|encoded| encoded.map_err(|error| error.to_string()))
+    }
+
+    fn decode(&self, item: &Item) -> Result<T, String> {
+        let (version, bytes) = (item.schema, &item.payload);
+        if version > self.version {
+            return Err(format!("written as version {version} of its type, known up to {}", self.version));
+        }
+        let decoded = contained(|| match &self.upgrade {
+            Some(upgrade) if version < self.version => upgrade(version, bytes),
+            _ => self.codec.decode(bytes),
+        });
+        decoded.and_then(|decoded| decoded.map_err(|error| error.to_string()))
+    }
+}
+
 /// How the messages of one queue are written.
 pub(super) trait Format<T>: Send + Sync {
     /// The bytes of the payload. Runs the user's codec, so no lock may be held.
     fn payload(&self, message: &Message<T>) -> Result<Vec<u8>, String>;
+    /// Which version of their type that is.
+    fn version(&self) -> u32;
     /// What is only in the letter: see [`Extra::letter`].
     fn letter(&self, message: &Message<T>) -> Option<Letter>;
     /// The payload these bytes stand for; the rest of the message is restored elsewhere.
@@ -130,7 +167,7 @@ pub(super) fn item_of<T>(format: &dyn Format<T>, message: &Message<T>) -> Result
         key: message.key().map(str::to_owned),
         routing_key: message.routing_key().to_owned(),
         headers: message.headers().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
-        schema: 0,
+        schema: format.version(),
         payload: format.payload(message)?,
         extra: extra_of(message, format.letter(message)),
     })
@@ -161,39 +198,38 @@ fn restore_envelope<T>(message: &mut Message<T>, item: &Item) {
     extras.priority = item.priority;
 }
 
-fn encode<T: 'static>(codec: &dyn Codec<T>, payload: &T) -> Result<Vec<u8>, String> {
-    contained(|| codec.encode(payload)).and_then(|encoded| encoded.map_err(|error| error.to_string()))
-}
-
-fn decode<T: 'static>(codec: &dyn Codec<T>, bytes: &[u8]) -> Result<T, String> {
-    contained(|| codec.decode(bytes)).and_then(|decoded| decoded.map_err(|error| error.to_string()))
-}
-
 /// Of an ordinary queue.
-pub(super) struct Plain<T>(pub(super) Arc<dyn Codec<T>>);
+pub(super) struct Plain<T>(pub(super) Coding<T>);
 
 impl<T: Send + Sync + 'static> Format<T> for Plain<T> {
     fn payload(&self, message: &Message<T>) -> Result<Vec<u8>, String> {
-        encode(&*self.0, message.payload())
+        self.0.encode(message.payload())
+    }
+    fn version(&self) -> u32 {
+        self.0.version
     }
     fn letter(&self, _: &Message<T>) -> Option<Letter> {
         None
     }
     fn restore(&self, item: &Item, _: Option<Letter>) -> Result<T, String> {
-        decode(&*self.0, &item.payload)
+        self.0.decode(item)
     }
 }
 
 /// Of a queue that holds the dead letters of another.
 pub(super) struct Letters<T> {
-    pub(super) codec: Arc<dyn Codec<T>>,
+    pub(super) coding: Coding<T>,
     /// The queue that a letter of this name came from, once it is there.
     pub(super) origin: Mutex<Weak<Core<T>>>,
 }
 
 impl<T: Send + Sync + 'static> Format<DeadLetter<T>> for Letters<T> {
     fn payload(&self, message: &Message<DeadLetter<T>>) -> Result<Vec<u8>, String> {
-        encode(&*self.codec, message.payload().payload())
+        self.coding.encode(message.payload().payload())
+    }
+
+    fn version(&self) -> u32 {
+        self.coding.version
     }
 
     fn letter(&self, message: &Message<DeadLetter<T>>) -> Option<Letter> {
@@ -210,7 +246,7 @@ impl<T: Send + Sync + 'static> Format<DeadLetter<T>> for Letters<T> {
 
     fn restore(&self, item: &Item, letter: Option<Letter>) -> Result<DeadLetter<T>, String> {
         let letter = letter.ok_or("it does not say why it is a dead letter")?;
-        let mut message = Message::new(decode(&*self.codec, &item.payload)?);
+        let mut message = Message::new(self.coding.decode(item)?);
         restore_envelope(&mut message, item);
         (message.attempt, message.redelivered) = (letter.attempts, true);
         message.published_at = Timestamp(letter.published_at);
