@@ -1,5 +1,8 @@
 //! Names to handles, threads, shutdown: wiring only.
 
+#[cfg(feature = "sqlite")]
+mod filed;
+
 use crate::clock::{Clock, ManualClock, Timestamp};
 use crate::dead_letter::DeadLetter;
 use crate::describe::{Description, QueueDescription, TopicDescription};
@@ -8,6 +11,7 @@ use crate::half::AnyHalves;
 use crate::log::{AnyLog, Log, LogBuilder, LogCore};
 use crate::name::Name;
 use crate::queue::core::Core;
+use crate::queue::durable::promise;
 use crate::queue::{Queue, QueueBuilder, dead_letter_name};
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 use crate::runtime::Companion;
@@ -64,6 +68,11 @@ struct Inner {
     runtime: Arc<Runtime>,
     registry: Mutex<Registry>,
     schedules: Arc<Schedules>,
+    /// Names of queues that are being declared.
+    #[cfg(feature = "sqlite")]
+    declared: crate::sync::Condvar,
+    #[cfg(feature = "sqlite")]
+    depot: Option<Arc<crate::queue::durable::Depot>>,
 }
 
 #[derive(Default)]
@@ -72,6 +81,9 @@ struct Registry {
     topics: BTreeMap<Arc<str>, Arc<dyn AnyTopic>>,
     logs: BTreeMap<Arc<str>, Arc<dyn AnyLog>>,
     closed: bool,
+    /// Names of queues that are being filled from the file.
+    #[cfg(feature = "sqlite")]
+    reserved: std::collections::BTreeSet<String>,
 }
 
 /// Chooses a broker's clock and who hears of its troubles.
@@ -82,6 +94,8 @@ pub struct Builder {
     seed: Option<u64>,
     blocked_warning: Option<Duration>,
     events: Option<EventHook>,
+    #[cfg(feature = "sqlite")]
+    store: Option<(std::path::PathBuf, crate::store::Options)>,
 }
 
 impl Builder {
@@ -115,22 +129,30 @@ impl Builder {
     /// Makes the broker.
     ///
     /// # Errors
-    /// None at present; settings to come may contradict each other.
+    /// If it has a file that cannot be opened.
     pub fn build(self) -> Result<Broker, Error> {
         let clock = self.clock.map_or_else(Clock::system, Clock::Manual);
-        Ok(Broker::of(Runtime::new(clock, None, options(self.seed, self.blocked_warning, self.events))))
+        let runtime = Runtime::new(clock, None, options(self.seed, self.blocked_warning, self.events));
+        #[cfg(feature = "sqlite")]
+        return Broker::with_store(runtime, self.store);
+        #[cfg(not(feature = "sqlite"))]
+        Ok(Broker::of(runtime))
     }
 
     /// Makes a broker whose handlers run on the thread that drives the returned [`Simulation`].
     ///
     /// # Errors
-    /// None at present; settings to come may contradict each other.
+    /// If it has a file that cannot be opened.
     pub fn build_simulated(self) -> Result<(Broker, Simulation), Error> {
         let clock = self.clock.unwrap_or_default();
         let options = options(self.seed, self.blocked_warning, self.events);
         let executor = Executor::new(clock.clone(), options.seed);
         let runtime = Runtime::new(Clock::Manual(clock), Some(executor), options);
-        Ok((Broker::of(Arc::clone(&runtime)), Simulation::new(runtime)))
+        #[cfg(feature = "sqlite")]
+        let broker = Broker::with_store(Arc::clone(&runtime), self.store)?;
+        #[cfg(not(feature = "sqlite"))]
+        let broker = Broker::of(Arc::clone(&runtime));
+        Ok((broker, Simulation::new(runtime)))
     }
 }
 
@@ -175,7 +197,17 @@ impl Broker {
     }
 
     fn of(runtime: Arc<Runtime>) -> Self {
-        Self { inner: Arc::new(Inner { runtime, registry: Mutex::default(), schedules: Arc::default() }) }
+        Self {
+            inner: Arc::new(Inner {
+                runtime,
+                registry: Mutex::default(),
+                schedules: Arc::default(),
+                #[cfg(feature = "sqlite")]
+                declared: crate::sync::Condvar::new(),
+                #[cfg(feature = "sqlite")]
+                depot: None,
+            }),
+        }
     }
 
     pub(crate) fn runtime(&self) -> &Arc<Runtime> {
@@ -232,7 +264,10 @@ impl Broker {
     pub fn shutdown(&self, timeout: Duration) -> ShutdownReport {
         self.inner.registry.lock().closed = true;
         self.inner.schedules.close();
-        shutdown::run(&self.inner.runtime, &self.places(), timeout)
+        let report = shutdown::run(&self.inner.runtime, &self.places(), timeout);
+        #[cfg(feature = "sqlite")]
+        self.inner.close_store();
+        report
     }
 
     /// Waits until nothing is ready in any queue that has a consumer, nothing is in flight, and no delay
@@ -271,6 +306,10 @@ impl Broker {
             topics: topics.iter().map(|topic| topic.stats()).collect(),
             late_replies: self.inner.runtime.late_replies.get(),
             logs: self.places().logs.iter().map(|log| log.stats()).collect(),
+            #[cfg(feature = "sqlite")]
+            file: self.inner.depot.as_ref().map(|depot| filed::stats(&depot.store)),
+            #[cfg(not(feature = "sqlite"))]
+            file: None,
         }
     }
 
@@ -309,7 +348,11 @@ impl Broker {
         {
             problems.push(format!("its dead-letter queue {:?} belongs to another broker", dead.name()));
         }
-        let mut registry = self.inner.registry.lock();
+        #[cfg(feature = "sqlite")]
+        if builder.durable.is_some() {
+            return self.declare_durably(builder, problems);
+        }
+        let mut registry = self.inner.registry_without(&builder.name);
         if registry.closed {
             problems.push("the broker was shut down".into());
         }
@@ -481,6 +524,13 @@ fn other_payload<T>(existing: &str) -> String {
     format!("it exists with the payload {existing}, asked for {}", type_name::<T>())
 }
 
+#[cfg(not(feature = "sqlite"))]
+impl Inner {
+    fn registry_without(&self, _: &str) -> crate::sync::MutexGuard<'_, Registry> {
+        self.registry.lock()
+    }
+}
+
 /// How long a dropped broker lets its workers wait for room in each other's queues.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -506,6 +556,8 @@ impl Drop for Inner {
         }
         companions.iter().for_each(|companion| _ = companion.end(Some(Instant::now() + PATIENCE)));
         self.runtime.scheduler.stop();
+        #[cfg(feature = "sqlite")]
+        self.close_store();
     }
 }
 
@@ -531,6 +583,9 @@ pub(crate) trait AnyQueue: Send + Sync {
     fn end(&self);
     /// See [`Core::end_requests`].
     fn end_requests(&self);
+    fn is_durable(&self) -> bool;
+    /// See [`Core::note_rest`].
+    fn note_rest(&self);
     /// See [`Core::unrest`].
     fn unrest(&self, horizon: Timestamp) -> (u64, u64);
 }
@@ -554,6 +609,7 @@ impl<T: Send + Sync + 'static> AnyQueue for Core<T> {
             retry: (!self.is_terminal()).then(|| self.settings.retry.to_string()),
             dead_letters: self.dead_letters_name(),
             workers: self.workers(),
+            durable: self.settings.durable.map(promise),
         }
     }
     fn holds_dead_letters(&self) -> bool {
@@ -570,6 +626,12 @@ impl<T: Send + Sync + 'static> AnyQueue for Core<T> {
     }
     fn end_requests(&self) {
         Core::end_requests(self);
+    }
+    fn is_durable(&self) -> bool {
+        Core::is_durable(self)
+    }
+    fn note_rest(&self) {
+        Core::note_rest(self);
     }
     fn unrest(&self, horizon: Timestamp) -> (u64, u64) {
         Core::unrest(self, horizon)

@@ -6,6 +6,7 @@ use crate::message::{Attempt, Message};
 use crate::outcome::drop_contained;
 use crate::queue::Queue;
 use crate::queue::core::Core;
+use crate::queue::durable::{Along, Moving};
 use crate::rate::Rate;
 use crate::request::{End, Request};
 use std::fmt;
@@ -122,6 +123,15 @@ impl<T: Send + Sync + 'static> DeadLetter<T> {
         Some((request, End::Failed(Arc::clone(&self.queue), self.reason.clone(), error)))
     }
 
+    /// Takes the message out of its place in the file of the queue that gave up on it.
+    fn leave_file(&mut self) -> Along {
+        match &self.origin {
+            Origin::Queue(core) => core.upgrade().map(|core| core.leave_file(&mut self.message)),
+            Origin::Topic(_) => None,
+        }
+        .unwrap_or_else(Along::nothing)
+    }
+
     pub(crate) fn return_request(&mut self, request: Request) {
         self.message.extras_mut().request = request;
     }
@@ -138,6 +148,19 @@ impl<T: Send + Sync + 'static> DeadLetter<T> {
     /// A letter of a log's group; there is no queue it could be redriven to.
     pub(crate) fn of_group(message: Message<T>, reason: Reason, group: Arc<str>, at: Timestamp) -> Self {
         Self { message, reason, queue: group, at, origin: Origin::Queue(Weak::new()) }
+    }
+
+    /// A letter found in the broker's file.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn restored(
+        mut message: Message<T>,
+        reason: Reason,
+        queue: Arc<str>,
+        at: Timestamp,
+        origin: Weak<Core<T>>,
+    ) -> Self {
+        message.make_shared();
+        Self { message, reason, queue, at, origin: Origin::Queue(origin) }
     }
 
     /// A half message that nobody could resolve.
@@ -172,7 +195,8 @@ pub(crate) trait DeadLetterSink<T>: Send + Sync {
 }
 
 impl<T: Send + Sync + 'static> DeadLetterSink<T> for Core<DeadLetter<T>> {
-    fn accept(&self, letter: DeadLetter<T>) -> Result<(), DeadLetter<T>> {
+    fn accept(&self, mut letter: DeadLetter<T>) -> Result<(), DeadLetter<T>> {
+        let along = letter.leave_file();
         let mut message = Message::new(letter);
         message.id = message.payload().id();
         message.published_at = message.payload().at;
@@ -180,10 +204,22 @@ impl<T: Send + Sync + 'static> DeadLetterSink<T> for Core<DeadLetter<T>> {
         if let Some(extras) = &message.payload().message.extras {
             message.extras = Some(Box::new(extras.of_letter()));
         }
-        self.accept_letter(message).map_err(|message| match message.try_into_payload() {
-            Ok(letter) => letter,
-            Err(_) => unreachable!("a letter that was not taken has not been shared"),
-        })
+        let (message, along) = if self.is_durable() {
+            match self.accept_letter_durably(message, along) {
+                Ok(()) => return Ok(()),
+                Err(back) => back,
+            }
+        } else {
+            match self.accept_letter(message) {
+                Ok(()) => return Ok(along.delete()),
+                Err(message) => (message, along),
+            }
+        };
+        let Ok(mut letter) = message.try_into_payload() else {
+            unreachable!("a letter that was not taken has not been shared")
+        };
+        letter.message.restore_place(along.place());
+        Err(letter)
     }
 
     fn has_room(&self) -> bool {
@@ -310,6 +346,7 @@ impl<'a, T: Send + Sync + 'static> Redrive<'a, T> {
         let core = &self.letters.core;
         let mut kept = Kept { core, messages: Vec::new() };
         let mut moved = 0;
+        let mut moving = Vec::new();
         for _ in 0..core.ready() {
             if moved == self.limit {
                 break;
@@ -339,15 +376,18 @@ impl<'a, T: Send + Sync + 'static> Redrive<'a, T> {
             if letter.as_ref().is_some_and(|letter| letter.holds_slot) {
                 core.free_slot();
             }
+            let along = letter.as_mut().map_or_else(Along::nothing, |letter| core.leave_file(letter));
             drop_contained(letter);
-            if let Some((origin, message)) = returns {
-                origin.readmit(message, delay);
+            match returns {
+                Some((origin, message)) => moving.push(origin.readmit(message, delay, along)),
+                None => along.delete(),
             }
             core.free_lane(lane);
             core.settled(&core.tallies.common.acked);
             moved += 1;
         }
         drop(kept);
+        moving.into_iter().for_each(Moving::wait);
         Ok(Redriven { moved, kept: self.letters.len() })
     }
 

@@ -65,7 +65,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Whether somebody has to be told of it when a delivery is settled.
     #[inline]
     fn settles_with_care(&self) -> bool {
-        self.settings.ack_timeout.is_some() || self.settings.idempotent.is_some()
+        self.settings.ack_timeout.is_some() || self.settings.idempotent.is_some() || self.settings.durable.is_some()
     }
 
     /// Acks a message where it lies: it may be large. `slot` is empty afterwards, whatever comes of it.
@@ -97,6 +97,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             self.end_claim(&mut message, true);
             let lane = message.take_lane();
             message.handled(&self.name);
+            self.forget(&mut message);
             message.dispose();
             self.free_lane(lane);
             self.settled(&tally.acked);
@@ -330,7 +331,9 @@ impl<T: Send + Sync + 'static> Core<T> {
         if self.has_ended() {
             return Err(SettleError::ShutDown { queue: Arc::clone(&self.name) });
         }
-        if self.settles_with_care() {
+        if self.is_durable() && self.settings.ack_timeout.is_none() && self.settings.idempotent.is_none() {
+            self.forget_all(batch.iter_mut());
+        } else if self.settles_with_care() {
             let results = batch.drain(..).map(|message| self.settle(message, Verdict::Ack, tally));
             return results.fold(Ok(()), Result::and);
         }

@@ -66,6 +66,8 @@ pub struct QueueDescription {
     pub dead_letters: Option<String>,
     /// Workers of all its consumers.
     pub workers: usize,
+    /// What a durable queue promises; `None` if it is only in memory.
+    pub durable: Option<&'static str>,
 }
 
 /// One log.
@@ -155,6 +157,9 @@ impl fmt::Display for QueueDescription {
         }
         if self.workers > 0 {
             write!(f, ", {} workers", self.workers)?;
+        }
+        if let Some(promise) = self.durable {
+            write!(f, ", {promise}")?;
         }
         writeln!(f)
     }

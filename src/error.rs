@@ -1,6 +1,7 @@
 //! One small type per operation. Whatever refuses a message gives it back.
 
 use crate::message::Message;
+use crate::queue::durable::FileError;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -65,18 +66,44 @@ pub struct Refused<T> {
     detail: Option<Box<str>>,
     retry_in: Option<Duration>,
     under_way: bool,
+    file_error: Option<Box<FileError>>,
 }
 
 impl<T> Refused<T> {
     pub(crate) fn new(mut message: Message<T>, by: &Arc<str>) -> Self {
         message.forget_request();
         message.leave_order();
-        Self { message, by: Arc::clone(by), kind: Kind::Queue, detail: None, retry_in: None, under_way: false }
+        Self {
+            message,
+            by: Arc::clone(by),
+            kind: Kind::Queue,
+            detail: None,
+            retry_in: None,
+            under_way: false,
+            file_error: None,
+        }
     }
 
     pub(crate) fn because(mut self, detail: impl Into<Box<str>>) -> Self {
         self.detail = Some(detail.into());
         self
+    }
+
+    pub(crate) fn not_stored(mut self, error: FileError) -> Self {
+        self.file_error = Some(Box::new(error));
+        self
+    }
+
+    /// Not taken by the broker's file: why.
+    #[cfg(feature = "sqlite")]
+    #[must_use]
+    pub fn store_error(&self) -> Option<&crate::store::StoreError> {
+        self.file_error.as_deref()
+    }
+
+    /// The same in words.
+    pub(crate) fn file_error(&self) -> String {
+        self.file_error.as_ref().map(ToString::to_string).unwrap_or_default()
     }
 
     pub(crate) fn limited(mut self, retry_in: Duration) -> Self {
@@ -186,6 +213,13 @@ pub enum PublishError<T> {
     /// routed.
     #[error("routing at {:?} {}", .0.by(), .0.detail())]
     Panicked(Refused<T>),
+    /// The codec of a durable queue could not make bytes of the payload.
+    #[error("encoding it for queue {:?}: {}", .0.by(), .0.detail())]
+    Unencodable(Refused<T>),
+    /// The broker's file did not take it (feature `sqlite`); `Refused::store_error` says why. After an error of input
+    /// or output it may be there all the same once the file is opened again.
+    #[error("the file of queue {:?} did not take it: {}", .0.by(), .0.file_error())]
+    NotStored(Refused<T>),
 }
 
 /// Why [`Queue::send`](crate::Queue::send) did not take a message.
@@ -207,6 +241,13 @@ pub enum SendError<T> {
     /// The queue's function for the ordering key panicked.
     #[error("finding the ordering key for queue {:?} {}", .0.by(), .0.detail())]
     Panicked(Refused<T>),
+    /// The codec of a durable queue could not make bytes of the payload.
+    #[error("encoding it for queue {:?}: {}", .0.by(), .0.detail())]
+    Unencodable(Refused<T>),
+    /// The broker's file did not take it (feature `sqlite`); `Refused::store_error` says why. After an error of input
+    /// or output it may be there all the same once the file is opened again.
+    #[error("the file of queue {:?} did not take it: {}", .0.by(), .0.file_error())]
+    NotStored(Refused<T>),
 }
 
 /// Why [`Queue::try_send`](crate::Queue::try_send) did not take a message.
@@ -225,6 +266,13 @@ pub enum TrySendError<T> {
     /// The queue's function for the ordering key panicked.
     #[error("finding the ordering key for queue {:?} {}", .0.by(), .0.detail())]
     Panicked(Refused<T>),
+    /// The codec of a durable queue could not make bytes of the payload.
+    #[error("encoding it for queue {:?}: {}", .0.by(), .0.detail())]
+    Unencodable(Refused<T>),
+    /// The broker's file did not take it (feature `sqlite`); `Refused::store_error` says why. After an error of input
+    /// or output it may be there all the same once the file is opened again.
+    #[error("the file of queue {:?} did not take it: {}", .0.by(), .0.file_error())]
+    NotStored(Refused<T>),
 }
 
 /// Why [`Queue::send_timeout`](crate::Queue::send_timeout) did not take a message.
@@ -249,6 +297,13 @@ pub enum SendTimeoutError<T> {
     /// The queue's function for the ordering key panicked.
     #[error("finding the ordering key for queue {:?} {}", .0.by(), .0.detail())]
     Panicked(Refused<T>),
+    /// The codec of a durable queue could not make bytes of the payload.
+    #[error("encoding it for queue {:?}: {}", .0.by(), .0.detail())]
+    Unencodable(Refused<T>),
+    /// The broker's file did not take it (feature `sqlite`); `Refused::store_error` says why. After an error of input
+    /// or output it may be there all the same once the file is opened again.
+    #[error("the file of queue {:?} did not take it: {}", .0.by(), .0.file_error())]
+    NotStored(Refused<T>),
 }
 
 /// Why [`Log::append`](crate::Log::append) did not take a message.
@@ -444,9 +499,9 @@ macro_rules! gives_message_back {
 }
 
 gives_message_back! {
-    PublishError { Full, Timeout, Closed, Unroutable, Deadlock, Limited, Panicked, Duplicate }
-    SendError { Full, Closed, Deadlock, Limited, Panicked }
-    TrySendError { Full, Closed, Limited, Panicked }
-    SendTimeoutError { Timeout, Full, Closed, Deadlock, Limited, Panicked }
+    PublishError { Full, Timeout, Closed, Unroutable, Deadlock, Limited, Panicked, Duplicate, Unencodable, NotStored }
+    SendError { Full, Closed, Deadlock, Limited, Panicked, Unencodable, NotStored }
+    TrySendError { Full, Closed, Limited, Panicked, Unencodable, NotStored }
+    SendTimeoutError { Timeout, Full, Closed, Deadlock, Limited, Panicked, Unencodable, NotStored }
     AppendError { Closed, Panicked }
 }

@@ -1055,7 +1055,7 @@
 //!
 //! # What is lost when the process dies
 //!
-//! Everything that is not settled: postroom keeps its messages in memory. A crash, a kill, a power cut, a
+//! Everything that is not settled, outside of [durable queues](#durable-queues): postroom keeps its messages in memory. A crash, a kill, a power cut, a
 //! panic in a program built with `panic = "abort"`, or a `main` that returns without
 //! [`Broker::shutdown`] loses
 //!
@@ -1063,14 +1063,84 @@
 //! * messages in flight, whose handler may have done half of its work,
 //! * dead letters.
 //!
-//! What to do about it until queues can be durable:
+//! What to do about it:
 //!
+//! * Declare the queue [durable](#durable-queues).
 //! * Catch the signal that ends your process, call [`Broker::shutdown`], and write down what
 //!   [`Queue::drain`] returns, dead letters included.
 //! * Keep the truth where it survives: commit the message to your database together with the order, and
 //!   have it published from there; see [outbox and inbox](#outbox-and-inbox). With idempotent consumers that
 //!   loses nothing.
-//! * Where neither will do, use a broker or a table that is durable today.
+//!
+//! # Durable queues
+//!
+//! With the feature `sqlite` a broker can have a file, and queues that are declared durable keep their messages there
+//! until they are settled. All other queues stay in memory, at full speed.
+//!
+//! ```
+//! # #[cfg(feature = "sqlite")]
+//! # {
+//! use postroom::store::Durability;
+//! use postroom::{Broker, Message, Queue, Retry};
+//! use std::time::Duration;
+//!
+//! # let path = std::env::temp_dir().join(format!("postroom-guide-durable-{}.db", std::process::id()));
+//! fn mail(broker: &Broker) -> Result<Queue<String>, postroom::Error> {
+//!     broker.queue("mail").retry(Retry::fixed(Duration::from_secs(60))).durable(Durability::Sync).declare()
+//! }
+//!
+//! let broker = Broker::open(&path)?;
+//! let queue = mail(&broker)?;
+//! queue.send("ann@example.org".to_string()).unwrap(); // on the disk when this returns
+//! queue.recv().unwrap().retry().unwrap(); // the mail server does not answer
+//! drop((broker, queue)); // the process ends, however it ends
+//!
+//! let broker = Broker::open(&path)?;
+//! let queue = mail(&broker)?;
+//! let (_, waiting) = queue.list_delayed(1).remove(0);
+//! assert_eq!((waiting.payload().as_str(), waiting.attempt()), ("ann@example.org", 1));
+//! # drop((broker, queue));
+//! # for end in ["", ".lock"] { let _ = std::fs::remove_file(format!("{}{end}", path.display())); }
+//! # }
+//! # Ok::<(), postroom::Error>(())
+//! ```
+//!
+//! | mode | `Ok` means | it survives |
+//! |---|---|---|
+//! | not durable | it is in the queue | nothing |
+//! | `Durability::Buffered` | it is written | the end of the process, however that ends |
+//! | `Durability::Sync` | it is written and synced | the loss of power, too |
+//!
+//! **Publishing.** One publish is one commit for all durable queues that it reaches, and so are a batch and a
+//! transaction; queues in memory get their copies when the commit has succeeded. What arrives while a commit is
+//! under way shares the next one, so many producers are as fast as the disk lets one be, together; a single one can
+//! have many publishes under way with `publish_deferred`. If the file does not take it, every queue is as
+//! before, and the message comes back as [`PublishError::NotStored`](crate::PublishError::NotStored) with the reason:
+//! a full disk may pass, after a failed write or sync nothing is taken until the file is opened anew.
+//!
+//! **Settling** waits for nothing. The file hears of it a few milliseconds later, together with others; what had been
+//! settled shortly before a crash may therefore be delivered again. That is at least once, as everywhere.
+//!
+//! **Coming back.** A queue that is declared on a file which has its messages gets them all: in their order, with
+//! attempts and history; delays, retries and times to live run on while nobody has the file open. In a queue that is
+//! not ordered, what had been delivered before comes first. Settings may change between runs, but neither the order
+//! nor the codec. A payload that its codec refuses is put apart, told of as an
+//! [event](crate::Event::Undecodable), and stays in the file.
+//!
+//! **A backlog** stays in the file. Memory has the first few thousand messages of a queue, so opening a file with
+//! millions takes no longer than opening an empty one. Exceptions: what is delayed, and queues that are ordered by key
+//! or have priority levels, are in memory as a whole.
+//!
+//! **Your own rows.** The file is a SQLite database and may hold tables of yours. `Queue::send_in` sends a message in a
+//! transaction that changes them: both or neither, without an outbox and a relay.
+//!
+//! **Dead letters** of a durable queue are durable: giving up on a message, and redriving it, moves it in the file in
+//! one commit. Those that go to a queue you gave are as durable as that is.
+//!
+//! **Not durable** are, for now, logs and the positions of their groups, schedules, half messages, what an idempotent
+//! queue remembers, and which keys are parked.
+//!
+//! **One at a time.** A second broker, in this process or another, is told who has the file.
 //!
 //! # Outbox and inbox
 //!
@@ -1137,7 +1207,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! **What survives what.** Queues are in memory, so what counts is when a row is marked.
+//! **What survives what.** For queues in memory, what counts is when a row is marked.
 //!
 //! | the process dies | what happens to the message |
 //! |---|---|

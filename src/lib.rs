@@ -32,8 +32,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Messages live in memory: what is not settled when the process dies is lost, unless it came through an
-//! [outbox](guide#outbox-and-inbox). The [`guide`] says what is
+//! Messages live in memory: what is not settled when the process dies is lost, unless its queue is
+//! [durable](guide#durable-queues) or it came through an [outbox](guide#outbox-and-inbox). The [`guide`] says what is
 //! promised, shows it, and says [when a queue is the wrong tool](guide#when-a-queue-is-the-wrong-tool).
 //!
 //! # Where to find what
@@ -57,7 +57,8 @@
 //! | commit messages with your own rows, and do work once | `SqliteOutbox`, `PostgresOutbox`, and [their section of the guide](guide#outbox-and-inbox) |
 //! | look after what failed | [`DeadLetter`], [`Queue::redrive`] |
 //! | watch | [`Broker::stats`], [`Broker::describe`], [`Event`] |
-//! | keep things in a file (feature `sqlite`) | the module `store` |
+//! | keep messages in a file until they are settled (feature `sqlite`) | `Broker::open`, `QueueBuilder::durable`, and [their section of the guide](guide#durable-queues) |
+//! | keep other things in that file | the module `store` |
 //! | end | [`Broker::shutdown`], [`ShutdownReport`], [`Queue::drain`] |
 //! | test | [`Broker::simulated`], [`Simulation`], [`ManualClock`], [`Broker::wait_idle`] |
 //!
@@ -89,6 +90,7 @@
 //! | prepared, not yet published | the topic's table of half messages | that table's lock |
 //! | in flight | the [`Delivery`], or the worker that handles it | nothing |
 //! | given up on | the dead-letter queue | as in any queue |
+//! | in a durable queue | the same, once the broker's file has it; what settles it deletes it there | as in any queue |
 //! | in a log | the log, shared with whoever reads it | its partition's lock until it is read, then nothing |
 //!
 //! **Subscribers** share. A topic that has any keeps one ring: a publish writes into it once, under its lock, and
@@ -117,7 +119,7 @@
 //! **Threads.** Each worker of a [`Consumer`] is one, and each topic that has a [`CheckBack`] and prepares half
 //! messages has one. A broker has one more, the scheduler, from the first
 //! moment something has to wait for time; it moves due messages back into their queues and, under load,
-//! refreshes the clock reading that stamps messages. A relay of an outbox is one, on PostgreSQL two. There is no
+//! refreshes the clock reading that stamps messages. A broker with a file has one that writes it. A relay of an outbox is one, on PostgreSQL two. There is no
 //! other.
 //!
 //! **When something goes wrong.**
@@ -133,6 +135,8 @@
 //! `queue/core/mod.rs`.
 
 #![forbid(unsafe_code)]
+// What only durable queues ask of their neighbours has no use without them.
+#![cfg_attr(not(feature = "sqlite"), allow(dead_code))]
 
 // In reading order.
 mod sync;
@@ -221,9 +225,11 @@ pub use runtime::Event;
 pub use schedule::{Missed, Schedule, ScheduleBuilder, ScheduleInfo};
 pub use shutdown::{Leftover, ShutdownReport};
 pub use simulation::Simulation;
-pub use stats::{GroupStats, HalfStats, HandlingTime, LogStats, QueueStats, Stats, TopicStats};
+pub use stats::{FileStats, GroupStats, HalfStats, HandlingTime, LogStats, QueueStats, Stats, TopicStats};
 pub use subscriber::{Lag, Subscriber, SubscriberBuilder, Subscription};
 pub use timer::{Timer, TimerRef};
+#[cfg(feature = "sqlite")]
+pub use topic::Ticket;
 pub use topic::{BindTarget, Receipt, Router, Routing, Topic, TopicBuilder};
 pub use transaction::{Obstacle, StageError, Transaction, TransactionError, Unpublished};
 

@@ -125,6 +125,10 @@ pub(crate) struct Extras {
     pub(crate) request: Request,
     /// What it is ordered by in the queue that holds it, while it stands in no lane there.
     pub(crate) order_key: Option<Text>,
+    /// Where it is in the file of the durable queue that holds it.
+    pub(crate) place: Option<u64>,
+    /// It has just got there, and rests until no time.
+    pub(crate) fresh: bool,
     /// What it has claimed in the idempotent queue that has handed it out.
     pub(crate) claim: Option<Text>,
     /// The lane, if its mark says so.
@@ -145,7 +149,11 @@ impl LaneMark {
 impl Extras {
     fn holds_only_times(&self) -> bool {
         let named = self.key.is_some() || self.order_key.is_some() || !self.headers.is_empty() || self.priority > 0;
-        let bound = self.ttl.is_some() || self.expires.is_some() || self.timer.is_some() || self.lease.is_some();
+        let bound = self.ttl.is_some()
+            || self.expires.is_some()
+            || self.timer.is_some()
+            || self.lease.is_some()
+            || self.place.is_some();
         !named && !bound && !self.request.is_some() && !self.paced && self.history.is_empty()
     }
 
@@ -441,7 +449,7 @@ impl<T> Message<T> {
     pub(crate) fn resolve_times(&mut self, clock: &Clock) {
         let Some(extras) = &mut self.extras else { return };
         // It may be a copy of one that has been published before.
-        (extras.lease, extras.claim, extras.paced) = (None, None, false);
+        (extras.lease, extras.claim, extras.paced, extras.place) = (None, None, false, None);
         (extras.due, extras.expires, extras.counts_from) = (None, None, None);
         extras.timer.iter_mut().for_each(TimerRef::renew);
         if extras.delay.is_none() && extras.ttl.is_none() {
@@ -495,6 +503,40 @@ impl<T> Message<T> {
         if let Some(extras) = &mut self.extras {
             extras.order_key = None;
         }
+    }
+
+    /// Where it is in its queue's file.
+    pub(crate) fn place(&self) -> Option<u64> {
+        self.extras.as_ref()?.place
+    }
+
+    pub(crate) fn set_place(&mut self, place: u64) {
+        let extras = self.extras_mut();
+        (extras.place, extras.fresh) = (Some(place), false);
+    }
+
+    /// The same for a message that has just been written.
+    pub(crate) fn set_fresh_place(&mut self, place: u64) {
+        let extras = self.extras_mut();
+        (extras.place, extras.fresh) = (Some(place), extras.due.is_none());
+    }
+
+    /// Its place, the first time it is asked for and only if it is the place of a fresh message.
+    pub(crate) fn take_fresh(&mut self) -> Option<u64> {
+        let extras = self.extras.as_mut()?;
+        if std::mem::take(&mut extras.fresh) { extras.place } else { None }
+    }
+
+    /// Where it was before somebody did not take it.
+    pub(crate) fn restore_place(&mut self, place: Option<u64>) {
+        if place.is_some() {
+            self.extras_mut().place = place;
+        }
+    }
+
+    #[inline]
+    pub(crate) fn take_place(&mut self) -> Option<u64> {
+        self.extras.as_mut()?.place.take()
     }
 
     pub(crate) fn extras_mut(&mut self) -> &mut Extras {

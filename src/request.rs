@@ -377,6 +377,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Drops a message that nobody will handle.
     pub(crate) fn throw_away(&self, mut message: Message<T>, fate: Fate) {
         message.unanswered(&self.name, fate);
+        self.forget(&mut message);
         drop_contained(message);
     }
 }

@@ -110,6 +110,16 @@ pub enum Event {
         /// What the panic said.
         text: String,
     },
+    /// A message in the broker's file could not be decoded when its queue was declared. It is kept there, in a
+    /// stream of the kind `undecodable` with its queue's name.
+    Undecodable {
+        /// The queue.
+        queue: String,
+        /// Which message it is.
+        message: MessageId,
+        /// What its codec said.
+        error: String,
+    },
     /// A relay cannot do its work on an outbox's table; it goes on trying. Told once until it recovers.
     OutboxFailing {
         /// The table.
@@ -263,6 +273,12 @@ impl Runtime {
     pub(crate) fn stamp_for<T>(&self, message: &Message<T>) -> Stamp {
         let id = if message.id == MessageId::default() { self.next_id().into() } else { message.id };
         Stamp { id, at: self.stamp() }
+    }
+
+    /// Has assigned ids begin here, before any is.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn begin_ids_at(&self, first: u64) {
+        self.next_id.store(first, Ordering::Relaxed);
     }
 
     /// Gives a message that is about to be published its id and times.

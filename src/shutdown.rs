@@ -23,6 +23,10 @@ pub struct ShutdownReport {
     pub undelivered: Vec<Leftover>,
     /// Dead-letter queues that hold messages.
     pub dead_letters: Vec<Leftover>,
+    /// Durable queues that hold messages, dead letters among them. Nothing of them is lost: they stay in the
+    /// broker's file, until the queue is declared on it again.
+    #[serde(default)]
+    pub stored: Vec<Leftover>,
     /// Topics with half messages that nobody has settled, and how many those are;
     /// [`Topic::drain_halves`](crate::Topic::drain_halves) takes them out, typed.
     #[serde(default)]
@@ -64,10 +68,14 @@ impl ShutdownReport {
 
 impl fmt::Display for ShutdownReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_clean() && self.dead_letters.is_empty() {
+        if self.is_clean() && self.dead_letters.is_empty() && self.stored.is_empty() {
             return f.write_str("nothing left");
         }
-        for (kind, leftovers) in [("undelivered", &self.undelivered), ("dead letters", &self.dead_letters)] {
+        for (kind, leftovers) in [
+            ("undelivered", &self.undelivered),
+            ("dead letters", &self.dead_letters),
+            ("kept in the file", &self.stored),
+        ] {
             for l in leftovers {
                 writeln!(
                     f,
@@ -156,6 +164,10 @@ fn report(places: &Places, stuck_workers: Vec<(String, usize)>) -> ShutdownRepor
         let leftover =
             Leftover { queue: stats.name, ready: stats.ready, delayed: stats.delayed, in_flight: stats.in_flight };
         if leftover.total() > 0 {
+            if queue.is_durable() {
+                report.stored.push(leftover);
+                continue;
+            }
             let list = if queue.holds_dead_letters() { &mut report.dead_letters } else { &mut report.undelivered };
             list.push(leftover);
         }

@@ -131,6 +131,38 @@ pub struct Stats {
     /// One entry per log.
     #[serde(default)]
     pub logs: Vec<LogStats>,
+    /// The broker's file, if it has one.
+    #[serde(default)]
+    pub file: Option<FileStats>,
+}
+
+/// How a broker's file is doing, and what was done since it was opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct FileStats {
+    /// Where it is.
+    pub path: String,
+    /// `healthy`, `failing` (the last commit failed for a reason that may pass, such as a full disk), `broken` (a write
+    /// or a sync failed: nothing is tried until the file is opened anew) or `closed`.
+    pub state: String,
+    /// The last thing that went wrong, even if all is well again.
+    pub last_error: Option<String>,
+    /// Commits that succeeded.
+    pub commits: u64,
+    /// Those among them that were synced.
+    pub syncs: u64,
+    /// Commits that failed.
+    pub failed_commits: u64,
+    /// Batches in the commits that succeeded: publishes, settlements, moves.
+    pub batches: u64,
+    /// Messages written.
+    pub inserted: u64,
+    /// Messages deleted.
+    pub deleted: u64,
+    /// Bytes on their way to a commit.
+    pub queued_bytes: u64,
+    /// Bytes in the write-ahead log.
+    pub wal_bytes: u64,
 }
 
 impl Stats {
@@ -156,7 +188,7 @@ impl Stats {
 /// A queue's counters since it was declared, and what it holds now.
 ///
 /// Whenever nothing is moving,
-/// `published = acked + ready + delayed + in_flight + dead_lettered + expired + dropped`.
+/// `published + recovered = acked + ready + delayed + in_flight + dead_lettered + expired + dropped`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct QueueStats {
@@ -200,6 +232,10 @@ pub struct QueueStats {
     pub settled_late: u64,
     /// The part of `published` that came back from a dead-letter queue.
     pub redriven: u64,
+    /// Messages found in the broker's file when the queue was declared; see
+    /// [`QueueBuilder::durable`](crate::QueueBuilder).
+    #[serde(default)]
+    pub recovered: u64,
     /// Offers that were refused because the queue was full; those messages went back to their producer.
     pub refused: u64,
     /// Messages waiting to be delivered.
@@ -225,7 +261,7 @@ impl QueueStats {
     pub fn unaccounted(&self) -> i64 {
         let known =
             self.acked + self.ready + self.delayed + self.in_flight + self.dead_lettered + self.expired + self.dropped;
-        self.published.wrapping_sub(known) as i64
+        (self.published + self.recovered).wrapping_sub(known) as i64
     }
 }
 

@@ -441,6 +441,8 @@ impl<T> From<&PublishError<T>> for Obstacle {
             PublishError::Limited(refused) => Self::Limited(refused.retry_in().unwrap_or_default()),
             PublishError::Duplicate(refused) => Self::Duplicate { under_way: refused.is_under_way() },
             PublishError::Panicked(refused) => Self::Panicked(refused.detail().to_owned()),
+            PublishError::Unencodable(refused) => Self::Unencodable(refused.detail().to_owned()),
+            PublishError::NotStored(refused) => Self::NotStored(refused.file_error()),
         }
     }
 }

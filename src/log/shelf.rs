@@ -80,10 +80,28 @@ pub(crate) struct Written<'a, T> {
 
 impl<T: Send + Sync + 'static> Written<'_, T> {
     pub(crate) fn finish(self) {
-        for (partition, appended) in self.appended {
-            self.shelf.finish(partition, appended);
+        let shelf = self.shelf;
+        shelf.finish_detached(self.detach());
+    }
+
+    /// For [`Shelf::finish_detached`], on another thread.
+    pub(crate) fn detach(self) -> Rest<T> {
+        Rest { appended: self.appended, n: self.n }
+    }
+}
+
+/// What remains to be done of a write.
+pub(crate) struct Rest<T> {
+    appended: Vec<(usize, Appended<T>)>,
+    n: usize,
+}
+
+impl<T: Send + Sync + 'static> Shelf<T> {
+    pub(crate) fn finish_detached(&self, rest: Rest<T>) {
+        for (partition, appended) in rest.appended {
+            self.finish(partition, appended);
         }
-        (0..self.n).for_each(|_| self.shelf.forgo());
+        (0..rest.n).for_each(|_| self.forgo());
     }
 }
 

@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::idempotency::Window;
 use crate::message::Text;
 use crate::queue::core::Keys;
+use crate::queue::durable::{Durable, Mode};
 use crate::queue::keyed::{Exhausted, KeyRule};
 use crate::rate::Rate;
 use crate::retry::Retry;
@@ -78,6 +79,8 @@ pub(crate) struct Settings {
     pub(crate) idempotent: Option<(Window, bool)>,
     pub(crate) order: Option<Order>,
     pub(crate) exhausted: Exhausted,
+    /// `None`: only in memory.
+    pub(crate) durable: Option<Mode>,
     /// `None`: a dead-letter queue of its own.
     pub(crate) dead_letters: Option<Arc<str>>,
 }
@@ -100,6 +103,7 @@ impl Default for Settings {
             idempotent: None,
             order: None,
             exhausted: Exhausted::DeadLetter,
+            durable: None,
             dead_letters: None,
         }
     }
@@ -149,7 +153,7 @@ impl Settings {
     /// Whether messages take another way through the queue than the plain one.
     #[inline]
     pub(crate) fn is_special(&self) -> bool {
-        self.ttl.is_some() || self.priority_levels > 1 || self.order.is_some()
+        self.ttl.is_some() || self.priority_levels > 1 || self.order.is_some() || self.durable.is_some()
     }
 
     /// Each setting that differs, as "setting: here, there".
@@ -180,6 +184,7 @@ impl Settings {
         compare("rate_limit_per_key", mine, theirs, mine == theirs);
         compare("admission", &self.admission, &other.admission, self.admission == other.admission);
         compare("ordered_by", &self.order, &other.order, self.order == other.order);
+        compare("durable", &self.durable, &other.durable, self.durable == other.durable);
         compare("on_exhausted", &self.exhausted, &other.exhausted, self.exhausted == other.exhausted);
         found
     }
@@ -196,6 +201,9 @@ pub struct QueueBuilder<T> {
     pub(crate) settings: Settings,
     pub(crate) dead_letters: Option<Queue<DeadLetter<T>>>,
     pub(crate) keys: Keys<T>,
+    pub(crate) durable: Option<Durable<T>>,
+    /// A schema was given to what was not durable.
+    schema_too_early: bool,
     broker: Option<Broker>,
     payload: PhantomData<fn() -> T>,
 }
@@ -208,6 +216,8 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
             settings: Settings::default(),
             dead_letters: None,
             keys: KeyRule::Unordered.into(),
+            durable: None,
+            schema_too_early: false,
             broker: None,
             payload: PhantomData,
         }
@@ -446,6 +456,121 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
         self
     }
 
+    /// Keeps its messages in the broker's file (see [`Broker::open`](crate::Broker::open)) until they are settled,
+    /// payloads as JSON. Default: only in memory.
+    ///
+    /// * Every form of sending and publishing waits for the commit, and `Ok` says that the message is safe:
+    ///   written, or synced too, as `durability` says. One publish to several durable queues is one commit; the most
+    ///   demanding of them decides. A `try_` form and a timeout limit only the wait for room.
+    /// * [`Queue::send_deferred`] and [`Topic::publish_deferred`](crate::Topic::publish_deferred) do not wait.
+    /// * What is settled is deleted with one of the next commits, a few milliseconds later, and nobody waits for
+    ///   it. If the process ends before that, it is delivered again.
+    /// * Declared again on the file, by a later run, the queue has all that was not settled: in order, with its
+    ///   attempts and their history, delays and times to live still running. What may have been in hand comes back
+    ///   as [redelivered](crate::Message::redelivered): after a shutdown that is what was handed out before, after
+    ///   a crash everything. A retry that waited, in a queue ordered by key, still holds its key.
+    /// * Of a backlog, the first few thousand messages are in memory and the rest stays in the file until its turn
+    ///   comes, also right after opening; that is [listed](Queue::list) and swept for expired messages only then.
+    ///   Delayed messages are all in memory, and so is everything in a queue that is ordered by key or has priority
+    ///   levels.
+    /// * [`Queue::send_in`] sends in a transaction of yours, together with your own rows in the same file.
+    /// * Its own dead-letter queue is durable as well. One given with [`QueueBuilder::dead_letter_to`] is what it
+    ///   was declared as: a dead letter in memory is lost with the process.
+    /// * A named [timer](crate::Message::with_timer) no longer finds a message of an earlier run. What
+    ///   [parked](QueueBuilder::on_exhausted) a key does not park it after a restart: the message is tried again.
+    ///   What an [idempotent](QueueBuilder::idempotent) queue has seen is forgotten.
+    ///
+    /// ```
+    /// use postroom::store::Durability;
+    /// use postroom::{Broker, Queue};
+    ///
+    /// # let path = std::env::temp_dir().join(format!("postroom-doc-durable-{}.db", std::process::id()));
+    /// let broker = Broker::open(&path)?;
+    /// let orders: Queue<String> = broker.queue("orders").durable(Durability::Sync).declare()?;
+    /// orders.send("ten of them".to_string()).unwrap(); // synced
+    /// drop((broker, orders));
+    ///
+    /// let broker = Broker::open(&path)?;
+    /// let orders: Queue<String> = broker.queue("orders").durable(Durability::Sync).declare()?;
+    /// assert_eq!(orders.recv().unwrap().payload(), "ten of them");
+    /// # drop((broker, orders));
+    /// # for end in ["", ".lock"] { let _ = std::fs::remove_file(format!("{}{end}", path.display())); }
+    /// # Ok::<(), postroom::Error>(())
+    /// ```
+    #[cfg(feature = "sqlite")]
+    pub fn durable(self, durability: crate::store::Durability) -> Self
+    where
+        T: serde::Serialize + serde::de::DeserializeOwned,
+    {
+        self.durable_with(durability, crate::codec::Json)
+    }
+
+    /// As [`QueueBuilder::durable`], with a codec for the payloads. The file notes its name, and the queue cannot be
+    /// declared with another one while that is so.
+    #[cfg(feature = "sqlite")]
+    pub fn durable_with(mut self, durability: crate::store::Durability, codec: impl crate::codec::Codec<T>) -> Self {
+        self.settings.durable = Some(durability);
+        let (version, upgrade) = (0, None);
+        let coding = crate::queue::durable::Coding { codec: Arc::new(codec), version, upgrade };
+        self.durable = Some(Durable { durability, coding, window: crate::queue::durable::WINDOW });
+        self
+    }
+
+    /// Says which version of its type the payload is, and how to make one of the bytes of an earlier version (of
+    /// 0, if none was ever given). Follows [`QueueBuilder::durable`]. What is in the file is read that way when its
+    /// turn comes, dead letters included; an error puts it apart, as does a version later than this one.
+    ///
+    /// ```
+    /// # use postroom::store::Durability;
+    /// # use postroom::{Broker, Queue};
+    /// #[derive(serde::Serialize, serde::Deserialize)]
+    /// struct Order {
+    ///     id: u64,
+    ///     currency: String,
+    /// }
+    ///
+    /// # let path = std::env::temp_dir().join(format!("postroom-doc-schema-{}.db", std::process::id()));
+    /// let broker = Broker::open(&path)?;
+    /// let numbers: Queue<u64> = broker.queue("orders").durable(Durability::Sync).declare()?;
+    /// numbers.send(7).unwrap(); // last year, an order was its number
+    /// drop((broker, numbers));
+    ///
+    /// let broker = Broker::open(&path)?;
+    /// let orders: Queue<Order> = broker
+    ///     .queue("orders")
+    ///     .durable(Durability::Sync)
+    ///     .schema(1, |_version, bytes| {
+    ///         Ok(Order { id: serde_json::from_slice(bytes)?, currency: "EUR".to_string() })
+    ///     })
+    ///     .declare()?;
+    /// let order = orders.recv().unwrap();
+    /// assert_eq!((order.id, order.currency.as_str()), (7, "EUR"));
+    /// # drop((order, broker, orders));
+    /// # for end in ["", ".lock"] { let _ = std::fs::remove_file(format!("{}{end}", path.display())); }
+    /// # Ok::<(), postroom::Error>(())
+    /// ```
+    #[cfg(feature = "sqlite")]
+    pub fn schema(
+        mut self,
+        version: u32,
+        upgrade: impl Fn(u32, &[u8]) -> Result<T, crate::codec::CodecError> + Send + Sync + 'static,
+    ) -> Self {
+        let upgrade: crate::queue::durable::Upgrade<T> = Arc::new(upgrade);
+        match &mut self.durable {
+            Some(durable) => (durable.coding.version, durable.coding.upgrade) = (version, Some(upgrade)),
+            None => self.schema_too_early = true,
+        }
+        self
+    }
+
+    /// How many ready messages wait in memory before others stay in the file; for tests.
+    #[cfg(feature = "sqlite")]
+    #[doc(hidden)]
+    pub fn window(mut self, messages: usize) -> Self {
+        self.durable.iter_mut().for_each(|durable| durable.window = messages.max(1));
+        self
+    }
+
     /// Makes the queue, or finds the one that has been declared alike.
     ///
     /// # Errors
@@ -490,6 +615,9 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
     pub(crate) fn problems(&self) -> Vec<String> {
         let mut problems = name_problems(&self.name);
         problems.extend(self.settings.problems());
+        if self.schema_too_early {
+            problems.push("schema without durable before it: only what is in a file has versions".into());
+        }
         if let Some(queue) = self.dead_letters.as_ref().filter(|queue| queue.core.is_ordered()) {
             problems.push(format!("queue {:?} is ordered by key and cannot hold dead letters", queue.name()));
         }

@@ -83,6 +83,12 @@ impl<M, Like> Tail<M, Like> {
         }
     }
 
+    /// How many messages, counted chunk by chunk.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn about(&self) -> usize {
+        self.full.iter().map(VecDeque::len).sum::<usize>() + self.filling.len()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.filling.is_empty() && self.full.is_empty()
     }

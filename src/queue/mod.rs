@@ -2,6 +2,11 @@
 
 pub(crate) mod builder;
 pub(crate) mod core;
+#[cfg(feature = "sqlite")]
+pub(crate) mod durable;
+#[cfg(not(feature = "sqlite"))]
+#[path = "memory_only.rs"]
+pub(crate) mod durable;
 pub(crate) mod fifo;
 pub(crate) mod keyed;
 pub(crate) mod lease;
@@ -25,6 +30,7 @@ use crate::runtime::{Options, Runtime};
 use crate::stats::QueueStats;
 use builder::Settings;
 use core::{Accepted, Core, Keys, Nothing, Patience, Refusal};
+use durable::Mode;
 use fifo::{Chunk, chunk_len};
 use keyed::KeyRule;
 use std::fmt;
@@ -73,7 +79,11 @@ impl<T: Send + Sync + 'static> Queue<T> {
     /// # Errors
     /// Everything that is wrong with the description at once.
     pub fn standalone(description: QueueBuilder<T>) -> Result<Self, Error> {
-        Error::unless_none(description.subject(), description.problems())?;
+        let mut problems = description.problems();
+        if description.settings.durable.is_some() {
+            problems.push(NO_STORE.into());
+        }
+        Error::unless_none(description.subject(), problems)?;
         let options = Options { blocked_warning: Duration::from_secs(1), ..Options::default() };
         let runtime = Runtime::new(Clock::system(), None, options);
         let QueueBuilder { name, settings, keys, dead_letters, .. } = description;
@@ -87,8 +97,8 @@ impl<T: Send + Sync + 'static> Queue<T> {
         keys: Keys<T>,
         dead_letters: Option<Queue<DeadLetter<T>>>,
     ) -> Self {
-        let dead =
-            dead_letters.unwrap_or_else(|| Queue::for_letters(dead_letter_name(&name).into(), Arc::clone(&runtime)));
+        let own = || Queue::for_letters_as(dead_letter_name(&name).into(), Arc::clone(&runtime), settings.durable);
+        let dead = dead_letters.unwrap_or_else(own);
         dead.core.make_terminal();
         let sink: Arc<dyn DeadLetterSink<T>> = dead.core;
         Self { core: Core::new(name, settings, keys, runtime, Some(sink)) }
@@ -96,7 +106,12 @@ impl<T: Send + Sync + 'static> Queue<T> {
 
     /// A queue with no dead letters of its own, to hold those of others.
     pub(crate) fn for_letters(name: Arc<str>, runtime: Arc<Runtime>) -> Self {
-        Self { core: Core::new(name, Settings::default(), KeyRule::Unordered, runtime, None) }
+        Self::for_letters_as(name, runtime, None)
+    }
+
+    fn for_letters_as(name: Arc<str>, runtime: Arc<Runtime>, durable: Option<Mode>) -> Self {
+        let settings = Settings { durable, ..Settings::default() };
+        Self { core: Core::new(name, settings, KeyRule::Unordered, runtime, None) }
     }
 
     pub(crate) fn from_core(core: Arc<Core<T>>) -> Self {
@@ -169,7 +184,7 @@ impl<T: Send + Sync + 'static> Queue<T> {
             self.core.placed(place);
             return Ok(id);
         }
-        if self.core.is_ordered() && !message.is_timed() {
+        if self.core.is_ordered() && !message.is_timed() && !self.core.is_durable() {
             return self.send_in_order(message, patience).map(|()| id);
         }
         self.core.accept(message, patience).map(|_| id)
@@ -476,6 +491,9 @@ impl<T: Send + Sync + 'static> Queue<T> {
     }
 }
 
+/// Why a queue cannot be durable.
+pub(crate) const NO_STORE: &str = "durable, but there is no file to keep it in: see Broker::open";
+
 /// The name of the dead-letter queue that a queue has unless it is given another.
 pub(crate) fn dead_letter_name(queue: &str) -> String {
     format!("{queue}.dead")
@@ -491,6 +509,9 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Accepts the messages one after the other, many under one lock where there is room. What was not
     /// reached when one is refused stays in `chunk`.
     pub(crate) fn accept_chunk(&self, chunk: &mut Chunk<Message<T>>) -> Result<(), (Message<T>, Refusal)> {
+        if self.is_durable() {
+            return self.accept_chunk_durably(chunk);
+        }
         let singly = self.settings.is_special()
             || self.settings.admission.is_some()
             || chunk.iter().any(|message| message.extras.is_some());

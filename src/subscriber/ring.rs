@@ -358,6 +358,8 @@ impl<T: Send + Sync + 'static> Ring<T> {
             Refusal::Closed => PublishError::Closed(refused),
             Refusal::Panicked(words) => PublishError::Panicked(refused.because(words)),
             Refusal::Limited(wait) => PublishError::Limited(refused.limited(wait)),
+            Refusal::Unencodable(words) => PublishError::Unencodable(refused.because(words)),
+            Refusal::NotStored(error) => PublishError::NotStored(refused.not_stored(error)),
         }
     }
 

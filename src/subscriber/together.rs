@@ -89,9 +89,27 @@ pub(crate) struct Written<'a, T: Send + Sync + 'static> {
 
 impl<T: Send + Sync + 'static> Written<'_, T> {
     pub(crate) fn finish(self) {
-        let runtime = &self.ring.runtime;
-        self.timers.iter().for_each(|timer| runtime.timers.supersede(timer));
-        self.later.into_iter().for_each(|(message, timer)| self.ring.redeem(message, timer));
-        runtime.note_progress();
+        let ring = self.ring;
+        ring.finish_detached(self.detach());
+    }
+
+    /// For [`Ring::finish_detached`], on another thread.
+    pub(crate) fn detach(self) -> Rest<T> {
+        Rest { later: self.later, timers: self.timers, _waste: self._waste }
+    }
+}
+
+/// What remains to be done of a write.
+pub(crate) struct Rest<T: Send + Sync + 'static> {
+    later: Vec<Timed<T>>,
+    timers: Vec<TimerRef>,
+    _waste: Waste<T>,
+}
+
+impl<T: Send + Sync + 'static> Ring<T> {
+    pub(crate) fn finish_detached(&self, rest: Rest<T>) {
+        rest.timers.iter().for_each(|timer| self.runtime.timers.supersede(timer));
+        rest.later.into_iter().for_each(|(message, timer)| self.redeem(message, timer));
+        self.runtime.note_progress();
     }
 }

@@ -1,5 +1,7 @@
 //! What a message reaches takes it altogether, or not at all.
 
+#[cfg(feature = "sqlite")]
+use super::durably;
 use super::route::Wide;
 use crate::error::{PublishError, Refused};
 use crate::message::{Message, Text};
@@ -25,6 +27,10 @@ pub(super) fn accept_all<T: Send + Sync + 'static>(
     message: Message<T>,
     patience: Patience,
 ) -> Result<usize, PublishError<T>> {
+    #[cfg(feature = "sqlite")]
+    if queues.iter().any(|queue| queue.is_durable()) {
+        return durably::accept_all(queues, rings, Vec::new(), message, patience);
+    }
     accept_all_after(queues, rings, message, patience, |_| {})
 }
 
@@ -40,10 +46,25 @@ fn accept_all_after<T: Send + Sync + 'static>(
         Ok(keys) => keys,
         Err((queue, refusal)) => return Err(refusal_error(queue, (message, refusal))),
     };
+    let pledges = match promise_all(queues, rings, message.due().is_some(), patience) {
+        Ok(pledges) => pledges,
+        Err((full, refusal)) => return Err(full.error((message, refusal))),
+    };
+    first(&mut message);
+    Ok(redeem_all(queues, rings, pledges, keys, message))
+}
+
+/// Has each promise a place, waiting as long as `patience`. Nothing is promised while waiting.
+pub(super) fn promise_all<'a, T: Send + Sync + 'static>(
+    queues: &'a [Arc<Core<T>>],
+    rings: &'a [Arc<Ring<T>>],
+    is_delayed: bool,
+    patience: Patience,
+) -> Result<SmallVec<[Pledge; 8]>, (Full<'a, T>, Refusal)> {
     let mut woken_by: Option<&Core<T>> = None;
-    let pledges = loop {
-        let (full, mut refusal) = match pledge_all(queues, rings, message.due().is_some()) {
-            Ok(pledges) => break pledges,
+    loop {
+        let (full, mut refusal) = match pledge_all(queues, rings, is_delayed) {
+            Ok(pledges) => return Ok(pledges),
             Err(refused) => refused,
         };
         // The room this thread was woken for is of no use to it, but may be to another writer.
@@ -59,10 +80,8 @@ fn accept_all_after<T: Send + Sync + 'static>(
                 Err(end) => refusal = end,
             }
         }
-        return Err(full.error((message, refusal)));
-    };
-    first(&mut message);
-    Ok(redeem_all(queues, rings, pledges, keys, message))
+        return Err((full, refusal));
+    }
 }
 
 /// As [`accept_all`], with logs. They get the message before anybody else does, so that what a consumer does
@@ -92,6 +111,17 @@ pub(super) fn accept_logged<T: Send + Sync + 'static>(
         written.for_each(|(log, key)| log.shelf.redeem(message.share(), key));
         last.into_iter().zip(Some(message)).for_each(|((log, key), message)| log.shelf.redeem(message, key));
         return Ok(logs.len());
+    }
+    #[cfg(feature = "sqlite")]
+    if queues.iter().any(|queue| queue.is_durable()) {
+        let keyed = logs.iter().cloned().zip(keys).collect();
+        return match durably::accept_all(queues, rings, keyed, message, patience) {
+            Ok(others) => Ok(logs.len() + others),
+            Err(refused) => {
+                logs.iter().for_each(|log| log.shelf.forgo());
+                Err(refused)
+            }
+        };
     }
     let write = |message: &mut Message<T>| {
         logs.iter().zip(keys).for_each(|(log, key)| log.shelf.redeem(message.share(), key));
@@ -223,5 +253,7 @@ pub(crate) fn refusal_error<T: Send + Sync + 'static>(
         Refusal::Deadlock(why) => PublishError::Deadlock(queue.deadlocked(message, why)),
         Refusal::Panicked(words) => PublishError::Panicked(queue.refused(message).because(words)),
         Refusal::Limited(wait) => PublishError::Limited(queue.refused(message).limited(wait)),
+        Refusal::Unencodable(words) => PublishError::Unencodable(queue.refused(message).because(words)),
+        Refusal::NotStored(error) => PublishError::NotStored(queue.refused(message).not_stored(error)),
     }
 }

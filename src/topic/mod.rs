@@ -3,6 +3,10 @@
 mod accept;
 mod binding;
 mod builder;
+#[cfg(feature = "sqlite")]
+mod deferred;
+#[cfg(feature = "sqlite")]
+mod durably;
 mod once;
 mod publish;
 mod route;
@@ -13,6 +17,8 @@ pub use self::binding::BindTarget;
 use self::binding::Table;
 pub use self::builder::TopicBuilder;
 use self::builder::TopicSettings;
+#[cfg(feature = "sqlite")]
+pub use self::deferred::Ticket;
 pub(crate) use self::once::Duplicate;
 use self::once::Published;
 use self::route::{LANES, Lane};

@@ -46,7 +46,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
                     *published += 1;
                     return Ok(Receipt { id: stamp.id, routed: 1 });
                 }
-                if queue.is_ordered() && !message.is_timed() {
+                if queue.is_ordered() && !message.is_timed() && !queue.is_durable() {
                     let queue = Arc::clone(queue);
                     *published += 1;
                     drop(lane);

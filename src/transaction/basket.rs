@@ -9,10 +9,11 @@ use crate::scheduler::TimedId;
 use crate::subscriber::ring::Ring;
 use crate::subscriber::together::{self as ring, Timed};
 use std::any::Any;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// One of them, without its type.
-pub(super) trait Basket: Any {
+pub(super) trait Basket: Any + Send {
     /// Who refuses.
     fn by(&self) -> Arc<str>;
     /// Whether it could never take what is in here.
@@ -22,8 +23,12 @@ pub(super) trait Basket: Any {
     fn waits(&self, patience: Patience) -> bool;
     /// Holding nothing.
     fn wait(&self, patience: Patience) -> Result<(), Refusal>;
+    /// Where the next message is in its queue's file.
+    fn place(&mut self, _: u64) {}
     /// Puts everything in and keeps the lock.
     fn put<'a>(&'a mut self) -> Box<dyn Locked + 'a>;
+    /// What [`Unlocked::detach`] has left to do.
+    fn finish(&self, rest: Box<dyn Any + Send>);
 }
 
 /// What has been put in, and is not seen yet.
@@ -36,6 +41,8 @@ pub(super) trait Locked {
 /// What remains to be done when no lock is held any more.
 pub(super) trait Unlocked {
     fn finish(self: Box<Self>);
+    /// For [`Basket::finish`], on another thread.
+    fn detach(self: Box<Self>) -> Box<dyn Any + Send>;
 }
 
 /// All of a transaction, with the operation that each is there for first.
@@ -44,6 +51,8 @@ pub(super) struct Baskets {
     all: Vec<(TimedId, usize, Box<dyn Basket>)>,
     /// The operation that is being planned.
     pub(super) operation: usize,
+    /// To be dropped when no lock is held.
+    pub(super) waste: Vec<Box<dyn Any + Send>>,
 }
 
 impl Baskets {
@@ -54,6 +63,13 @@ impl Baskets {
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (usize, &mut dyn Basket)> {
         self.all.iter_mut().map(|(_, operation, basket)| (*operation, &mut **basket))
+    }
+
+    /// Where the next message for that queue is in its file.
+    #[cfg(feature = "sqlite")]
+    pub(super) fn place(&mut self, number: TimedId, place: u64) {
+        let basket = self.all.iter_mut().find(|(other, ..)| *other == number);
+        basket.into_iter().for_each(|(.., basket)| basket.place(place));
     }
 
     fn find<B: Basket>(&mut self, number: TimedId, make: impl FnOnce() -> B) -> &mut B {
@@ -67,7 +83,13 @@ impl Baskets {
     }
 
     pub(super) fn queue<T: Send + Sync + 'static>(&mut self, core: &Arc<Core<T>>) -> &mut QueueBasket<T> {
-        let make = || QueueBasket { core: Arc::clone(core), n: 0, pledges: None, messages: Vec::new() };
+        let make = || QueueBasket {
+            core: Arc::clone(core),
+            n: 0,
+            pledges: None,
+            messages: Vec::new(),
+            places: VecDeque::new(),
+        };
         self.find(core.number(), make)
     }
 
@@ -87,10 +109,27 @@ pub(super) struct QueueBasket<T> {
     core: Arc<Core<T>>,
     pub(super) n: u64,
     pledges: Option<Pledges>,
-    pub(super) messages: Vec<Message<T>>,
+    messages: Vec<Message<T>>,
+    /// Of messages that are in the file and not yet in here.
+    places: VecDeque<u64>,
+}
+
+impl<T: Send + Sync + 'static> QueueBasket<T> {
+    pub(super) fn push(&mut self, mut message: Message<T>) {
+        if let Some(place) = self.places.pop_front() {
+            message.set_fresh_place(place);
+        }
+        self.messages.push(message);
+    }
 }
 
 impl<T: Send + Sync + 'static> Basket for QueueBasket<T> {
+    fn place(&mut self, place: u64) {
+        self.places.push_back(place);
+    }
+    fn finish(&self, rest: Box<dyn Any + Send>) {
+        rest.downcast().into_iter().for_each(|rest| self.core.finish_detached(*rest));
+    }
     fn by(&self) -> Arc<str> {
         Arc::clone(&self.core.name)
     }
@@ -130,6 +169,9 @@ impl<T: Send + Sync + 'static> Unlocked for Released<'_, T> {
     fn finish(self: Box<Self>) {
         Released::finish(*self);
     }
+    fn detach(self: Box<Self>) -> Box<dyn Any + Send> {
+        Box::new(Released::detach(*self))
+    }
 }
 
 /// For the subscribers of a topic.
@@ -164,6 +206,9 @@ impl<T: Send + Sync + 'static> Basket for RingBasket<T> {
     fn put<'a>(&'a mut self) -> Box<dyn Locked + 'a> {
         Box::new(self.ring.put_together(std::mem::take(&mut self.messages)))
     }
+    fn finish(&self, rest: Box<dyn Any + Send>) {
+        rest.downcast().into_iter().for_each(|rest| self.ring.finish_detached(*rest));
+    }
 }
 
 impl<T: Send + Sync + 'static> Locked for ring::Writing<'_, T> {
@@ -178,6 +223,9 @@ impl<T: Send + Sync + 'static> Locked for ring::Writing<'_, T> {
 impl<T: Send + Sync + 'static> Unlocked for ring::Written<'_, T> {
     fn finish(self: Box<Self>) {
         ring::Written::finish(*self);
+    }
+    fn detach(self: Box<Self>) -> Box<dyn Any + Send> {
+        Box::new(ring::Written::detach(*self))
     }
 }
 
@@ -215,6 +263,9 @@ impl<T: Send + Sync + 'static> Basket for LogBasket<T> {
     fn put<'a>(&'a mut self) -> Box<dyn Locked + 'a> {
         Box::new(self.log.shelf.put_together(std::mem::take(&mut self.records)))
     }
+    fn finish(&self, rest: Box<dyn Any + Send>) {
+        rest.downcast().into_iter().for_each(|rest| self.log.shelf.finish_detached(*rest));
+    }
 }
 
 impl<T: Send + Sync + 'static> Locked for log::Putting<'_, T> {
@@ -229,5 +280,8 @@ impl<T: Send + Sync + 'static> Locked for log::Putting<'_, T> {
 impl<T: Send + Sync + 'static> Unlocked for log::Written<'_, T> {
     fn finish(self: Box<Self>) {
         log::Written::finish(*self);
+    }
+    fn detach(self: Box<Self>) -> Box<dyn Any + Send> {
+        Box::new(log::Written::detach(*self))
     }
 }

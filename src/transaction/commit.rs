@@ -3,6 +3,7 @@
 use super::basket::Baskets;
 use super::error::Trouble;
 use super::staged::Staged;
+use crate::outcome::drop_contained;
 use crate::queue::core::{Patience, Refusal};
 
 /// Does all of them or none. On failure `operations` are as they were.
@@ -14,10 +15,16 @@ pub(super) fn carry_out(operations: &mut Vec<Box<dyn Staged>>, patience: Patienc
         planned.map_err(|(by, why)| Trouble { operation: at, target: operation.target(), by, why })?;
     }
     baskets.sort();
+    #[cfg(feature = "sqlite")]
+    let stow = super::durably::Stow::of(operations)?;
     admit_all(operations)?;
     if let Err(trouble) = promise_all(operations, &mut baskets, patience) {
         operations.iter().for_each(|operation| operation.unadmit());
         return Err(trouble);
+    }
+    #[cfg(feature = "sqlite")]
+    if let Some(stow) = stow {
+        return stow.carry_out(operations, baskets);
     }
     operations.drain(..).for_each(|operation| operation.deliver(&mut baskets));
     put_all(&mut baskets);
@@ -77,4 +84,5 @@ fn put_all(baskets: &mut Baskets) {
     let locked: Vec<_> = baskets.iter_mut().map(|(_, basket)| basket.put()).collect();
     let unlocked: Vec<_> = locked.into_iter().map(|locked| locked.release()).collect();
     unlocked.into_iter().for_each(|unlocked| unlocked.finish());
+    std::mem::take(&mut baskets.waste).into_iter().for_each(drop_contained);
 }

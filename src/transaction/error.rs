@@ -132,6 +132,10 @@ pub enum Obstacle {
     Limited(Duration),
     /// A filter, a user's router, or a queue's function for the ordering key panicked, in these words.
     Panicked(String),
+    /// The codec of a durable queue could not make bytes of a payload, in these words.
+    Unencodable(String),
+    /// The broker's file did not take it, for this reason.
+    NotStored(String),
     /// A message of its id was published before, or is being published; see
     /// [`TopicBuilder::refuse_duplicates`](crate::TopicBuilder::refuse_duplicates).
     Duplicate {
@@ -151,6 +155,8 @@ impl fmt::Display for Obstacle {
             Self::Deadlock(why) => write!(f, "would never have room: {why}"),
             Self::Limited(wait) => write!(f, "is over its admission limit; again in {wait:?}"),
             Self::Panicked(words) => write!(f, "could not route it: {words}"),
+            Self::Unencodable(words) => write!(f, "could not encode it: {words}"),
+            Self::NotStored(why) => write!(f, "could not be stored: {why}"),
             Self::Duplicate { under_way: false } => f.write_str("has got a message of this id before"),
             Self::Duplicate { under_way: true } => f.write_str("is just getting a message of this id"),
         }
@@ -166,6 +172,8 @@ impl From<Refusal> for Obstacle {
             Refusal::Deadlock(why) => Self::Deadlock(why.into()),
             Refusal::Panicked(words) => Self::Panicked(words.into()),
             Refusal::Limited(wait) => Self::Limited(wait),
+            Refusal::Unencodable(words) => Self::Unencodable(words.into()),
+            Refusal::NotStored(error) => Self::NotStored(error.to_string()),
         }
     }
 }

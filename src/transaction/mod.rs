@@ -2,6 +2,8 @@
 
 mod basket;
 mod commit;
+#[cfg(feature = "sqlite")]
+mod durably;
 mod error;
 mod staged;
 

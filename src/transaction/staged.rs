@@ -1,6 +1,8 @@
 //! What a transaction is going to do, operation by operation.
 
 use super::basket::Baskets;
+#[cfg(feature = "sqlite")]
+use super::durably::Stow;
 use super::error::Obstacle;
 use crate::log::LogCore;
 use crate::message::{Message, Text};
@@ -23,6 +25,11 @@ pub(super) trait Staged: Send + Sync {
     }
     /// It was admitted in vain.
     fn unadmit(&self) {}
+    /// Adds its copies for durable queues to the batch, running the users' codecs.
+    #[cfg(feature = "sqlite")]
+    fn stow(&self, _: &mut Stow) -> Result<(), (Arc<str>, Obstacle)> {
+        Ok(())
+    }
     /// Everything is promised: fills the baskets.
     fn deliver(self: Box<Self>, baskets: &mut Baskets);
     /// Nothing will come of it.
@@ -54,7 +61,11 @@ impl<T: Send + Sync + 'static> Staged for Enqueue<T> {
     }
     fn deliver(self: Box<Self>, baskets: &mut Baskets) {
         let Self { core, message, key } = *self;
-        baskets.queue(&core).messages.push(message.ordered_by(key));
+        baskets.queue(&core).push(message.ordered_by(key));
+    }
+    #[cfg(feature = "sqlite")]
+    fn stow(&self, stow: &mut Stow) -> Result<(), (Arc<str>, Obstacle)> {
+        stow.add(&self.core, &self.message)
     }
     fn discard(self: Box<Self>) {
         drop_contained(self.message);
@@ -155,12 +166,17 @@ impl<T: Send + Sync + 'static> Staged for Publish<T> {
             rings.iter().for_each(|ring| baskets.ring(ring).messages.push((Arc::clone(&copy), timer.clone())));
         }
         // The last queue gets the message itself.
-        let Some((last, key)) = queues.pop() else { return drop_contained(message) };
+        let Some((last, key)) = queues.pop() else { return baskets.waste.push(Box::new(message)) };
         for (core, key) in queues {
             let copy = message.share().ordered_by(key);
-            baskets.queue(&core).messages.push(copy);
+            baskets.queue(&core).push(copy);
         }
-        baskets.queue(&last).messages.push(message.ordered_by(key));
+        baskets.queue(&last).push(message.ordered_by(key));
+    }
+    #[cfg(feature = "sqlite")]
+    fn stow(&self, stow: &mut Stow) -> Result<(), (Arc<str>, Obstacle)> {
+        let mut queues = self.to.iter().flat_map(|to| &to.queues);
+        queues.try_for_each(|(queue, _)| stow.add(queue, &self.message))
     }
     fn discard(self: Box<Self>) {
         drop_contained(self.message);

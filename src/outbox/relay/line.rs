@@ -117,13 +117,14 @@ impl<T: Send + Sync + 'static, C: Codec<T>> Target for TopicTarget<T, C> {
             PublishError::Limited(refused) => (Published::Refused(refused.retry_in(), words), refused),
             // Modules may still be about to bind their queues.
             PublishError::Unroutable(refused) if self.is_unbound() => (Published::Refused(None, words), refused),
-            PublishError::Unroutable(refused) | PublishError::Panicked(refused) => {
-                (Published::Impossible(words), refused)
-            }
+            PublishError::Unroutable(refused)
+            | PublishError::Panicked(refused)
+            | PublishError::Unencodable(refused) => (Published::Impossible(words), refused),
             // A duplicate is one until the topic's window is over, or until the first one is settled and the row with it.
             PublishError::Full(refused)
             | PublishError::Closed(refused)
             | PublishError::Deadlock(refused)
+            | PublishError::NotStored(refused)
             | PublishError::Duplicate(refused) => (Published::Refused(None, words), refused),
         };
         let message = refused.into_message();

@@ -1,5 +1,6 @@
 //! Taking messages in: at once, as the overflow policy says, in batches, or after a promise.
 
+use super::place::Superseded;
 use super::{Accepted, Admission, Core, Gate, Intake, Need, Outlet, Patience, Pledge, Refusal};
 use crate::clock::Timestamp;
 use crate::dead_letter::{DeadLetter, Reason};
@@ -100,6 +101,9 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// Takes the message as the overflow policy says; waits as long as `patience` if that is `Wait`.
     pub(crate) fn accept(&self, message: Message<T>, patience: Patience) -> Result<Accepted, (Message<T>, Refusal)> {
+        if self.is_durable() {
+            return self.accept_durably(message, patience);
+        }
         let mut message = message;
         if message.is_timed() {
             match self.order_key(&message) {
@@ -195,7 +199,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     /// Brings the promised message.
-    pub(crate) fn redeem(&self, pledge: Pledge, mut message: Message<T>) -> Accepted {
+    pub(crate) fn redeem(&self, pledge: Pledge, message: Message<T>) -> Accepted {
         if !pledge.slot {
             let accepted = match self.overflow(message) {
                 Ok(accepted) => accepted,
@@ -209,12 +213,27 @@ impl<T: Send + Sync + 'static> Core<T> {
             self.runtime.note_progress();
             return accepted;
         }
+        self.redeem_slot(message);
+        Accepted::Queued
+    }
+
+    /// Brings the message that was promised a slot; what it replaces is removed when the answer is dropped.
+    pub(crate) fn redeem_slot(&self, mut message: Message<T>) -> Option<Superseded> {
         let delayed = self.delayed.lock();
         let mut intake = self.intake.lock();
         intake.pledged -= 1;
         intake.admit(&mut message, Admission::Pledged);
-        self.place(delayed, intake, message);
-        Accepted::Queued
+        self.place(delayed, intake, message)
+    }
+
+    /// Counts a promise as kept whose message is in.
+    pub(crate) fn pledge_kept(&self) {
+        self.intake.lock().pledged -= 1;
+        self.runtime.note_progress();
+    }
+
+    pub(crate) fn count_refused(&self) {
+        self.counts.refused.add(1);
     }
 
     /// Takes a promise back.
@@ -403,7 +422,16 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Throws the oldest fresh message away for this one (the lowest level's, where there are levels), in
     /// one step, so that nobody takes the room between. Redeliveries hold no slot: throwing them away
     /// would make no room. One that is lower than all that wait is thrown away itself.
-    fn replace_oldest(&self, mut message: Message<T>) -> Accepted {
+    fn replace_oldest(&self, message: Message<T>) -> Accepted {
+        let (accepted, thrown_away) = self.replace_oldest_quietly(message);
+        if let Some(message) = thrown_away {
+            self.drop_overflowed(message);
+        }
+        accepted
+    }
+
+    /// The same but for [`Core::drop_overflowed`] of what it answers, which may run the user's code.
+    pub(crate) fn replace_oldest_quietly(&self, mut message: Message<T>) -> (Accepted, Option<Message<T>>) {
         let delayed = self.delayed.lock();
         let mut outlet = self.outlet.lock();
         let mut intake = self.intake.lock();
@@ -413,18 +441,17 @@ impl<T: Send + Sync + 'static> Core<T> {
             // All that fills the queue is above it, or out of reach: promised, delayed, or waiting for burial.
             intake.accepted += 1;
             drop((intake, outlet, delayed));
-            self.count_overflowed(1);
-            self.throw_away(message, Fate::Dropped);
-            return Accepted::Dropped;
+            return (Accepted::Dropped, Some(message));
         }
         intake.admit(&mut message, Admission::Published);
         drop(outlet);
         self.place(delayed, intake, message);
-        if let Some(oldest) = oldest {
-            self.count_overflowed(1);
-            self.throw_away(oldest, Fate::Dropped);
-        }
-        Accepted::Queued
+        (Accepted::Queued, oldest)
+    }
+
+    pub(crate) fn drop_overflowed(&self, message: Message<T>) {
+        self.count_overflowed(1);
+        self.throw_away(message, Fate::Dropped);
     }
 
     pub(super) fn pop_oldest_fresh(
@@ -468,19 +495,22 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// Takes a dead letter of another queue: also while closing, and back to the sender if it is full.
     pub(crate) fn accept_letter(&self, message: Message<T>) -> Result<(), Message<T>> {
-        let pledge = {
-            let mut intake = self.intake.lock();
-            let slot = self.has_room(&mut intake);
-            intake.slots += u64::from(slot);
-            intake.pledged += 1;
-            Pledge { slot, admitted: false }
-        };
+        let pledge = self.promise_for_letter();
         if pledge.slot || !self.settings.overflow.refuses() {
             self.redeem(pledge, message);
             return Ok(());
         }
         self.forgo(pledge);
         Err(message)
+    }
+
+    /// A promise whatever the gate and the limits say.
+    pub(crate) fn promise_for_letter(&self) -> Pledge {
+        let mut intake = self.intake.lock();
+        let slot = self.has_room(&mut intake);
+        intake.slots += u64::from(slot);
+        intake.pledged += 1;
+        Pledge { slot, admitted: false }
     }
 
     pub(super) fn count_overflowed(&self, n: u64) {

@@ -4,6 +4,7 @@ use super::{Admission, BURIAL_RETRY, Core, DUE_AT_ONCE, Intake, MAX_DEAD_LETTER_
 use crate::clock::Timestamp;
 use crate::dead_letter::{DeadLetter, DeadLetterSink};
 use crate::message::Message;
+use crate::queue::durable::{Along, Moving};
 use crate::queue::keyed::Turn;
 use crate::request::Fate;
 use crate::runtime::Event;
@@ -41,6 +42,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// ordered by key always ahead of its key.
     pub(crate) fn take_back(&self, mut message: Message<T>, urgently: bool) {
         message.redelivered = true;
+        self.note_return(&message, None);
         if !urgently && !self.is_ordered() {
             return self.enter(message, Admission::Returned);
         }
@@ -81,8 +83,8 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.runtime.note_progress();
     }
 
-    /// Takes a message back from the dead letters, after `delay`.
-    pub(crate) fn readmit(&self, mut message: Message<T>, delay: Duration) {
+    /// Takes a message back from the dead letters, after `delay`; `along` says where it was in the file.
+    pub(crate) fn readmit(&self, mut message: Message<T>, delay: Duration, along: Along) -> Moving {
         message.attempt = 0;
         self.find_key(&mut message);
         let now = self.runtime.clock.now();
@@ -98,9 +100,18 @@ impl<T: Send + Sync + 'static> Core<T> {
         if self.settings.ttl.is_some() {
             message.extras_mut().counts_from = Some(due);
         }
-        if due <= now {
-            return self.enter(message, Admission::Redriven);
+        let due = (due > now).then_some(due);
+        if self.is_durable() {
+            return self.readmit_durably(message, due, along);
         }
+        self.come_back(message, due);
+        along.delete();
+        Moving::done()
+    }
+
+    /// Puts a redriven message where it belongs.
+    pub(crate) fn come_back(&self, mut message: Message<T>, due: Option<Timestamp>) {
+        let Some(due) = due else { return self.enter(message, Admission::Redriven) };
         self.intake.lock().admit(&mut message, Admission::Redriven);
         self.wait(due, Waiting::Retry(message));
     }
@@ -114,6 +125,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         message.redelivered = true;
         let due = self.runtime.clock.now().after(delay);
         let due = self.expires_at(&message).map_or(due, |expires| expires.min(due));
+        self.note_return(&message, Some(due));
         self.wait(due, Waiting::Retry(message));
     }
 

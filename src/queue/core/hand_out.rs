@@ -49,15 +49,18 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     fn take_unscreened(&self) -> Result<Message<T>, Nothing> {
-        match self.take_ready() {
-            // What waits for its time comes back to a closed queue too.
-            Err(Nothing::Closed) if self.expects_more() => Err(Nothing::Empty),
-            answer => answer,
+        loop {
+            match self.take_ready() {
+                Err(Nothing::Empty | Nothing::Closed) if self.load_more() => {}
+                // What waits for its time comes back to a closed queue too.
+                Err(Nothing::Closed) if self.expects_more() => return Err(Nothing::Empty),
+                answer => return answer,
+            }
         }
     }
 
     fn expects_more(&self) -> bool {
-        !self.has_ended() && self.delayed() > 0
+        !self.has_ended() && (self.delayed() > 0 || self.intake.lock().has_unread())
     }
 
     fn take_ready(&self) -> Result<Message<T>, Nothing> {
@@ -221,6 +224,13 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Hands out the next message for a look: it keeps its slot, since it may come back by
     /// [`Core::restore`]; if not, [`Core::free_slot`] follows.
     pub(crate) fn take_to_look(&self) -> Result<Message<T>, Nothing> {
+        match self.take_what_is_there() {
+            Err(_) if self.load_more() => self.take_what_is_there(),
+            answer => answer,
+        }
+    }
+
+    fn take_what_is_there(&self) -> Result<Message<T>, Nothing> {
         let mut outlet = self.outlet.lock();
         let (mut expired, mut early) = (Vec::new(), Vec::new());
         let mut result = self.next_aside(&mut outlet, &mut expired, &mut early);
@@ -333,9 +343,14 @@ impl<T: Send + Sync + 'static> Core<T> {
             // All three at once: what moves from one to another is seen in one of them.
             let delayed = self.delayed.lock();
             let (outlet, mut intake) = self.both_sides();
-            let expects_more = delayed.len() > 0 && !self.has_ended();
+            let expects_more = (delayed.len() > 0 || intake.has_unread()) && !self.has_ended();
             drop(delayed);
             let ready = outlet.has_message(&intake);
+            if !ready && intake.wants_reading() {
+                drop((outlet, intake));
+                self.load_more();
+                continue;
+            }
             let held = self.may_go(&intake);
             if ready && self.below_limit(&intake) && held.is_ok() {
                 return Ok(());

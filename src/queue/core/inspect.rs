@@ -50,6 +50,11 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// When the ready message was published that has been waiting longest.
     pub(crate) fn oldest_ready(&self) -> Option<Timestamp> {
+        let found = self.oldest_in_memory();
+        if found.is_none() && self.load_more() { self.oldest_in_memory() } else { found }
+    }
+
+    fn oldest_in_memory(&self) -> Option<Timestamp> {
         let (mut outlet, mut intake) = self.both_sides();
         intake.oldest(&mut outlet)
     }
@@ -62,6 +67,11 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// Copies of up to `max` of the next messages, sharing their payloads with the queue.
     pub(crate) fn peek(&self, max: usize) -> Vec<Message<T>> {
+        let found = self.peek_at_memory(max);
+        if found.is_empty() && max > 0 && self.load_more() { self.peek_at_memory(max) } else { found }
+    }
+
+    fn peek_at_memory(&self, max: usize) -> Vec<Message<T>> {
         let (mut outlet, mut intake) = self.both_sides();
         let Intake { aside, tail, .. } = &mut *intake;
         if let Some(keyed) = outlet.keyed_mut() {
@@ -121,16 +131,33 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     pub(crate) fn purge(&self) -> usize {
-        let all = self.clear();
-        let n = all.len();
-        self.counts.purged.add(n as u64);
-        all.into_iter().for_each(|message| self.throw_away(message, Fate::Purged));
+        if self.is_beyond_reach() {
+            return 0;
+        }
+        let mut n = 0;
+        loop {
+            let mut all = self.clear();
+            n += all.len();
+            self.forget_all(&mut all);
+            self.counts.purged.add(all.len() as u64);
+            all.into_iter().for_each(|message| self.throw_away(message, Fate::Purged));
+            if !self.load_more() {
+                break;
+            }
+        }
         self.note_gone();
         n
     }
 
     pub(crate) fn drain(&self) -> Vec<Message<T>> {
+        if self.is_beyond_reach() {
+            return Vec::new();
+        }
         let mut all = self.clear();
+        while self.load_more() {
+            all.extend(self.clear());
+        }
+        self.forget_all(&mut all);
         all.iter_mut().for_each(|message| message.unanswered(&self.name, Fate::Drained));
         self.counts.drained.add(all.len() as u64);
         self.note_gone();
@@ -150,6 +177,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             Waiting::Burial(_) => None,
         });
         let mut requests: Vec<_> = ready.chain(waiting).filter_map(Message::take_request).collect();
+        requests.extend(intake.unread_requests());
         if let Some(keyed) = outlet.keyed_mut() {
             keyed.show(usize::MAX, |message| requests.extend(message.take_request()));
         }
@@ -192,6 +220,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             duplicates: counts.duplicates.get(),
             settled_late: counts.late.get(),
             redriven: intake.redriven,
+            recovered: intake.recovered,
             refused: counts.refused.get(),
             ready: intake.entered - outlet.left,
             in_flight: outlet.delivered.saturating_sub(settled),

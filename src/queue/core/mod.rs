@@ -27,13 +27,19 @@ mod inspect;
 mod leases;
 mod limits;
 mod order;
-mod place;
+pub(crate) mod place;
 mod refusal;
 mod screen;
 mod snooze;
+#[cfg(feature = "sqlite")]
+mod spill;
+#[cfg(not(feature = "sqlite"))]
+#[path = "no_spill.rs"]
+mod spill;
 mod together;
 
 use super::builder::{Order, Settings};
+use super::durable::{FileError, Filed};
 use super::fifo::{Head, Tail};
 use super::keyed::{Key, KeyRule, Keyed};
 use super::levels::Levels;
@@ -54,6 +60,7 @@ use limits::ServiceRate;
 pub(crate) use screen::ClaimKey;
 use screen::Claims;
 use snooze::Snooze;
+use spill::Spill;
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -63,6 +70,8 @@ pub(crate) struct Core<T> {
     pub(crate) name: Arc<str>,
     pub(crate) settings: Settings,
     pub(crate) keys: KeyRule<T>,
+    /// What of it is in the broker's file, set before anybody knows of a durable queue.
+    pub(crate) filed: OnceLock<Filed<T>>,
     /// Of an idempotent queue.
     claims: Option<Claims<T>>,
     /// Of the hashes of ordering keys.
@@ -116,11 +125,14 @@ struct Intake<T> {
     tail: Tail<Message<T>>,
     /// Of what is in the tail, where it is ordered by key.
     keys: Tail<Key, Message<T>>,
+    /// Ready, and only in the file.
+    spill: Spill<T>,
     aside: Aside<Message<T>>,
     gate: Gate,
     /// Messages accepted from outside, ever.
     accepted: u64,
     redriven: u64,
+    recovered: u64,
     /// Messages that became ready, ever; with `Outlet::left` this gives how many are ready.
     entered: u64,
     /// Slots taken, ever; with `Outlet::released` this gives how many are taken now.
@@ -250,6 +262,10 @@ pub(crate) enum Refusal {
     Panicked(Box<str>),
     /// By an admission limit that lets the next one pass after this long.
     Limited(Duration),
+    /// The queue's codec did, in these words.
+    Unencodable(Box<str>),
+    /// The broker's file did not take it.
+    NotStored(FileError),
 }
 
 /// What became of an accepted message.
@@ -313,6 +329,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             name,
             settings,
             keys,
+            filed: OnceLock::new(),
             claims,
             seed: RandomState::new(),
             runtime,
@@ -412,6 +429,12 @@ pub(crate) struct Pledge {
     admitted: bool,
 }
 
+impl Pledge {
+    pub(crate) fn has_slot(&self) -> bool {
+        self.slot
+    }
+}
+
 /// How much room a writer waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Need {
@@ -437,6 +460,8 @@ pub(crate) enum Admission {
     Redriven,
     /// It was here before.
     Returned,
+    /// It was in the file.
+    Recovered,
 }
 
 impl<T> Intake<T> {
@@ -444,10 +469,12 @@ impl<T> Intake<T> {
         Self {
             tail: Tail::new(),
             keys: Tail::new(),
+            spill: Self::new_spill(),
             aside: Aside::new(settings),
             gate: Gate::Open,
             accepted: 0,
             redriven: 0,
+            recovered: 0,
             entered: 0,
             slots: 0,
             released_seen: 0,
@@ -463,9 +490,10 @@ impl<T> Intake<T> {
     /// Counts a message that enters.
     #[inline]
     fn admit(&mut self, message: &mut Message<T>, admission: Admission) {
-        message.holds_slot = matches!(admission, Admission::Published | Admission::Pledged);
-        self.slots += u64::from(admission == Admission::Published);
-        self.accepted += u64::from(admission != Admission::Returned);
+        message.holds_slot = matches!(admission, Admission::Published | Admission::Pledged | Admission::Recovered);
+        self.slots += u64::from(matches!(admission, Admission::Published | Admission::Recovered));
+        self.accepted += u64::from(!matches!(admission, Admission::Returned | Admission::Recovered));
+        self.recovered += u64::from(admission == Admission::Recovered);
         self.redriven += u64::from(admission == Admission::Redriven);
     }
 
@@ -527,6 +555,9 @@ impl<T> Outlet<T> {
 
 impl<T: Send + Sync + 'static> Timed for Core<T> {
     fn fire(&self, now: Timestamp) -> Option<Timestamp> {
+        if self.is_durable() {
+            self.load_again();
+        }
         let mut next = [self.move_due(now), self.take_back_overdue(now), self.sweep_expired(now)];
         if self.runtime.clock.is_manual() {
             self.wake_everyone();

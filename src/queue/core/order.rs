@@ -39,7 +39,7 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// Notes the key of a message that must be taken; one whose key cannot be found is ordered with those
     /// that have none.
-    pub(super) fn find_key(&self, message: &mut Message<T>) {
+    pub(crate) fn find_key(&self, message: &mut Message<T>) {
         if self.is_ordered() {
             message.extras_mut().order_key = Some(self.key_of(message).unwrap_or(Text::EMPTY));
         }
@@ -165,6 +165,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let lane = message.take_lane().expect("only an ordered queue parks, and only what it has handed out");
         let (id, stopped) = (message.id, self.settings.exhausted == Exhausted::Stop);
         message.redelivered = true;
+        self.note_return(&message, None);
         // Whether there is a further attempt is up to whoever resumes the key, and when.
         let told = message.take_request().map(|request| {
             let error = message.history().last().map(|attempt| attempt.error.clone());
@@ -188,6 +189,19 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
         let (queue, key) = (self.name.to_string(), key.as_str().to_owned());
         self.runtime.tell(|| Event::KeyParked { queue, key, message: id, stopped });
+    }
+
+    /// Has a message that the file gave back wait for its next attempt, keeping its key busy. Comes before the
+    /// others of its key, and before anybody knows of the queue.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn recover_resting(&self, message: Message<T>, due: crate::clock::Timestamp) {
+        self.enter(message, Admission::Recovered);
+        let (mut outlet, intake) = self.both_sides();
+        // All other lanes are busy by now, with what was recovered like it.
+        let Some(message) = outlet.pop_in_turn() else { return };
+        outlet.left += 1;
+        drop((outlet, intake));
+        self.wait(due, super::Waiting::Retry(message));
     }
 
     pub(crate) fn parked(&self) -> Vec<Parked> {

@@ -4,8 +4,27 @@ use super::{Core, Intake, Outlet, Waiting};
 use crate::clock::Timestamp;
 use crate::message::Message;
 use crate::queue::keyed::Turn;
+use crate::runtime::Runtime;
 use crate::scheduler::DelayHeap;
 use crate::sync::{MutexGuard, Ordering};
+use crate::timer::{Removal, TimerRef};
+use std::sync::Arc;
+
+/// What a message with a timer replaces. Dropped when no lock is held, which removes it and may run the user's
+/// code.
+pub(crate) enum Superseded {
+    Removed(#[expect(dead_code, reason = "does it when it is dropped")] [Removal; 2]),
+    /// By a message without a delay.
+    By(TimerRef, Arc<Runtime>),
+}
+
+impl Drop for Superseded {
+    fn drop(&mut self) {
+        if let Self::By(timer, runtime) = self {
+            runtime.timers.supersede(timer);
+        }
+    }
+}
 
 impl<T: Send + Sync + 'static> Core<T> {
     /// Behind everything that is ready (of its priority).
@@ -21,6 +40,7 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     #[cold]
     fn put_specially(&self, intake: &mut Intake<T>, message: Message<T>) {
+        let Some(message) = self.put_in_window(intake, message) else { return };
         self.note_expiry(&message);
         if self.is_ordered() {
             return self.put_keyful(intake, message);
@@ -61,7 +81,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         delayed: MutexGuard<'_, DelayHeap<Waiting<T>>>,
         mut intake: MutexGuard<'_, Intake<T>>,
         mut message: Message<T>,
-    ) {
+    ) -> Option<Superseded> {
         if message.due().is_some() {
             drop(intake);
             return self.delay(delayed, message);
@@ -70,11 +90,15 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.put(&mut intake, message);
         self.wake_for_one(intake);
         drop(delayed);
-        timer.iter().for_each(|timer| self.runtime.timers.supersede(timer));
+        timer.map(|timer| Superseded::By(timer, Arc::clone(&self.runtime)))
     }
 
     /// Among the delayed, until its time.
-    pub(super) fn delay(&self, mut delayed: MutexGuard<'_, DelayHeap<Waiting<T>>>, mut message: Message<T>) {
+    pub(super) fn delay(
+        &self,
+        mut delayed: MutexGuard<'_, DelayHeap<Waiting<T>>>,
+        mut message: Message<T>,
+    ) -> Option<Superseded> {
         let due = message.due().expect("only called for what has a delay");
         let timer = message.take_timer();
         message.note_delayed(self.settings.ttl.is_some());
@@ -91,8 +115,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         if earliest {
             self.arm(due);
         }
-        // Now that no lock is held: removes what this message replaces.
-        drop(superseded);
+        superseded.map(Superseded::Removed)
     }
 
     /// Tells consumers whether they have to look at more than the head.

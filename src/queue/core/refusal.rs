@@ -20,6 +20,8 @@ impl<T: Send + Sync + 'static> Core<T> {
             Refusal::Deadlock(why) => SendError::Deadlock(self.deadlocked(message, why)),
             Refusal::Panicked(words) => SendError::Panicked(self.refused(message).because(words)),
             Refusal::Limited(wait) => SendError::Limited(self.refused(message).limited(wait)),
+            Refusal::Unencodable(words) => SendError::Unencodable(self.refused(message).because(words)),
+            Refusal::NotStored(error) => SendError::NotStored(self.refused(message).not_stored(error)),
         }
     }
 
@@ -28,6 +30,8 @@ impl<T: Send + Sync + 'static> Core<T> {
             Refusal::Closed => TrySendError::Closed(self.refused(message)),
             Refusal::Panicked(words) => TrySendError::Panicked(self.refused(message).because(words)),
             Refusal::Limited(wait) => TrySendError::Limited(self.refused(message).limited(wait)),
+            Refusal::Unencodable(words) => TrySendError::Unencodable(self.refused(message).because(words)),
+            Refusal::NotStored(error) => TrySendError::NotStored(self.refused(message).not_stored(error)),
             _ => TrySendError::Full(self.refused(message)),
         }
     }
@@ -40,6 +44,8 @@ impl<T: Send + Sync + 'static> Core<T> {
             Refusal::Deadlock(why) => SendTimeoutError::Deadlock(self.deadlocked(message, why)),
             Refusal::Panicked(words) => SendTimeoutError::Panicked(self.refused(message).because(words)),
             Refusal::Limited(wait) => SendTimeoutError::Limited(self.refused(message).limited(wait)),
+            Refusal::Unencodable(words) => SendTimeoutError::Unencodable(self.refused(message).because(words)),
+            Refusal::NotStored(error) => SendTimeoutError::NotStored(self.refused(message).not_stored(error)),
         }
     }
 }

@@ -127,8 +127,15 @@ impl<T: Send + Sync + 'static> Core<T> {
         found
     }
 
+    pub(crate) fn finish_detached(&self, rest: Afterwards<T>) {
+        self.put_the_rest(rest);
+    }
+
     /// What could not be done under the locks, since it may take others or run the user's code.
     fn put_the_rest(&self, after: Afterwards<T>) {
+        if self.is_durable() {
+            self.drop_spilled();
+        }
         if self.is_ordered() && after.arrived > 0 {
             // Who may be woken shows only in both sides of the queue together.
             self.wake_in_turn(after.arrived);
@@ -169,7 +176,7 @@ pub(crate) struct Putting<'a, T> {
 }
 
 /// What remains to be done once the locks are released.
-struct Afterwards<T> {
+pub(crate) struct Afterwards<T> {
     arrived: usize,
     delayed: Vec<Message<T>>,
     /// For the overflow policy, which deals with them one by one.
@@ -207,6 +214,11 @@ pub(crate) struct Released<'a, T> {
 impl<T: Send + Sync + 'static> Released<'_, T> {
     pub(crate) fn finish(self) {
         self.core.put_the_rest(self.after);
+    }
+
+    /// For [`Core::finish_detached`], on another thread.
+    pub(crate) fn detach(self) -> Afterwards<T> {
+        self.after
     }
 }
 

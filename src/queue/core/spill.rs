@@ -1,0 +1,259 @@
+//! A backlog stays in the file: memory holds the first few thousand ready messages of a queue, the rest is read when
+//! those have been taken.
+//!
+//! While a part of the queue is only in the file, what newly arrives counts as spilled too, so that all of it lies
+//! behind one place of the stream, in order. That is decided under the intake's lock, by whoever shows a commit, in
+//! the order of the file. Whoever finds nothing in memory reads the next portion; others find it once it is there.
+//!
+//! Only messages that rest until no time of theirs are read that way. What is delayed, or has been handed out and has
+//! come back, has a time in the file, be it past, and stays in memory.
+
+use super::{Core, Intake};
+use crate::message::Message;
+use crate::outcome::drop_contained;
+use crate::queue::durable::put_apart;
+use crate::request::Request;
+use crate::store::{Limit, Row, Seq, StoreError};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// No further message is read at once when those read have so many bytes.
+const PORTION_BYTES: usize = 4 << 20;
+/// Until a read that has failed is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What of a queue is ready and only in the file: guarded by the intake.
+pub(super) struct Spill<T> {
+    /// Where to read on.
+    from: Seq,
+    /// The last of them.
+    last: Seq,
+    /// Where the next one that another connection puts there can be at the earliest.
+    known: Seq,
+    count: u64,
+    /// Somebody is reading.
+    reading: bool,
+    /// Reading has failed, and rests.
+    resting: bool,
+    /// Those before may have been in hand in an earlier run.
+    old_before: Seq,
+    /// Who waits for replies to some of them.
+    requests: BTreeMap<Seq, Request>,
+    /// Spilled, and to be dropped when no lock is held.
+    waste: Vec<Message<T>>,
+}
+
+impl<T> Default for Spill<T> {
+    fn default() -> Self {
+        Self {
+            from: 0,
+            last: 0,
+            known: 0,
+            count: 0,
+            reading: false,
+            resting: false,
+            old_before: 0,
+            requests: BTreeMap::new(),
+            waste: Vec::new(),
+        }
+    }
+}
+
+impl<T> Spill<T> {
+    fn add(&mut self, first: Seq, last: Seq, count: u64) {
+        if self.count == 0 {
+            self.from = first;
+        }
+        self.last = last;
+        self.known = last + 1;
+        self.count += count;
+    }
+}
+
+impl<T> Intake<T> {
+    pub(super) fn new_spill() -> Spill<T> {
+        Spill::default()
+    }
+
+    /// Whether a reader that finds nothing in memory should fetch more.
+    pub(super) fn wants_reading(&self) -> bool {
+        self.spill.count > 0 && !self.spill.reading && !self.spill.resting
+    }
+
+    /// Whether there is more in the file.
+    pub(super) fn has_unread(&self) -> bool {
+        self.spill.count > 0
+    }
+
+    /// Gives a message back, unless it is fresh in the file and `window` are before it in memory; what is kept is dropped by [`Core::drop_spilled`].
+    pub(super) fn keep_in_file(&mut self, mut message: Message<T>, window: usize) -> Option<Message<T>> {
+        let Some(place) = message.take_fresh() else { return Some(message) };
+        if self.spill.count == 0 && self.tail.about() < window {
+            return Some(message);
+        }
+        self.spill.add(place, place, 1);
+        if let Some(request) = message.take_request() {
+            self.spill.requests.insert(place, request);
+        }
+        self.spill.waste.push(message);
+        None
+    }
+
+    pub(super) fn unread_requests(&mut self) -> Vec<Request> {
+        std::mem::take(&mut self.spill.requests).into_values().collect()
+    }
+}
+
+/// Rows as messages, and how many could not be.
+struct Loaded<T> {
+    messages: Vec<Message<T>>,
+    rows: u64,
+    undecodable: u64,
+    last: Option<Seq>,
+}
+
+impl<T: Send + Sync + 'static> Core<T> {
+    /// Whether a backlog may stay in the file. Where the order is not simply that of arrival, all of it is in memory.
+    pub(crate) fn may_spill(&self) -> bool {
+        self.is_durable() && !self.is_ordered() && self.settings.priority_levels == 1
+    }
+
+    /// See [`Intake::keep_in_file`].
+    pub(super) fn put_in_window(&self, intake: &mut Intake<T>, message: Message<T>) -> Option<Message<T>> {
+        match self.filed.get().filter(|_| self.may_spill()) {
+            Some(filed) => intake.keep_in_file(message, filed.window),
+            None => Some(message),
+        }
+    }
+
+    /// Fetches the next portion from the file, if there is one and nobody else does; whether it is of use to look
+    /// again. No lock may be held: the user's codec runs here.
+    #[inline]
+    pub(crate) fn load_more(&self) -> bool {
+        self.settings.durable.is_some() && self.filed.get().is_some_and(|filed| self.load(filed.window))
+    }
+
+    #[cold]
+    fn load(&self, window: usize) -> bool {
+        let (from, last, counted, old_before) = {
+            let mut intake = self.intake.lock();
+            if intake.tail.about() >= window.div_ceil(2) || !intake.wants_reading() {
+                return false;
+            }
+            let spill = &mut intake.spill;
+            spill.reading = true;
+            (spill.from, spill.last, spill.count, spill.old_before)
+        };
+        match self.read_portion(from, last, old_before) {
+            Ok(loaded) => self.take_in(loaded, last, counted),
+            Err(_) => {
+                let spill = &mut self.intake.lock().spill;
+                (spill.reading, spill.resting) = (false, true);
+                self.arm(self.runtime.clock.now().after(AGAIN));
+                return false;
+            }
+        }
+        true
+    }
+
+    /// After a read that has failed; called by the scheduler.
+    pub(super) fn load_again(&self) {
+        let rested = std::mem::take(&mut self.intake.lock().spill.resting);
+        if rested {
+            self.load_more();
+        }
+    }
+
+    fn read_portion(&self, from: Seq, last: Seq, old_before: Seq) -> Result<Loaded<T>, StoreError> {
+        let filed = self.filed();
+        let portion = Limit::items(filed.window.div_ceil(2)).bytes(PORTION_BYTES);
+        let rows = filed.depot.store.reader()?.read_ready(filed.stream, from, portion)?;
+        let mut loaded = Loaded { messages: Vec::with_capacity(rows.len()), rows: 0, undecodable: 0, last: None };
+        for row in rows.into_iter().take_while(|row| row.seq <= last) {
+            (loaded.rows, loaded.last) = (loaded.rows + 1, Some(row.seq));
+            match self.restored(&row, row.seq < old_before) {
+                Ok(message) => loaded.messages.push(message),
+                Err(error) => {
+                    put_apart(self, &row, error)?;
+                    loaded.undecodable += 1;
+                }
+            }
+        }
+        Ok(loaded)
+    }
+
+    fn restored(&self, row: &Row, old: bool) -> Result<Message<T>, String> {
+        let mut message = self.filed().message(&row.item)?;
+        message.redelivered |= old;
+        message.holds_slot = true;
+        message.set_place(row.seq);
+        Ok(message)
+    }
+
+    /// `counted` messages up to `last` were only in the file when the reading began.
+    fn take_in(&self, loaded: Loaded<T>, last: Seq, counted: u64) {
+        let (mut outlet, mut intake) = self.both_sides();
+        let spill = &mut intake.spill;
+        spill.reading = false;
+        // Some may have been deleted by others.
+        let missing = if loaded.last.is_none_or(|seq| seq >= last) { counted - loaded.rows.min(counted) } else { 0 };
+        spill.count -= loaded.rows.min(counted) + missing;
+        spill.from = loaded.last.map_or(last, |seq| seq) + 1;
+        let gone = missing + loaded.undecodable;
+        for mut message in loaded.messages {
+            if let Some(request) = message.place().and_then(|place| intake.spill.requests.remove(&place)) {
+                message.extras_mut().request = request;
+            }
+            self.note_expiry(&message);
+            intake.tail.push(message);
+        }
+        outlet.left += gone;
+        drop(intake);
+        self.release(outlet, gone);
+        self.wake_everyone();
+        self.runtime.note_progress();
+    }
+
+    /// Notes what is in the file, unread, when the queue is declared.
+    pub(crate) fn recover_backlog(&self, next: Seq, count: u64, was_at_rest: bool) {
+        let mut intake = self.intake.lock();
+        intake.entered += count;
+        intake.slots += count;
+        intake.recovered += count;
+        if let Some(last) = next.checked_sub(1).filter(|_| count > 0) {
+            intake.spill.add(0, last, count);
+        }
+        intake.spill.known = next;
+        intake.spill.old_before = if was_at_rest { 0 } else { next };
+        drop(intake);
+        self.load_more();
+    }
+
+    /// Messages that a transaction of the user's has put into the file: they count as spilled. Called on the writer's
+    /// thread.
+    pub(crate) fn arrived_in_file(&self, first: Seq, end: Seq) {
+        let mut intake = self.intake.lock();
+        let first = first.max(intake.spill.known);
+        let n = end.saturating_sub(first);
+        if n == 0 {
+            return;
+        }
+        intake.entered += n;
+        intake.slots += n;
+        intake.accepted += n;
+        intake.spill.add(first, end - 1, n);
+        drop(intake);
+        self.wake_everyone();
+    }
+
+    /// Whether [`Core::drop_spilled`] has something to drop.
+    pub(crate) fn has_spilled(&self) -> bool {
+        !self.intake.lock().spill.waste.is_empty()
+    }
+
+    /// Drops what was spilled a moment ago.
+    pub(crate) fn drop_spilled(&self) {
+        let waste = std::mem::take(&mut self.intake.lock().spill.waste);
+        waste.into_iter().for_each(drop_contained);
+    }
+}

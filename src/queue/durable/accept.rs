@@ -1,0 +1,304 @@
+//! Taking messages in by way of the file.
+
+use super::depot::{Depot, Errand, Pending};
+use super::filed::Filed;
+use crate::message::{Message, Text};
+use crate::queue::builder::Overflow;
+use crate::queue::core::{Accepted, Core, Patience, Pledge, Refusal};
+use crate::queue::fifo::Chunk;
+use crate::store::{Batch, Durability, Item, Seq, StoreError};
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+/// Messages that share a batch, at most.
+const TOGETHER: usize = 256;
+/// Bytes of payload that share one.
+const BYTES_TOGETHER: usize = 1 << 20;
+
+/// Whatever gets a message beside queues. Called on the writer's thread.
+pub(crate) trait Others<T>: Send {
+    /// Before any queue has it.
+    fn first(&mut self, message: &mut Message<T>, errands: &mut Vec<Errand>);
+    /// After all queues have it.
+    fn last(self: Box<Self>, message: Message<T>, errands: &mut Vec<Errand>);
+    /// It is not published after all.
+    fn forgo(self: Box<Self>);
+}
+
+/// A message of which one copy goes to the file for each durable queue.
+pub(crate) struct Stowed {
+    items: SmallVec<[Option<Item>; 2]>,
+}
+
+impl Stowed {
+    /// Runs the users' codecs, so no lock may be held.
+    pub(crate) fn of<'a, T: Send + Sync + 'static>(
+        queues: &'a [Arc<Core<T>>],
+        message: &Message<T>,
+    ) -> Result<Self, (&'a Core<T>, Refusal)> {
+        let items = queues.iter().map(|queue| {
+            let item = queue.filed.get().map(|filed| filed.item(message)).transpose();
+            item.map_err(|refusal| (&**queue, refusal))
+        });
+        Ok(Self { items: items.collect::<Result<_, _>>()? })
+    }
+}
+
+/// What came of a message.
+pub(crate) type Arrival<T> = Result<Accepted, (Message<T>, Refusal)>;
+
+/// A message with a place promised in every queue it goes to.
+pub(crate) struct Parcel<T> {
+    pub(crate) queues: SmallVec<[Arc<Core<T>>; 2]>,
+    pub(crate) pledges: SmallVec<[Pledge; 8]>,
+    pub(crate) keys: SmallVec<[Option<Text>; 8]>,
+    pub(crate) message: Message<T>,
+    pub(crate) others: Option<Box<dyn Others<T>>>,
+}
+
+/// How many queues took it, or the message and why none did.
+pub(crate) type Delivered<T> = Result<usize, (Message<T>, Refusal)>;
+
+impl<T: Send + Sync + 'static> Parcel<T> {
+    /// Hands it to the store; waits until that has room, holding promises but no lock.
+    pub(crate) fn send(self, stowed: Stowed) -> Pending<Delivered<T>> {
+        let (mut batch, mut mode, mut depot) = (Batch::new(), Durability::Buffered, None::<Arc<Depot>>);
+        let mut stored: SmallVec<[bool; 2]> = SmallVec::new();
+        for ((queue, pledge), item) in self.queues.iter().zip(&self.pledges).zip(stowed.items) {
+            let wanted = queue.filed.get().zip(item).filter(|_| queue.keeps(pledge));
+            depot = depot.or_else(|| queue.filed.get().map(|filed| Arc::clone(&filed.depot)));
+            stored.push(wanted.is_some());
+            if let Some((filed, item)) = wanted {
+                mode = mode.max(filed.durability);
+                batch = batch.insert(filed.stream, item);
+            }
+        }
+        let depot = depot.expect("one of the queues is durable");
+        depot.store.wait_for_room();
+        depot.commit(batch, mode, move |result, errands| self.arrive(&stored, result, errands))
+    }
+
+    fn arrive(self, stored: &[bool], result: Result<&[Seq], StoreError>, errands: &mut Vec<Errand>) -> Delivered<T> {
+        let Self { queues, pledges, keys, mut message, mut others } = self;
+        let places = match result {
+            Ok(places) => places,
+            Err(error) => {
+                queues.iter().zip(pledges).for_each(|(queue, pledge)| queue.forgo(pledge));
+                others.into_iter().for_each(|others| others.forgo());
+                return Err((message, Refusal::NotStored(error)));
+            }
+        };
+        if let Some(others) = &mut others {
+            others.first(&mut message, errands);
+        }
+        let mut places = places.iter();
+        let mut routed = 0;
+        let last = if others.is_some() { queues.len() } else { queues.len() - 1 };
+        let mut own = Some(message);
+        for (at, (((queue, pledge), key), stored)) in queues.iter().zip(pledges).zip(keys).zip(stored).enumerate() {
+            let copy = if at == last { own.take() } else { own.as_mut().map(Message::share_with_queue) };
+            let Some(mut copy) = copy.map(|copy| copy.ordered_by(key)) else { continue };
+            if let (true, Some(&place)) = (*stored, if *stored { places.next() } else { None }) {
+                copy.set_fresh_place(place);
+            }
+            routed += usize::from(Arc::clone(queue).redeem_quietly(pledge, copy, errands).is_routed());
+        }
+        if let (Some(others), Some(message)) = (others, own) {
+            others.last(message, errands);
+        }
+        // Perhaps the last handles, and then their messages go with them.
+        errands.push(Box::new(move || drop(queues)));
+        Ok(routed)
+    }
+}
+
+impl<T: Send + Sync + 'static> Core<T> {
+    /// Whether the file gets a message with such a promise. What a full queue throws away or gives up on does not
+    /// pass through it.
+    pub(super) fn keeps(&self, pledge: &Pledge) -> bool {
+        self.is_durable() && (pledge.has_slot() || self.settings.overflow == Overflow::DropOldest)
+    }
+
+    pub(crate) fn filed(&self) -> &Filed<T> {
+        self.filed.get().expect("a durable queue")
+    }
+
+    /// As [`Core::accept`], by way of the file: waits for the commit whatever the patience says.
+    pub(crate) fn accept_durably(&self, message: Message<T>, patience: Patience) -> Arrival<T> {
+        self.begin_durably(message, patience)?.wait().map(Accepted::of_routed)
+    }
+
+    /// The same up to the commit.
+    pub(crate) fn begin_durably(
+        &self,
+        message: Message<T>,
+        patience: Patience,
+    ) -> Result<Pending<Delivered<T>>, (Message<T>, Refusal)> {
+        let Some(me) = self.weak().upgrade() else { return Err((message, Refusal::Closed)) };
+        let queues = [me];
+        let key = match self.order_key(&message) {
+            Ok(key) => key,
+            Err(refusal) => return Err((message, refusal)),
+        };
+        let stowed = match Stowed::of(&queues, &message) {
+            Ok(stowed) => stowed,
+            Err((_, refusal)) => return Err((message, refusal)),
+        };
+        let pledge = match self.pledge_patiently(patience) {
+            Ok(pledge) => pledge,
+            Err(refusal) => return Err((message, refusal)),
+        };
+        let (pledges, keys) = (SmallVec::from_iter([pledge]), SmallVec::from_iter([key]));
+        Ok(Parcel { queues: SmallVec::from_iter(queues), pledges, keys, message, others: None }.send(stowed))
+    }
+
+    fn pledge_patiently(&self, patience: Patience) -> Result<Pledge, Refusal> {
+        loop {
+            match self.pledge() {
+                Err(Refusal::Full) if self.waits(patience) => self.wait_for_room(patience)?,
+                Err(Refusal::Full) => {
+                    self.count_refused();
+                    return Err(Refusal::Full);
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Accepts messages in order, as many in one batch as there is room for. What was not reached when one is
+    /// refused stays in `chunk`.
+    pub(crate) fn accept_chunk_durably(&self, chunk: &mut Chunk<Message<T>>) -> Result<(), (Message<T>, Refusal)> {
+        while let Some(message) = chunk.pop_front() {
+            let first = self.prepare(message, Patience::Forever)?;
+            let mut bytes = first.bytes();
+            let mut together = vec![first];
+            let mut refused = None;
+            while together.len() < TOGETHER && bytes < BYTES_TOGETHER {
+                let Some(message) = chunk.pop_front() else { break };
+                match self.prepare(message, Patience::None) {
+                    Ok(next) => {
+                        bytes += next.bytes();
+                        together.push(next);
+                    }
+                    // The next round waits for room.
+                    Err((message, Refusal::Full)) if self.settings.overflow == Overflow::Wait => {
+                        chunk.push_front(message);
+                        break;
+                    }
+                    Err(other) => {
+                        refused = Some(other);
+                        break;
+                    }
+                }
+            }
+            if let Err((mut back, error)) = self.commit_together(together) {
+                // None of them got in, so the first one tells, and all others are as they were.
+                back.extend(refused.map(|(message, _)| message));
+                let first = back.remove(0);
+                back.into_iter().rev().for_each(|message| chunk.push_front(message));
+                return Err((first, Refusal::NotStored(error)));
+            }
+            if let Some(refused) = refused {
+                return Err(refused);
+            }
+        }
+        Ok(())
+    }
+
+    fn prepare(&self, message: Message<T>, patience: Patience) -> Result<Prepared<T>, (Message<T>, Refusal)> {
+        let found = self.order_key(&message).and_then(|key| Ok((key, self.filed().item(&message)?)));
+        match found.and_then(|(key, item)| Ok((key, item, self.pledge_patiently(patience)?))) {
+            Ok((key, item, pledge)) => Ok(Prepared { message, key, item, pledge }),
+            Err(refusal) => Err((message, refusal)),
+        }
+    }
+
+    fn commit_together(&self, together: Vec<Prepared<T>>) -> Result<(), (Vec<Message<T>>, StoreError)> {
+        let (filed, me) = (self.filed(), self.weak().upgrade().expect("alive while it is called"));
+        let mut batch = Batch::new();
+        let mut promised = Vec::with_capacity(together.len());
+        for Prepared { message, key, item, pledge } in together {
+            let stored = self.keeps(&pledge);
+            if stored {
+                batch = batch.insert(filed.stream, item);
+            }
+            promised.push((message, key, pledge, stored));
+        }
+        filed.depot.store.wait_for_room();
+        let arrive = move |result: Result<&[Seq], StoreError>, errands: &mut Vec<Errand>| {
+            let places = match result {
+                Ok(places) => places,
+                Err(error) => {
+                    let back = promised.into_iter().map(|(message, _, pledge, _)| {
+                        me.forgo(pledge);
+                        message
+                    });
+                    return Err((back.collect(), error));
+                }
+            };
+            let mut places = places.iter();
+            for (message, key, pledge, stored) in promised {
+                let mut message = message.ordered_by(key);
+                if let Some(&place) = if stored { places.next() } else { None } {
+                    message.set_fresh_place(place);
+                }
+                Arc::clone(&me).redeem_quietly(pledge, message, errands);
+            }
+            Ok(())
+        };
+        filed.depot.commit(batch, filed.durability, arrive).wait()
+    }
+
+    /// As [`Core::redeem`], without running any of the user's code.
+    pub(crate) fn redeem_quietly(
+        self: Arc<Self>,
+        pledge: Pledge,
+        message: Message<T>,
+        errands: &mut Vec<Errand>,
+    ) -> Accepted {
+        if pledge.has_slot() {
+            if let Some(superseded) = self.redeem_slot(message) {
+                errands.push(Box::new(move || drop(superseded)));
+            }
+            self.runtime.note_progress();
+            if self.has_spilled() {
+                errands.push(Box::new(move || self.drop_spilled()));
+            }
+            return Accepted::Queued;
+        }
+        if self.settings.overflow == Overflow::DropOldest {
+            let (accepted, thrown_away) = self.replace_oldest_quietly(message);
+            self.pledge_kept();
+            errands.push(Box::new(move || {
+                self.drop_spilled();
+                thrown_away.into_iter().for_each(|oldest| self.drop_overflowed(oldest));
+            }));
+            return accepted;
+        }
+        let dropped = self.settings.overflow == Overflow::DropNewest;
+        errands.push(Box::new(move || {
+            let _ = self.redeem(pledge, message);
+        }));
+        if dropped { Accepted::Dropped } else { Accepted::Queued }
+    }
+}
+
+/// A message about to get into the file.
+struct Prepared<T> {
+    message: Message<T>,
+    key: Option<Text>,
+    item: Item,
+    pledge: Pledge,
+}
+
+impl<T> Prepared<T> {
+    fn bytes(&self) -> usize {
+        self.item.payload.len()
+    }
+}
+
+impl Accepted {
+    fn of_routed(routed: usize) -> Self {
+        if routed == 0 { Self::Dropped } else { Self::Queued }
+    }
+}

@@ -1,0 +1,90 @@
+//! What one queue knows of its stream, and what the file hears of settled messages.
+
+use super::depot::Depot;
+use super::format::{Format, extra_of, item_of, message_of};
+use crate::clock::Timestamp;
+use crate::message::Message;
+use crate::queue::core::{Core, Refusal};
+use crate::store::{Batch, Change, Durability, Item, Seq, StreamId};
+use std::sync::Arc;
+
+/// The part of a durable queue that is in the file.
+pub(crate) struct Filed<T> {
+    pub(crate) depot: Arc<Depot>,
+    pub(crate) stream: StreamId,
+    pub(crate) durability: Durability,
+    pub(super) format: Arc<dyn Format<T>>,
+    pub(crate) window: usize,
+}
+
+impl<T> Filed<T> {
+    /// Runs the user's codec, so no lock may be held.
+    pub(crate) fn item(&self, message: &Message<T>) -> Result<Item, Refusal> {
+        item_of(&*self.format, message).map_err(|words| Refusal::Unencodable(words.into()))
+    }
+
+    /// Runs the user's codec, so no lock may be held.
+    pub(crate) fn message(&self, item: &Item) -> Result<Message<T>, String> {
+        message_of(&*self.format, item).map(|mut message| {
+            message.extras_mut().due = None;
+            message
+        })
+    }
+
+    pub(super) fn deletion(&self, place: Seq) -> Batch {
+        Batch::new().delete(self.stream, place)
+    }
+}
+
+impl<T: Send + Sync + 'static> Core<T> {
+    pub(crate) fn is_durable(&self) -> bool {
+        self.settings.durable.is_some()
+    }
+
+    /// The queue is done with a message: it is deleted from the file with one of the next commits.
+    #[inline]
+    pub(crate) fn forget(&self, message: &mut Message<T>) {
+        if let Some(place) = message.take_place() {
+            self.delete(place);
+        }
+    }
+
+    #[cold]
+    fn delete(&self, place: Seq) {
+        if let Some(filed) = self.filed.get() {
+            filed.depot.note(filed.deletion(place));
+        }
+    }
+
+    /// As [`Core::forget`], many at once.
+    pub(crate) fn forget_all<'a>(&self, messages: impl IntoIterator<Item = &'a mut Message<T>>) {
+        let Some(filed) = self.filed.get() else { return };
+        let places = messages.into_iter().filter_map(Message::take_place);
+        filed.depot.note(places.fold(Batch::new(), |batch, place| batch.delete(filed.stream, place)));
+    }
+
+    /// A delivery has come back, to be delivered again now or when it is due.
+    pub(crate) fn note_return(&self, message: &Message<T>, due: Option<Timestamp>) {
+        let (Some(filed), Some(place)) = (self.filed.get(), message.place()) else { return };
+        // Always a time, be it past: what has none is fresh, and may be read again.
+        let due = due.unwrap_or_else(|| self.runtime.clock.now());
+        let change = Change::new()
+            .attempts(message.attempt)
+            .due_at(Some(due.0))
+            .extra(extra_of(message, filed.format.letter(message)));
+        filed.depot.note(Batch::new().update(filed.stream, place, change));
+    }
+
+    /// Whether what it holds can still be settled in the file.
+    pub(crate) fn is_beyond_reach(&self) -> bool {
+        self.is_durable() && self.has_ended()
+    }
+
+    /// All that it holds has been noted in the file, and nothing is in hand: whoever reads it next knows which
+    /// messages were never handed out.
+    pub(crate) fn note_rest(&self) {
+        if let Some(filed) = self.filed.get().filter(|_| self.in_flight() == 0) {
+            filed.depot.note(Batch::new().mark(filed.stream, super::recover::AT_REST, ""));
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Messages as items of the file, and back.
+
+use crate::clock::Timestamp;
+use crate::codec::{Codec, CodecError};
+use crate::dead_letter::{DeadLetter, Reason};
+use crate::message::{Attempt, Message, Text};
+use crate::outcome::contained;
+use crate::queue::core::Core;
+use crate::store::Item;
+use crate::sync::Mutex;
+use serde::{Deserialize, Serialize};
+use std::sync::{Arc, Weak};
+
+/// Makes a payload of the bytes of an earlier version.
+pub(crate) type Upgrade<T> = Arc<dyn Fn(u32, &[u8]) -> Result<T, CodecError> + Send + Sync>;
+
+/// How payloads are written, and which version of their type that is.
+pub(crate) struct Coding<T> {
+    pub(crate) codec: Arc<dyn Codec<T>>,
+    pub(crate) version: u32,
+    /// `None` while there is only one version.
+    pub(crate) upgrade: Option<Upgrade<T>>,
+}
+
+impl<T> Clone for Coding<T> {
+    fn clone(&self) -> Self {
+        Self { codec: Arc::clone(&self.codec), version: self.version, upgrade: self.upgrade.clone() }
+    }
+}
+
+impl<T: 'static> Coding<T> {
+    fn encode(&self, payload: &T) -> Result<Vec<u8>, String> {
+        contained(|| self.codec.encode(payload)).and_then(|encoded| encoded.map_err(|error| error.to_string()))
+    }
+
+    fn decode(&self, item: &Item) -> Result<T, String> {
+        let (version, bytes) = (item.schema, &item.payload);
+        if version > self.version {
+            return Err(format!("written as version {version} of its type, known up to {}", self.version));
+        }
+        let decoded = contained(|| match &self.upgrade {
+            Some(upgrade) if version < self.version => upgrade(version, bytes),
+            _ => self.codec.decode(bytes),
+        });
+        decoded.and_then(|decoded| decoded.map_err(|error| error.to_string()))
+    }
+}
+
+/// How the messages of one queue are written.
+pub(super) trait Format<T>: Send + Sync {
+    /// The bytes of the payload. Runs the user's codec, so no lock may be held.
+    fn payload(&self, message: &Message<T>) -> Result<Vec<u8>, String>;
+    /// Which version of their type that is.
+    fn version(&self) -> u32;
+    /// What is only in the letter: see [`Extra::letter`].
+    fn letter(&self, message: &Message<T>) -> Option<Letter>;
+    /// The payload these bytes stand for; the rest of the message is restored elsewhere.
+    fn restore(&self, item: &Item, letter: Option<Letter>) -> Result<T, String>;
+}
+
+/// What an item's columns have no place for.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Extra {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) history: Vec<Failed>,
+    /// From when a queue's time to live counts, if not from the publish.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) counts_from: Option<u64>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) redelivered: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) letter: Option<Letter>,
+}
+
+/// One failed attempt.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Failed {
+    number: u32,
+    at: u64,
+    error: String,
+}
+
+/// What a dead letter says beyond its message.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Letter {
+    reason: Why,
+    queue: String,
+    at: u64,
+    published_at: u64,
+    attempts: u32,
+    history: Vec<Failed>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Why {
+    Exhausted,
+    Permanent,
+    Rejected(String),
+    Expired,
+    Overflow,
+    Unresolved,
+    KeyDropped,
+}
+
+impl From<&Reason> for Why {
+    fn from(reason: &Reason) -> Self {
+        match reason {
+            Reason::Exhausted => Self::Exhausted,
+            Reason::Permanent => Self::Permanent,
+            Reason::Rejected(words) => Self::Rejected(words.clone()),
+            Reason::Expired => Self::Expired,
+            Reason::Overflow => Self::Overflow,
+            Reason::Unresolved => Self::Unresolved,
+            Reason::KeyDropped => Self::KeyDropped,
+        }
+    }
+}
+
+impl From<Why> for Reason {
+    fn from(why: Why) -> Self {
+        match why {
+            Why::Exhausted => Self::Exhausted,
+            Why::Permanent => Self::Permanent,
+            Why::Rejected(words) => Self::Rejected(words),
+            Why::Expired => Self::Expired,
+            Why::Overflow => Self::Overflow,
+            Why::Unresolved => Self::Unresolved,
+            Why::KeyDropped => Self::KeyDropped,
+        }
+    }
+}
+
+impl From<&Attempt> for Failed {
+    fn from(attempt: &Attempt) -> Self {
+        Self { number: attempt.number, at: Timestamp::from_system_time(attempt.at).0, error: attempt.error.clone() }
+    }
+}
+
+impl From<Failed> for Attempt {
+    fn from(failed: Failed) -> Self {
+        Self { number: failed.number, at: Timestamp(failed.at).to_system_time(), error: failed.error }
+    }
+}
+
+/// `None` if there is nothing to say.
+pub(super) fn extra_of<T>(message: &Message<T>, letter: Option<Letter>) -> Option<Vec<u8>> {
+    let extras = message.extras.as_deref();
+    let counts_from = extras.and_then(|extras| extras.counts_from).map(|from| from.0);
+    let history: Vec<Failed> = message.history().iter().map(Failed::from).collect();
+    if history.is_empty() && counts_from.is_none() && !message.redelivered && letter.is_none() {
+        return None;
+    }
+    let extra = Extra { history, counts_from, redelivered: message.redelivered, letter };
+    serde_json::to_vec(&extra).ok()
+}
+
+/// The item of a stamped message. Runs the user's codec, so no lock may be held.
+pub(super) fn item_of<T>(format: &dyn Format<T>, message: &Message<T>) -> Result<Item, String> {
+    Ok(Item {
+        id: message.id.get(),
+        published_at: message.published_at.0,
+        attempts: message.attempt,
+        due_at: message.due().map(|due| due.0),
+        expires_at: message.extras.as_ref().and_then(|extras| extras.expires).map(|expires| expires.0),
+        priority: message.priority(),
+        key: message.key().map(str::to_owned),
+        routing_key: message.routing_key().to_owned(),
+        headers: message.headers().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+        schema: format.version(),
+        payload: format.payload(message)?,
+        extra: extra_of(message, format.letter(message)),
+    })
+}
+
+/// The message of an item, without its place.
+pub(super) fn message_of<T>(format: &dyn Format<T>, item: &Item) -> Result<Message<T>, String> {
+    let extra = item.extra.as_deref().map_or_else(|| Ok(Extra::default()), serde_json::from_slice);
+    let Extra { history, counts_from, redelivered, letter } = extra.map_err(|e| format!("what is noted of it: {e}"))?;
+    let mut message = Message::new(format.restore(item, letter)?);
+    restore_envelope(&mut message, item);
+    (message.attempt, message.redelivered) = (item.attempts, redelivered);
+    let extras = message.extras_mut();
+    extras.history = history.into_iter().map(Attempt::from).collect();
+    extras.due = item.due_at.map(Timestamp);
+    extras.expires = item.expires_at.map(Timestamp);
+    extras.counts_from = counts_from.map(Timestamp);
+    Ok(message)
+}
+
+fn restore_envelope<T>(message: &mut Message<T>, item: &Item) {
+    message.id = item.id.into();
+    message.published_at = Timestamp(item.published_at);
+    message.routing_key = Text::new(&item.routing_key);
+    let extras = message.extras_mut();
+    extras.key = item.key.as_deref().map(Text::new);
+    extras.headers = item.headers.iter().map(|(name, value)| (Text::new(name), Text::new(value))).collect();
+    extras.priority = item.priority;
+}
+
+/// Of an ordinary queue.
+pub(super) struct Plain<T>(pub(super) Coding<T>);
+
+impl<T: Send + Sync + 'static> Format<T> for Plain<T> {
+    fn payload(&self, message: &Message<T>) -> Result<Vec<u8>, String> {
+        self.0.encode(message.payload())
+    }
+    fn version(&self) -> u32 {
+        self.0.version
+    }
+    fn letter(&self, _: &Message<T>) -> Option<Letter> {
+        None
+    }
+    fn restore(&self, item: &Item, _: Option<Letter>) -> Result<T, String> {
+        self.0.decode(item)
+    }
+}
+
+/// Of a queue that holds the dead letters of another.
+pub(super) struct Letters<T> {
+    pub(super) coding: Coding<T>,
+    /// The queue that a letter of this name came from, once it is there.
+    pub(super) origin: Mutex<Weak<Core<T>>>,
+}
+
+impl<T: Send + Sync + 'static> Format<DeadLetter<T>> for Letters<T> {
+    fn payload(&self, message: &Message<DeadLetter<T>>) -> Result<Vec<u8>, String> {
+        self.coding.encode(message.payload().payload())
+    }
+
+    fn version(&self) -> u32 {
+        self.coding.version
+    }
+
+    fn letter(&self, message: &Message<DeadLetter<T>>) -> Option<Letter> {
+        let letter = message.payload();
+        Some(Letter {
+            reason: letter.reason().into(),
+            queue: letter.queue().to_owned(),
+            at: Timestamp::from_system_time(letter.at()).0,
+            published_at: letter.message().published_at.0,
+            attempts: letter.message().attempt,
+            history: letter.attempts().iter().map(Failed::from).collect(),
+        })
+    }
+
+    fn restore(&self, item: &Item, letter: Option<Letter>) -> Result<DeadLetter<T>, String> {
+        let letter = letter.ok_or("it does not say why it is a dead letter")?;
+        let mut message = Message::new(self.coding.decode(item)?);
+        restore_envelope(&mut message, item);
+        (message.attempt, message.redelivered) = (letter.attempts, true);
+        message.published_at = Timestamp(letter.published_at);
+        message.extras_mut().history = letter.history.into_iter().map(Attempt::from).collect();
+        let origin = Weak::clone(&self.origin.lock());
+        let came_from_it = origin.upgrade().is_some_and(|core| *core.name == *letter.queue);
+        let origin = if came_from_it { origin } else { Weak::new() };
+        Ok(DeadLetter::restored(message, letter.reason.into(), letter.queue.into(), Timestamp(letter.at), origin))
+    }
+}

@@ -1,0 +1,113 @@
+//! Messages on their way from one stream of the file to another: dead letters, and back.
+//!
+//! Nobody is to lose a message because the file cannot be written just now. So the message moves in memory
+//! whatever comes of the batch; if that fails, the file still has it where it was, and that is where it is found
+//! again after the next start.
+
+use super::depot::{Depot, Pending};
+use crate::clock::Timestamp;
+use crate::message::Message;
+use crate::queue::core::{Core, Pledge};
+use crate::store::{Batch, Durability, Seq, StreamId};
+use std::sync::Arc;
+
+/// Where a message was in the file. It is to be deleted there once it is elsewhere.
+#[must_use]
+pub(crate) struct Along(Option<(Arc<Depot>, StreamId, Seq)>);
+
+impl Along {
+    pub(crate) fn nothing() -> Self {
+        Self(None)
+    }
+
+    pub(crate) fn place(&self) -> Option<u64> {
+        self.0.as_ref().map(|(.., place)| *place)
+    }
+
+    /// It has left for where no file is.
+    pub(crate) fn delete(self) {
+        if let Some((depot, stream, place)) = self.0 {
+            depot.note(Batch::new().delete(stream, place));
+        }
+    }
+
+    fn and(&self, batch: Batch) -> Batch {
+        match &self.0 {
+            Some((_, stream, place)) => batch.delete(*stream, *place),
+            None => batch,
+        }
+    }
+}
+
+/// A move whose commit may be waited for.
+pub(crate) struct Moving(Option<Pending<()>>);
+
+impl Moving {
+    pub(crate) fn done() -> Self {
+        Self(None)
+    }
+
+    pub(crate) fn wait(self) {
+        self.0.into_iter().for_each(Pending::wait);
+    }
+}
+
+impl<T: Send + Sync + 'static> Core<T> {
+    /// Takes a message out of its place, which has to be dealt with otherwise from now on.
+    pub(crate) fn leave_file(&self, message: &mut Message<T>) -> Along {
+        let filed = self.filed.get().zip(message.take_place());
+        Along(filed.map(|(filed, place)| (Arc::clone(&filed.depot), filed.stream, place)))
+    }
+
+    /// As [`Core::accept_letter`], by way of the file. It is seen a moment later, after the commit; nobody waits
+    /// for that but in a simulation.
+    pub(crate) fn accept_letter_durably(&self, message: Message<T>, along: Along) -> Result<(), (Message<T>, Along)> {
+        let Ok(pledge) = self.pledge_for_letter() else { return Err((message, along)) };
+        let Some(me) = self.weak().upgrade() else { return Err((message, along)) };
+        let filed = self.filed();
+        let item = filed.item(&message).ok().filter(|_| self.keeps(&pledge));
+        let stored = item.is_some();
+        // One that cannot be written stays where it is in the file.
+        let batch = item.map_or_else(Batch::new, |item| along.and(Batch::new().insert(filed.stream, item)));
+        let mut message = message;
+        let pending = filed.depot.commit(batch, Durability::Buffered, move |result, errands| {
+            if let (true, Ok(&[place, ..])) = (stored, result) {
+                message.set_fresh_place(place);
+            }
+            let core = Arc::clone(&me);
+            core.redeem_quietly(pledge, message, errands);
+            errands.push(Box::new(move || drop(me)));
+        });
+        if filed.depot.is_simulated() {
+            pending.wait();
+        }
+        Ok(())
+    }
+
+    fn pledge_for_letter(&self) -> Result<Pledge, ()> {
+        let pledge = self.promise_for_letter();
+        if pledge.has_slot() || !self.settings.overflow.refuses() {
+            return Ok(pledge);
+        }
+        self.forgo(pledge);
+        Err(())
+    }
+
+    /// The second half of [`Core::readmit`], by way of the file.
+    pub(crate) fn readmit_durably(&self, mut message: Message<T>, due: Option<Timestamp>, along: Along) -> Moving {
+        let (filed, me) = (self.filed(), self.weak().upgrade().expect("alive while it is called"));
+        // It is past or to come: what comes back has a time in the file, and is not read again.
+        message.extras_mut().due = due.or_else(|| Some(self.runtime.clock.now()));
+        let item = filed.item(&message).ok();
+        message.extras_mut().due = None;
+        let stored = item.is_some();
+        let batch = item.map_or_else(Batch::new, |item| along.and(Batch::new().insert(filed.stream, item)));
+        Moving(Some(filed.depot.commit(batch, Durability::Buffered, move |result, errands| {
+            if let (true, Ok(&[place, ..])) = (stored, result) {
+                message.set_place(place);
+            }
+            me.come_back(message, due);
+            errands.push(Box::new(move || drop(me)));
+        })))
+    }
+}

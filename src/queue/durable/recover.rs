@@ -1,0 +1,135 @@
+//! Bringing back what an earlier run has left in the file.
+
+use super::declare::UNDECODABLE;
+use super::depot::InFile;
+use super::filed::Filed;
+use crate::clock::Timestamp;
+use crate::message::Message;
+use crate::queue::core::{Admission, Core};
+use crate::runtime::Event;
+use crate::store::{Batch, Change, Durability, Limit, Row, Seq, StoreError};
+use std::sync::Weak;
+
+/// Noted when a run ends with nothing in hand.
+pub(super) const AT_REST: &str = "at rest";
+/// How much is read at once.
+const PORTION: Limit = Limit { items: 1024, bytes: 4 << 20 };
+
+/// Puts what the file holds into a queue that nobody has seen yet, in its order: all of it, or as much as is to be in
+/// memory. No lock is held while the user's codec runs.
+pub(super) fn recover<T: Send + Sync + 'static>(core: &Core<T>) -> Result<(), StoreError> {
+    let was_at_rest = ask_rest(core.filed())?;
+    let now = core.runtime.clock.now();
+    if core.may_spill() { recover_window(core, was_at_rest, now) } else { recover_all(core, was_at_rest, now) }
+}
+
+fn recover_all<T: Send + Sync + 'static>(core: &Core<T>, was_at_rest: bool, now: Timestamp) -> Result<(), StoreError> {
+    let keeps_key = |row: &Row| rests(row, now).filter(|_| core.is_ordered() && row.item.attempts > 0);
+    // First those that keep their key busy while they wait for their next attempt.
+    each_row(core.filed(), |row| match keeps_key(&row) {
+        Some(due) => bring_back(core, &row, was_at_rest, |message| core.recover_resting(message, due)),
+        None => Ok(()),
+    })?;
+    each_row(core.filed(), |row| match keeps_key(&row) {
+        Some(_) => Ok(()),
+        None => bring_back(core, &row, was_at_rest, |message| enter(core, message, rests(&row, now))),
+    })
+}
+
+/// What has a time, and the first of the others.
+fn recover_window<T: Send + Sync + 'static>(
+    core: &Core<T>,
+    was_at_rest: bool,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let filed = core.filed();
+    let reader = filed.depot.store.reader()?;
+    let mut after = None;
+    loop {
+        let rows = reader.read_due_after(filed.stream, after, u64::MAX, PORTION)?;
+        let Some(last) = rows.last() else { break };
+        after = last.item.due_at.map(|due| (due, last.seq));
+        for row in rows {
+            bring_back(core, &row, was_at_rest, |message| enter(core, message, rests(&row, now)))?;
+        }
+    }
+    let stream = reader.streams()?.into_iter().find(|stream| stream.id == filed.stream);
+    let resting = reader.count_resting(filed.stream)?;
+    let Some(stream) = stream else { return Err(StoreError::UnknownStream(filed.stream)) };
+    core.recover_backlog(stream.next, stream.count.saturating_sub(resting), was_at_rest);
+    let me: Weak<Core<T>> = core.weak();
+    filed.depot.watch(filed.stream, me);
+    // What came between the look and the watch.
+    let stream = reader.streams()?.into_iter().find(|stream| stream.id == filed.stream);
+    stream.into_iter().for_each(|stream| core.arrived_in_file(0, stream.next));
+    Ok(())
+}
+
+fn enter<T: Send + Sync + 'static>(core: &Core<T>, mut message: Message<T>, due: Option<Timestamp>) {
+    message.extras_mut().due = due;
+    core.enter(message, Admission::Recovered);
+}
+
+impl<T: Send + Sync + 'static> InFile for Core<T> {
+    fn arrived(&self, first: Seq, end: Seq) {
+        self.arrived_in_file(first, end);
+    }
+}
+
+/// Whether the run before ended with nothing in hand. This one may not.
+fn ask_rest<T>(filed: &Filed<T>) -> Result<bool, StoreError> {
+    let noted = filed.depot.store.reader()?.mark(filed.stream, AT_REST)?.is_some();
+    if noted {
+        filed.depot.store.commit(Batch::new().unmark(filed.stream, AT_REST), Durability::Buffered)?;
+    }
+    Ok(noted)
+}
+
+fn rests(row: &Row, now: Timestamp) -> Option<Timestamp> {
+    row.item.due_at.map(Timestamp).filter(|&due| due > now)
+}
+
+fn each_row<T>(filed: &Filed<T>, mut visit: impl FnMut(Row) -> Result<(), StoreError>) -> Result<(), StoreError> {
+    let reader = filed.depot.store.reader()?;
+    let mut from: Seq = 0;
+    loop {
+        let rows = reader.read(filed.stream, from, PORTION)?;
+        let Some(last) = rows.last() else { return Ok(()) };
+        from = last.seq + 1;
+        rows.into_iter().try_for_each(&mut visit)?;
+    }
+}
+
+fn bring_back<T: Send + Sync + 'static>(
+    core: &Core<T>,
+    row: &Row,
+    was_at_rest: bool,
+    enter: impl FnOnce(Message<T>),
+) -> Result<(), StoreError> {
+    let filed = core.filed();
+    match filed.message(&row.item) {
+        Ok(mut message) => {
+            message.redelivered |= row.item.attempts > 0 || !was_at_rest;
+            message.set_place(row.seq);
+            core.find_key(&mut message);
+            enter(message);
+            Ok(())
+        }
+        Err(error) => put_apart(core, row, error),
+    }
+}
+
+/// What cannot be decoded is kept as it is, in a stream of its own.
+pub(crate) fn put_apart<T: Send + Sync + 'static>(core: &Core<T>, row: &Row, error: String) -> Result<(), StoreError> {
+    let filed = core.filed();
+    let store = &filed.depot.store;
+    let apart = match store.reader()?.stream(UNDECODABLE, &core.name)? {
+        Some(stream) => stream.id,
+        None => store.declare(UNDECODABLE, &core.name, "")?,
+    };
+    let moved = Batch::new().move_to(filed.stream, row.seq, apart, Change::new());
+    store.commit(moved, Durability::Buffered)?;
+    let (queue, message) = (core.name.to_string(), row.item.id.into());
+    core.runtime.tell(|| Event::Undecodable { queue, message, error });
+    Ok(())
+}

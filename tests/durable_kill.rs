@@ -1,0 +1,253 @@
+//! A process that is killed at any moment, also while it recovers, loses nothing that was answered with `Ok` and
+//! repeats nothing whose settling had reached the file.
+//!
+//! `POSTROOM_KILL_ROUNDS` sets how many processes are killed per mode.
+#![cfg(all(feature = "sqlite", unix))]
+#![allow(missing_docs)]
+
+mod common;
+
+use common::store::Folder;
+use postroom::store::Durability;
+use postroom::{Broker, Queue, Retry, Topic};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+const FILE: &str = "POSTROOM_QUEUE_TO_KILL";
+const FIRST: &str = "POSTROOM_FIRST_NUMBER";
+const MODE: &str = "POSTROOM_MODE";
+const ROUNDS: u64 = 200;
+/// Numbers of one process.
+const EACH: u64 = 1_000_000;
+
+// ---- the process that is killed --------------------------------------------------------------------
+
+/// What a process says it has done, a line each, before the next thing is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Said {
+    /// About to publish it.
+    Tries(u64),
+    /// `Ok` was answered.
+    Published(u64),
+    /// Handled, about to be acked.
+    Did(u64),
+    /// All that was settled before is in the file.
+    Safe,
+}
+
+impl Said {
+    fn say(self) {
+        match self {
+            Self::Tries(n) => println!("tries {n}"),
+            Self::Published(n) => println!("published {n}"),
+            Self::Did(n) => println!("did {n}"),
+            Self::Safe => println!("safe"),
+        }
+    }
+
+    fn read(line: &str) -> Option<Self> {
+        let (word, n) = line.split_once(' ').unwrap_or((line, ""));
+        let n = n.parse();
+        match word {
+            "tries" => n.ok().map(Self::Tries),
+            "published" => n.ok().map(Self::Published),
+            "did" => n.ok().map(Self::Did),
+            "safe" => Some(Self::Safe),
+            _ => None,
+        }
+    }
+}
+
+fn queue(broker: &Broker, mode: Durability) -> Queue<u64> {
+    let queue = broker.queue("work").capacity(5_000).retry(Retry::immediate(3));
+    queue.durable(mode).declare().unwrap()
+}
+
+fn mode(name: &str) -> Durability {
+    if name == "sync" { Durability::Sync } else { Durability::Buffered }
+}
+
+fn produce(topic: &Topic<u64>, numbers: std::ops::Range<u64>) {
+    let mut under_way = Vec::new();
+    for n in numbers {
+        Said::Tries(n).say();
+        if n % 3 == 0 {
+            topic.publish("n", n).unwrap();
+            Said::Published(n).say();
+            continue;
+        }
+        under_way.push((n, topic.publish_deferred("n", n)));
+        if under_way.len() == 20 {
+            for (n, ticket) in under_way.drain(..) {
+                ticket.wait().unwrap();
+                Said::Published(n).say();
+            }
+        }
+    }
+}
+
+/// Not a test of its own: what the killed process does.
+#[test]
+fn works_until_it_is_killed() {
+    let Some(file) = std::env::var_os(FILE) else { return };
+    let first: u64 = std::env::var(FIRST).unwrap().parse().unwrap();
+    // On a line of its own, even behind what the test harness says on one core.
+    println!("\nbegins");
+    let broker = Broker::open(file).unwrap();
+    let queue = queue(&broker, mode(&std::env::var(MODE).unwrap()));
+    let topic: Topic<u64> = broker.topic("work").declare().unwrap();
+    topic.bind(&queue, "#").unwrap();
+    for half in [first, first + EACH / 2] {
+        let topic = topic.clone();
+        thread::spawn(move || produce(&topic, half..half + EACH / 2));
+    }
+    let mut settled = 0;
+    for delivery in queue.iter() {
+        let n = **delivery;
+        match n % 10 {
+            3 if delivery.attempt() == 1 => delivery.retry().unwrap(),
+            6 if !delivery.redelivered() => delivery.requeue().unwrap(),
+            7 => delivery.dead_letter("no").unwrap(),
+            _ => {
+                Said::Did(n).say();
+                delivery.ack().unwrap();
+            }
+        }
+        settled += 1;
+        if settled % 40 == 0 {
+            broker.store().unwrap().flush(Durability::Buffered).unwrap();
+            Said::Safe.say();
+        }
+        if settled % 700 == 0 {
+            queue.dead_letters().redrive().limit(1).run().unwrap();
+        }
+    }
+}
+
+// ---- the checker -----------------------------------------------------------------------------------
+
+/// What is wrong with what all processes said, and what is left in the end.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Wrong {
+    /// `Ok` was answered, and nobody has handled it, and it is not there.
+    lost: Vec<u64>,
+    /// Handled or there, and nobody has tried to publish it.
+    unexpected: Vec<u64>,
+    /// Handled or there again although the file knew that it was settled.
+    repeated: Vec<u64>,
+    /// Twice in the file.
+    doubled: Vec<u64>,
+}
+
+fn check(processes: &[Vec<Said>], left: &[u64]) -> Wrong {
+    let mut wrong = Wrong::default();
+    let (mut tried, mut published, mut did) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let mut settled_for_good = BTreeSet::new();
+    for process in processes {
+        let mut unsure = Vec::new();
+        for said in process {
+            match *said {
+                Said::Tries(n) => _ = tried.insert(n),
+                Said::Published(n) => _ = published.insert(n),
+                Said::Did(n) => {
+                    did.insert(n);
+                    wrong.repeated.extend(settled_for_good.get(&n));
+                    unsure.push(n);
+                }
+                Said::Safe => settled_for_good.extend(unsure.drain(..)),
+            }
+        }
+    }
+    let mut times: BTreeMap<u64, usize> = BTreeMap::new();
+    left.iter().for_each(|n| *times.entry(*n).or_default() += 1);
+    wrong.doubled.extend(times.iter().filter(|(_, times)| **times > 1).map(|(n, _)| *n));
+    wrong.repeated.extend(times.keys().filter(|n| settled_for_good.contains(n)));
+    wrong.lost.extend(published.iter().filter(|n| !did.contains(n) && !times.contains_key(n)));
+    wrong.unexpected.extend(did.iter().chain(times.keys()).filter(|n| !tried.contains(n)));
+    wrong
+}
+
+#[test]
+fn the_checker_finds_what_is_wrong() {
+    use Said::{Did, Published, Safe, Tries};
+    let one = |n| vec![Tries(n), Published(n)];
+    let (nothing, of) = (Wrong::default, |n| vec![n]);
+    assert_eq!(check(&[one(1), one(2)], &[1, 2]), nothing());
+    assert_eq!(check(&[vec![Tries(1)]], &[1]), nothing(), "it may be there without an answer");
+    assert_eq!(check(&[[one(1), vec![Did(1)]].concat(), vec![Did(1)]], &[1]), nothing(), "nobody knew");
+    assert_eq!(check(&[one(1)], &[]), Wrong { lost: of(1), ..nothing() });
+    assert_eq!(check(&[one(1)], &[1, 1]), Wrong { doubled: of(1), ..nothing() });
+    assert_eq!(check(&[vec![Did(1)]], &[]), Wrong { unexpected: of(1), ..nothing() });
+    assert_eq!(check(&[], &[1]), Wrong { unexpected: of(1), ..nothing() });
+    let safe = [one(1), vec![Did(1), Safe]].concat();
+    assert_eq!(check(&[safe.clone(), vec![Did(1)]], &[]), Wrong { repeated: of(1), ..nothing() });
+    assert_eq!(check(&[safe.clone()], &[1]), Wrong { repeated: of(1), ..nothing() });
+    assert_eq!(check(&[safe], &[]), nothing());
+}
+
+// ---- the rounds ------------------------------------------------------------------------------------
+
+fn start(file: &Path, mode: &str, first: u64) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "works_until_it_is_killed", "--nocapture"]);
+    command.env(FILE, file).env(MODE, mode).env(FIRST, first.to_string());
+    command.stdout(Stdio::piped()).spawn().unwrap()
+}
+
+/// What a process said until it was killed.
+fn round(file: &Path, mode: &str, round: u64) -> Vec<Said> {
+    let mut child = start(file, mode, round * EACH);
+    let out = BufReader::new(child.stdout.take().unwrap());
+    let (begun, begins) = std::sync::mpsc::channel();
+    let listener = thread::spawn(move || {
+        let mut said = Vec::new();
+        for line in out.lines().map(Result::unwrap) {
+            if line == "begins" {
+                let _ = begun.send(());
+            }
+            said.extend(Said::read(&line));
+        }
+        said
+    });
+    begins.recv().expect("it begins");
+    // From the middle of opening and recovering to well beyond.
+    thread::sleep(Duration::from_micros(round * 1_370 % 90_000));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    listener.join().unwrap()
+}
+
+fn many_rounds(mode_name: &str) {
+    let rounds = std::env::var("POSTROOM_KILL_ROUNDS").map_or(ROUNDS, |n| n.parse().unwrap());
+    let folder = Folder::new();
+    let processes: Vec<_> = (0..rounds).map(|n| round(&folder.file(), mode_name, n)).collect();
+    let broker = Broker::open(folder.file()).unwrap();
+    let queue = queue(&broker, mode(mode_name));
+    let letters = queue.dead_letters();
+    let mut left: Vec<u64> = queue.drain().iter().map(|message| **message).collect();
+    left.extend(letters.drain().iter().map(|letter| **letter.message()));
+    assert_eq!(check(&processes, &left), Wrong::default());
+    let count = |wanted: fn(&Said) -> bool| processes.iter().flatten().filter(|said| wanted(said)).count();
+    let (published, did) = (count(|s| matches!(s, Said::Published(_))), count(|s| matches!(s, Said::Did(_))));
+    let safe = count(|said| *said == Said::Safe);
+    println!(
+        "{mode_name}: {rounds} rounds, {published} published, {did} handled, {safe} times safe, {} left",
+        left.len()
+    );
+    assert!(published > 100 && did > 50, "{published} published, {did} handled: too few to say anything");
+    broker.store().unwrap().check().unwrap();
+}
+
+#[test]
+fn buffered_messages_survive_kill_9() {
+    many_rounds("buffered");
+}
+
+#[test]
+fn synced_messages_survive_kill_9() {
+    many_rounds("sync");
+}
