@@ -177,7 +177,7 @@ enum Body<T> {
     Shared(Arc<T>),
     /// Stays where a log keeps it. In a box, because a wide pointer would make every message larger.
     Kept(Box<Arc<dyn Keeps<T>>>),
-    /// Only while [`Message::make_shared`] turns the first into the second.
+    /// While [`Message::make_shared`] turns the first into the second, and once it is cleared.
     Moving,
 }
 
@@ -288,7 +288,7 @@ impl<T> Message<T> {
             Body::Own(payload) => payload,
             Body::Shared(payload) => payload,
             Body::Kept(keeper) => keeper.payload(),
-            Body::Moving => unreachable!("nobody sees a message while it is made shareable"),
+            Body::Moving => unreachable!("nobody sees a message without a payload"),
         }
     }
 
@@ -307,7 +307,7 @@ impl<T> Message<T> {
                 self.body = kept;
                 Err(self)
             }
-            Body::Moving => unreachable!("nobody sees a message while it is made shareable"),
+            Body::Moving => unreachable!("nobody sees a message without a payload"),
         }
     }
 
@@ -561,6 +561,22 @@ impl<T> Message<T> {
     pub(crate) fn replace_payload(&mut self, payload: T) {
         let old = std::mem::replace(&mut self.body, Body::Own(payload));
         drop_contained(old);
+    }
+
+    /// As subscribers see it: each gets it once.
+    #[inline]
+    pub(crate) fn note_shown(&mut self) {
+        self.attempt = 1;
+        if self.is_timed() {
+            self.note_delayed(true);
+        }
+    }
+
+    /// Drops what it holds; nobody may look at it any more, only put another in its place.
+    #[inline]
+    pub(crate) fn clear(&mut self) {
+        self.extras = None;
+        self.body = Body::Moving;
     }
 
     /// Another message over the same payload, if that is shared already.

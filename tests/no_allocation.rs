@@ -119,3 +119,17 @@ fn a_backlog_that_comes_and_goes_allocates_by_chunks_of_many_messages() {
     });
     assert!(allocated < MESSAGES / 10, "{allocated} allocations for {MESSAGES} messages");
 }
+
+#[test]
+fn a_broadcast_allocates_by_chunks_of_many_messages() {
+    let broker = Broker::new();
+    let topic: Topic<u64> = broker.topic("t").declare().unwrap();
+    let subscribers = [topic.subscribe().open().unwrap(), topic.subscribe().open().unwrap()];
+    let allocated = allocations(|n| {
+        for _ in 0..n / 50 {
+            (0..50).for_each(|i| _ = topic.publish("k", i).unwrap());
+            subscribers.iter().for_each(|subscriber| (0..50).for_each(|_| drop(subscriber.recv().unwrap())));
+        }
+    });
+    assert!(allocated < MESSAGES / 20, "{allocated} allocations for {MESSAGES} messages");
+}

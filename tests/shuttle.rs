@@ -674,6 +674,42 @@ fn strict_subscribers_come_and_go_at_capacity_one() {
 }
 
 #[test]
+fn a_publisher_hears_of_room_that_was_made_without_the_lock() {
+    explore(|| {
+        let (broker, _) = broker();
+        let topic: Topic<u32> = broker.topic("t").declare().unwrap();
+        let subscriber = topic.subscribe().capacity(16).lag(Lag::Block).open().unwrap();
+        // A chunk has two messages, so the subscriber takes the second one without the lock: then there is room.
+        topic.publish("k", 0).unwrap();
+        assert_eq!(**subscriber.recv().unwrap(), 0);
+        (1..17).for_each(|n| _ = topic.publish("k", n).unwrap());
+        let publisher = publish(&topic, 17..18);
+        assert_eq!(**subscriber.recv().unwrap(), 1);
+        publisher.join().unwrap();
+        assert!((2..18).all(|n| **subscriber.recv().unwrap() == n));
+    });
+}
+
+#[test]
+fn subscribers_that_sleep_wake_each_other() {
+    explore(|| {
+        let (broker, _) = broker();
+        let topic: Topic<u32> = broker.topic("t").declare().unwrap();
+        let readers: Vec<_> = (0..3)
+            .map(|n| {
+                let subscriber = topic.subscribe().open().unwrap();
+                // One of them leaves after the first, while others may count on it to wake them.
+                thread::spawn(move || (0..if n == 0 { 1 } else { 2 }).map(|_| **subscriber.recv().unwrap()).sum())
+            })
+            .collect();
+        let publisher = publish(&topic, 1..3);
+        let sums: Vec<u32> = readers.into_iter().map(|reader| reader.join().unwrap()).collect();
+        publisher.join().unwrap();
+        assert_eq!(sums, [1, 3, 3]);
+    });
+}
+
+#[test]
 fn a_batch_goes_on_when_its_last_subscriber_leaves() {
     explore(|| {
         let (broker, _) = broker();

@@ -50,12 +50,17 @@ impl<T: Send + Sync + 'static> Ring<T> {
 
     /// Writes what is due, as far as there is room for it.
     pub(super) fn bring_due(&self, state: &mut State<T>, now: Timestamp, waste: &mut Waste<T>) {
-        state.overdue = false;
+        let mut full = false;
         while state.delayed.earliest().is_some_and(|due| due <= now) {
             if !state.has_room() {
-                // Whoever makes room looks again.
+                if full {
+                    return;
+                }
+                // Whoever makes room from now on looks again.
+                full = true;
                 state.overdue = true;
-                return;
+                self.note_awaited(state);
+                continue;
             }
             let Some(Later { message, timer }) = state.delayed.pop_due(now) else { return };
             if timer.as_ref().is_some_and(|timer| !timer.fire()) {
@@ -65,6 +70,8 @@ impl<T: Send + Sync + 'static> Ring<T> {
             waste.timers.extend(timer.map(|timer| (Arc::clone(&self.runtime), timer)));
             self.append(state, message, waste);
         }
+        state.overdue = false;
+        self.note_awaited(state);
     }
 
     /// There may be room for what is overdue.

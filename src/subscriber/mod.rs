@@ -1,5 +1,6 @@
 //! Broadcast: every subscriber sees every message.
 
+mod chunk;
 mod later;
 mod listener;
 mod reader;

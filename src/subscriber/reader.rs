@@ -1,8 +1,9 @@
 //! Reading along the ring.
 
+use super::chunk::Chunk;
 use super::ring::Ring;
 use super::seat::Seat;
-use super::state::{Chunk, Start};
+use super::state::Start;
 use crate::error::BroadcastError;
 use crate::message::Message;
 use crate::outcome::drop_contained;
@@ -17,12 +18,11 @@ const AHEAD: usize = 128;
 pub(super) struct Reader<T: Send + Sync + 'static> {
     pub(super) ring: Arc<Ring<T>>,
     pub(super) seat: Arc<Seat>,
-    /// The chunk being read, and what of it is still to be handed out.
+    /// The chunk being read.
     current: Option<Arc<Chunk<T>>>,
-    at: usize,
-    until: usize,
-    /// The place in the ring where what was taken of the current chunk ends.
-    end: u64,
+    /// The place of the next message to hand out; up to `until` they stand in the current chunk.
+    cursor: u64,
+    until: u64,
     /// Up to here it has taken messages; the rest of them:
     fetched: u64,
     chunks: VecDeque<Arc<Chunk<T>>>,
@@ -34,9 +34,9 @@ pub(super) struct Reader<T: Send + Sync + 'static> {
 
 impl<T: Send + Sync + 'static> Reader<T> {
     pub(super) fn new(ring: Arc<Ring<T>>, seat: Arc<Seat>, start: Start<T>) -> Self {
-        let Start { cursor: end, replay } = start;
-        let chunks = VecDeque::new();
-        Self { ring, seat, current: None, at: 0, until: 0, end, fetched: end, chunks, replay, replayed: None }
+        let Start { cursor, replay } = start;
+        let (until, fetched, chunks) = (cursor, cursor, VecDeque::new());
+        Self { ring, seat, current: None, cursor, until, fetched, chunks, replay, replayed: None }
     }
 
     /// The next message, waiting as long as `patience` and `go_on` say.
@@ -47,8 +47,8 @@ impl<T: Send + Sync + 'static> Reader<T> {
         go_on: &impl Fn() -> bool,
     ) -> Result<&Arc<Message<T>>, BroadcastError> {
         loop {
-            if self.at < self.until && !self.seat.is_cut() {
-                self.at += 1;
+            if self.cursor < self.until && !self.seat.is_cut() {
+                self.cursor += 1;
             } else {
                 self.advance(patience, go_on)?;
             }
@@ -58,7 +58,7 @@ impl<T: Send + Sync + 'static> Reader<T> {
         }
     }
 
-    /// Goes on to the next message when the current chunk has no more.
+    /// Goes on to the next message when no more of the current chunk has been taken.
     fn advance(&mut self, patience: Patience, go_on: &impl Fn() -> bool) -> Result<(), BroadcastError> {
         if self.seat.is_cut() {
             self.let_go();
@@ -69,14 +69,16 @@ impl<T: Send + Sync + 'static> Reader<T> {
             drop_contained(before);
             return Ok(());
         }
-        if self.end == self.fetched {
+        if self.cursor == self.fetched && !self.fetch_on() {
             self.fetch(patience, go_on)?;
         }
-        let chunk = self.chunks.pop_front().expect("what was fetched stands in chunks");
-        self.at = (self.end - chunk.start) as usize + 1;
-        self.end = chunk.end().min(self.fetched);
-        self.until = (self.end - chunk.start) as usize;
-        self.current = Some(chunk);
+        if self.cursor == self.until {
+            let next = self.chunks.pop_front().expect("what was fetched stands in chunks");
+            self.release_current();
+            self.current = Some(next);
+            self.until = self.chunks.front().map_or(self.fetched, |next| next.start);
+        }
+        self.cursor += 1;
         Ok(())
     }
 
@@ -84,7 +86,7 @@ impl<T: Send + Sync + 'static> Reader<T> {
     #[inline]
     fn last(&self) -> &Arc<Message<T>> {
         match &self.current {
-            Some(chunk) => &chunk.messages[self.at - 1],
+            Some(chunk) => chunk.get(self.cursor - 1).expect("it was taken, so it has been written"),
             None => self.replayed.as_ref().expect("a replay comes before all chunks"),
         }
     }
@@ -92,7 +94,7 @@ impl<T: Send + Sync + 'static> Reader<T> {
     /// Whether what is to be handed out may have a time to live.
     #[inline]
     fn may_expire(&self) -> bool {
-        self.current.as_ref().is_none_or(|chunk| chunk.expires)
+        self.current.as_ref().is_none_or(|chunk| chunk.expires())
     }
 
     /// Whether what was to be handed out has outlived its time, and is left out.
@@ -106,44 +108,54 @@ impl<T: Send + Sync + 'static> Reader<T> {
         overdue
     }
 
-    /// The place of the next message to hand out.
-    fn cursor(&self) -> u64 {
-        self.end - (self.until - self.at) as u64
-    }
-
     /// The handler is through with what was handed out last.
     pub(super) fn is_done(&self) {
-        self.seat.has_done(self.cursor(), self.replay.len());
+        self.seat.has_done(self.cursor, self.replay.len());
+    }
+
+    /// So few messages at once that what it holds counts as its capacity says, or nearly so.
+    fn ahead(&self) -> u64 {
+        (self.seat.capacity / 8).clamp(1, AHEAD) as u64
+    }
+
+    /// Takes what has been added to the current chunk.
+    fn fetch_on(&mut self) -> bool {
+        let Some(chunk) = &self.current else { return false };
+        let Some(until) = self.ring.fetch_on(&self.seat, self.cursor, self.ahead(), chunk) else { return false };
+        (self.until, self.fetched) = (until, until);
+        true
     }
 
     fn fetch(&mut self, patience: Patience, go_on: &impl Fn() -> bool) -> Result<(), BroadcastError> {
-        self.let_go();
-        // So little that what it holds counts as its capacity says, or nearly so.
-        let ahead = (self.seat.capacity / 8).clamp(1, AHEAD) as u64;
+        let ahead = self.ahead();
         let mut has_spun = matches!(patience, Patience::None);
-        if !has_spun && !self.ring.has_more(self.end) {
-            self.ring.spin(self.end);
+        if !has_spun && !self.ring.has_more(self.cursor) {
+            self.ring.spin(self.cursor);
+            if self.fetch_on() {
+                return Ok(());
+            }
             has_spun = true;
         }
+        self.let_go();
         loop {
-            match self.ring.fetch(&self.seat, self.end, ahead, &mut self.chunks) {
+            match self.ring.fetch(&self.seat, self.cursor, ahead, &mut self.chunks) {
                 Ok(fetched) => {
                     self.fetched = fetched;
                     return Ok(());
                 }
                 Err(BroadcastError::Lagged(missed)) => {
-                    self.end += missed;
-                    self.fetched = self.end;
+                    self.cursor += missed;
+                    (self.until, self.fetched) = (self.cursor, self.cursor);
                     return Err(BroadcastError::Lagged(missed));
                 }
                 Err(BroadcastError::Empty) if !matches!(patience, Patience::None) => {}
                 Err(end) => return Err(end),
             }
             if !has_spun {
-                self.ring.spin(self.end);
+                self.ring.spin(self.cursor);
                 has_spun = true;
             } else {
-                self.ring.wait(&self.seat, self.end, patience, go_on)?;
+                self.ring.wait(&self.seat, self.cursor, patience, go_on)?;
             }
         }
     }
@@ -151,32 +163,36 @@ impl<T: Send + Sync + 'static> Reader<T> {
     /// Whether the next one can be had without waiting.
     pub(super) fn is_ready(&self) -> bool {
         !self.replay.is_empty()
-            || self.cursor() < self.fetched
+            || self.cursor < self.fetched
             || self.ring.backlog(self.fetched) > 0
             || self.seat.is_cut()
     }
 
     /// Whether the next one can be had without waiting and without an error.
     pub(super) fn is_plain(&self) -> bool {
-        let cut = self.seat.is_cut();
-        let lags = || self.cursor() == self.fetched && self.ring.missing(&self.seat) > 0;
-        !cut && (!self.replay.is_empty() || !lags())
+        let there = || !self.replay.is_empty() || self.cursor < self.fetched;
+        !self.seat.is_cut() && (there() || self.ring.has_plain(&self.seat, self.cursor))
     }
 
     pub(super) fn backlog(&self) -> u64 {
-        self.replay.len() as u64 + self.ring.backlog(self.cursor())
+        self.replay.len() as u64 + self.ring.backlog(self.cursor)
     }
 
     /// Lets go of what was taken, outside of any lock: destructors are the user's.
     fn let_go(&mut self) {
-        self.chunks.clear();
-        self.end = self.cursor();
-        (self.at, self.until, self.fetched) = (0, 0, self.end);
-        self.current = None;
+        self.chunks.drain(..).for_each(|chunk| self.ring.pool.give(chunk));
+        (self.until, self.fetched) = (self.cursor, self.cursor);
+        self.release_current();
         drop_contained(self.replayed.take());
         if self.seat.is_cut() {
             self.replay.drain(..).for_each(drop_contained);
         }
+    }
+}
+
+impl<T: Send + Sync + 'static> Reader<T> {
+    fn release_current(&mut self) {
+        self.current.take().into_iter().for_each(|chunk| self.ring.pool.give(chunk));
     }
 }
 

@@ -1,11 +1,12 @@
 //! The messages of a topic that its subscribers read, each at its own place.
 //!
-//! A publish writes once, whatever the number of subscribers. Messages stand in chunks; a subscriber takes
-//! whole chunks, which it shares with all others, so that neither the lock nor a count of references is
-//! touched per message and subscriber.
+//! A publish writes once, whatever the number of subscribers. Messages stand in chunks, which all subscribers
+//! share; whoever has one reads on in it while it is being filled, so that neither the lock nor a count of
+//! references is touched per message and subscriber.
 
+use super::chunk::{Chunk, Pool};
 use super::seat::{Lag, Replay, Seat};
-use super::state::{Chunk, Gate, Start, State, snapshot};
+use super::state::{Gate, Start, State, snapshot};
 use crate::clock::Timestamp;
 use crate::error::{BroadcastError, PublishError, Refused};
 use crate::message::Message;
@@ -13,7 +14,7 @@ use crate::queue::core::Refusal;
 use crate::runtime::{AnyRing, Event, Registration, Runtime};
 use crate::shutdown::Leftover;
 use crate::stats::Counter;
-use crate::sync::{AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, Padded};
+use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, Padded};
 use crate::timer::TimerRef;
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
@@ -26,11 +27,13 @@ pub(crate) struct Ring<T> {
     pub(crate) runtime: Arc<Runtime>,
     pub(super) me: Weak<Self>,
     pub(super) state: Mutex<State<T>>,
-    /// Waited on with the state.
-    pub(super) readable: Condvar,
+    pub(super) pool: Arc<Pool<T>>,
+    /// Waited on with the state, as the seats' bells are.
     pub(super) writable: Condvar,
     /// As the state's, for subscribers that wait a moment before they sleep.
     pub(super) tail: Padded<AtomicU64>,
+    /// Somebody waits for room, so whoever takes messages without the lock has to say so.
+    awaited: AtomicBool,
     /// How many subscribers there are.
     pub(super) crowd: AtomicUsize,
     pub(super) lagged: Counter,
@@ -60,13 +63,15 @@ pub(crate) struct Room<'a, T>(MutexGuard<'a, State<T>>);
 
 impl<T: Send + Sync + 'static> Ring<T> {
     pub(crate) fn new(topic: Arc<str>, runtime: Arc<Runtime>, retention: Retention) -> Arc<Self> {
+        let pool = Arc::new(Pool::new());
         let ring = Arc::new_cyclic(|me: &Weak<Self>| Self {
             topic,
             me: Weak::clone(me),
-            state: Mutex::new(State::new(retention)),
-            readable: Condvar::new(),
+            state: Mutex::new(State::new(retention, Arc::clone(&pool))),
+            pool,
             writable: Condvar::new(),
             tail: Padded::default(),
+            awaited: AtomicBool::new(false),
             crowd: AtomicUsize::new(0),
             lagged: Counter::default(),
             disconnected: Counter::default(),
@@ -125,7 +130,8 @@ impl<T: Send + Sync + 'static> Ring<T> {
     /// Takes a message that has its id and times.
     #[inline]
     pub(crate) fn put(&self, Room(mut state): Room<'_, T>, message: Message<T>, waste: &mut Waste<T>) {
-        self.append(&mut state, for_subscribers(message), waste);
+        let message = state.wrap(message);
+        self.append(&mut state, message, waste);
         self.finish(state);
     }
 
@@ -215,10 +221,10 @@ impl<T: Send + Sync + 'static> Ring<T> {
     #[inline]
     pub(super) fn finish(&self, mut state: MutexGuard<'_, State<T>>) {
         self.publish_tail(&state);
-        let wake = std::mem::take(&mut state.sleepers);
+        let sleeper = if state.rings || state.sleepers.is_empty() { None } else { state.next_sleeper() };
         drop(state);
-        if wake {
-            self.readable.notify_all();
+        if let Some(seat) = sleeper {
+            seat.bell.notify_one();
         }
     }
 
@@ -238,6 +244,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
             (Arc::clone(&self.runtime), Event::SubscriberDisconnected { topic, subscriber })
         }));
         self.seats_changed(state);
+        state.evict(waste);
         if state.seats.is_empty() {
             // From now on nobody sees what is published.
             self.runtime.routes_version.fetch_add(1, Ordering::Release);
@@ -246,6 +253,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
 
     fn seats_changed(&self, state: &mut State<T>) {
         state.look_at_seats_again(self.retention);
+        self.pool.set_open(!state.seats.is_empty());
         self.crowd.store(state.seats.len(), Ordering::Relaxed);
     }
 
@@ -286,13 +294,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
         }
         self.seats_changed(&mut state);
         let last = state.seats.is_empty() && before > 0;
-        if state.keep == 0 {
-            waste.chunks.extend(state.chunks.drain(..));
-            waste.messages.append(&mut state.open);
-            state.chunks.shrink_to_fit();
-        } else {
-            state.evict(&mut waste);
-        }
+        state.evict(&mut waste);
         let overdue = state.overdue;
         drop(state);
         if overdue {
@@ -313,7 +315,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
         ahead: u64,
         into: &mut VecDeque<Arc<Chunk<T>>>,
     ) -> Result<u64, BroadcastError> {
-        let mut state = self.state.lock();
+        let state = self.state.lock();
         if seat.is_cut() {
             return Err(BroadcastError::Disconnected);
         }
@@ -326,23 +328,43 @@ impl<T: Send + Sync + 'static> Ring<T> {
             self.lagged.add(missed);
             return Err(BroadcastError::Lagged(missed));
         }
-        if cursor >= state.open_start() {
-            state.seal();
-        }
-        let until = (cursor + ahead).min(state.open_start());
-        let first = state.chunks.partition_point(|chunk| chunk.end() <= cursor);
-        into.extend(state.chunks.range(first..).take_while(|chunk| chunk.start < until).cloned());
+        let until = (cursor + ahead).min(state.tail);
+        into.extend(state.chunks_from(cursor).take_while(|chunk| chunk.start < until).cloned());
         seat.has_fetched(until);
+        self.pass_room_on(state, seat);
+        Ok(until)
+    }
+
+    /// As [`Ring::fetch`], without the lock, of a chunk it has; where that ends, if there is anything.
+    pub(super) fn fetch_on(&self, seat: &Seat, cursor: u64, ahead: u64, chunk: &Chunk<T>) -> Option<u64> {
+        let tail = self.tail.load(Ordering::Acquire);
+        let until = tail.min(cursor + ahead).min(chunk.limit());
+        if until <= cursor || seat.missing(tail) > 0 || chunk.get(until - 1).is_none() {
+            return None;
+        }
+        seat.has_fetched(until);
+        if self.awaited.load(Ordering::SeqCst) {
+            self.pass_room_on(self.state.lock(), seat);
+        }
+        Some(until)
+    }
+
+    /// This subscriber has taken messages; somebody may have waited for that.
+    fn pass_room_on(&self, mut state: MutexGuard<'_, State<T>>, seat: &Seat) {
         if state.overdue {
-            self.catch_up(state);
-            return Ok(until);
+            return self.catch_up(state);
         }
         let room = state.writers > 0 && seat.lag == Lag::Block && state.has_room();
         drop(state);
         if room {
             self.writable.notify_all();
         }
-        Ok(until)
+    }
+
+    /// Has subscribers look for those who wait for room; to be called before looking for the last time whether
+    /// there is some. A subscriber takes first and looks then, so one of both sees the other.
+    pub(super) fn note_awaited(&self, state: &State<T>) {
+        self.awaited.store(state.overdue || state.writers > 0, Ordering::SeqCst);
     }
 
     /// Says of a message why it was not taken.
@@ -369,8 +391,10 @@ impl<T: Send + Sync + 'static> Ring<T> {
         if state.seats.iter().any(|other| Arc::ptr_eq(other, seat)) { seat.pending(state.tail) } else { 0 }
     }
 
-    pub(super) fn missing(&self, seat: &Seat) -> u64 {
-        seat.missing(self.state.lock().tail)
+    /// Whether there is something after `cursor` that has not been missed.
+    pub(super) fn has_plain(&self, seat: &Seat, cursor: u64) -> bool {
+        let tail = self.tail.load(Ordering::Acquire);
+        tail > cursor && seat.missing(tail) == 0
     }
 
     pub(super) fn backlog(&self, cursor: u64) -> u64 {
@@ -380,8 +404,8 @@ impl<T: Send + Sync + 'static> Ring<T> {
 
 impl<T> Ring<T> {
     pub(super) fn wake_everyone(&self) {
-        drop(self.state.lock());
-        self.readable.notify_all();
+        let sleepers = std::mem::take(&mut self.state.lock().sleepers);
+        sleepers.into_iter().for_each(|(_, seat)| _ = seat.bell.notify_one());
         self.writable.notify_all();
     }
 
@@ -433,10 +457,7 @@ impl<T: Send + Sync + 'static> AnyRing for Ring<T> {
 
 /// As subscribers see it: each gets it once.
 pub(crate) fn for_subscribers<T>(mut message: Message<T>) -> Arc<Message<T>> {
-    message.attempt = 1;
-    if message.is_timed() {
-        message.note_delayed(true);
-    }
+    message.note_shown();
     Arc::new(message)
 }
 

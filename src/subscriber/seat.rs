@@ -1,7 +1,7 @@
 //! One subscriber's place, as it and its topic see it.
 
 use crate::runtime::Registration;
-use crate::sync::{AtomicBool, AtomicU64, Ordering, Padded};
+use crate::sync::{AtomicBool, AtomicU64, Condvar, Ordering, Padded};
 use std::sync::Arc;
 
 /// What happens when a subscriber falls behind by more than its capacity.
@@ -36,6 +36,8 @@ pub(super) struct Seat {
     pub(super) lag: Lag,
     handled: bool,
     pub(super) registration: Registration,
+    /// Waited on with the ring's state.
+    pub(super) bell: Condvar,
     places: Padded<Places>,
 }
 
@@ -54,7 +56,7 @@ struct Places {
 
 impl Seat {
     pub(super) fn new(name: Arc<str>, capacity: usize, lag: Lag, handled: bool, registration: Registration) -> Self {
-        Self { name, capacity, lag, handled, registration, places: Padded::default() }
+        Self { name, capacity, lag, handled, registration, bell: Condvar::new(), places: Padded::default() }
     }
 
     pub(super) fn begin(&self, cursor: u64, replays: usize) {

@@ -1,9 +1,10 @@
 //! What a ring holds: the messages and the seats.
 //!
-//! Invariants: chunks and the open end follow each other without a gap up to `tail`; a chunk that has been
-//! closed never changes; at least the last `keep` messages are there; no `Lag::Block` subscriber has more than
+//! Invariants: chunks follow each other without a gap up to `tail`, and only the last is written to; at least the
+//! last `keep` messages are there; no `Lag::Block` subscriber has more than
 //! its capacity before it, beside what it has taken ahead.
 
+use super::chunk::{CHUNK, Chunk, Pool};
 use super::later::Later;
 use super::ring::Retention;
 use super::seat::{Lag, Seat};
@@ -18,15 +19,13 @@ use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// The most messages in one chunk.
-const CHUNK: usize = 64;
-
 pub(super) struct State<T> {
     pub(super) chunks: VecDeque<Arc<Chunk<T>>>,
-    /// The newest messages, not in a chunk yet.
-    pub(super) open: Vec<Arc<Message<T>>>,
-    /// Some of those have a time to live.
-    pub(super) open_expires: bool,
+    /// Where the oldest chunk may no longer be needed.
+    evicts_at: u64,
+    /// Places for messages to come.
+    spares: Vec<Arc<Message<T>>>,
+    pool: Arc<Pool<T>>,
     /// Messages written, ever.
     pub(super) tail: u64,
     /// Publishes that were promised a place and have not arrived yet.
@@ -39,8 +38,11 @@ pub(super) struct State<T> {
     pub(super) cuts_at: u64,
     pub(super) seats: Vec<Arc<Seat>>,
     pub(super) latest: Option<AHashMap<Option<Text>, (u64, Arc<Message<T>>)>>,
-    /// Some subscriber may be asleep on `readable`.
-    pub(super) sleepers: bool,
+    /// Subscribers asleep until there is something after their place, in the order they fell asleep and so of their
+    /// places.
+    pub(super) sleepers: VecDeque<(u64, Arc<Seat>)>,
+    /// Somebody was woken who wakes the next.
+    pub(super) rings: bool,
     /// Publishers asleep on `writable`.
     pub(super) writers: usize,
     pub(super) gate: Gate,
@@ -61,31 +63,10 @@ pub(super) enum Gate {
     Closed,
 }
 
-/// Some messages that follow each other.
-pub(super) struct Chunk<T> {
-    pub(super) start: u64,
-    pub(super) messages: Vec<Arc<Message<T>>>,
-    /// Some of them have a time to live, so that their readers need not look at each.
-    pub(super) expires: bool,
-}
-
-impl<T> Chunk<T> {
-    pub(super) fn end(&self) -> u64 {
-        self.start + self.messages.len() as u64
-    }
-}
-
-impl<T> Drop for Chunk<T> {
-    /// One by one, since a second panic on the way out would abort the process.
-    fn drop(&mut self) {
-        self.messages.drain(..).for_each(drop_contained);
-    }
-}
-
 /// What is left to do when no lock is held any more: what is no longer needed is dropped, and destructors are
 /// the user's.
 pub(crate) struct Waste<T> {
-    pub(super) chunks: SmallVec<[Arc<Chunk<T>>; 2]>,
+    pub(super) chunks: SmallVec<[(Arc<Pool<T>>, Arc<Chunk<T>>); 2]>,
     pub(super) messages: Vec<Arc<Message<T>>>,
     /// To be told of: whoever listens is a user's function as well.
     pub(super) news: Vec<(Arc<Runtime>, Event)>,
@@ -105,7 +86,19 @@ impl<T> Waste<T> {
 }
 
 impl<T> Drop for Waste<T> {
+    #[inline]
     fn drop(&mut self) {
+        let Self { chunks, messages, news, timers } = &self;
+        if !(chunks.is_empty() && messages.is_empty() && news.is_empty() && timers.is_empty()) {
+            self.clear_away();
+        }
+    }
+}
+
+impl<T> Waste<T> {
+    #[inline(never)]
+    fn clear_away(&mut self) {
+        self.chunks.drain(..).for_each(|(pool, chunk)| pool.give(chunk));
         self.messages.drain(..).for_each(drop_contained);
         self.timers.drain(..).for_each(|(runtime, timer)| runtime.timers.forget(&timer));
         for (runtime, event) in self.news.drain(..) {
@@ -122,11 +115,12 @@ pub(super) struct Start<T> {
 }
 
 impl<T> State<T> {
-    pub(super) fn new(retention: Retention) -> Self {
+    pub(super) fn new(retention: Retention, pool: Arc<Pool<T>>) -> Self {
         Self {
             chunks: VecDeque::new(),
-            open: Vec::new(),
-            open_expires: false,
+            evicts_at: u64::MAX,
+            spares: Vec::new(),
+            pool,
             tail: 0,
             pledged: 0,
             keep: retention.last,
@@ -134,7 +128,8 @@ impl<T> State<T> {
             cuts_at: u64::MAX,
             seats: Vec::new(),
             latest: retention.by_key.then(AHashMap::new),
-            sleepers: false,
+            sleepers: VecDeque::new(),
+            rings: false,
             writers: 0,
             gate: Gate::Open,
             delayed: DelayHeap::new(),
@@ -148,13 +143,9 @@ impl<T> State<T> {
         self.gate == Gate::Closed && self.pledged == 0
     }
 
-    pub(super) fn open_start(&self) -> u64 {
-        self.tail - self.open.len() as u64
-    }
-
     /// The oldest message that is still there.
     pub(super) fn head(&self) -> u64 {
-        self.chunks.front().map_or_else(|| self.open_start(), |chunk| chunk.start)
+        self.chunks.front().map_or(self.tail, |chunk| chunk.start)
     }
 
     /// The longest a chunk may get, so that little more than `keep` is kept.
@@ -162,14 +153,17 @@ impl<T> State<T> {
         (self.keep / 8).clamp(1, CHUNK)
     }
 
-    pub(super) fn seal(&mut self) {
-        if !self.open.is_empty() {
-            let start = self.open_start();
-            let next = Vec::with_capacity(self.longest());
-            let messages = std::mem::replace(&mut self.open, next);
-            let expires = std::mem::take(&mut self.open_expires);
-            self.chunks.push_back(Arc::new(Chunk { start, messages, expires }));
-        }
+    /// The chunks from the one with this place on.
+    pub(super) fn chunks_from(&self, place: u64) -> impl Iterator<Item = &Arc<Chunk<T>>> {
+        let first = self.chunks.partition_point(|chunk| chunk.start <= place).saturating_sub(1);
+        self.chunks.range(first..)
+    }
+
+    /// Who is to be woken next, since there is something for it. It does the same when it wakes: so a publish wakes
+    /// one subscriber whatever their number, and meanwhile more may be published for the others.
+    pub(super) fn next_sleeper(&mut self) -> Option<Arc<Seat>> {
+        self.rings = self.sleepers.front().is_some_and(|(place, _)| *place < self.tail);
+        if self.rings { self.sleepers.pop_front().map(|(_, seat)| seat) } else { None }
     }
 
     /// Whether one more message may be promised a place.
@@ -197,6 +191,19 @@ impl<T> State<T> {
         self.cuts_at = self.limit_of(Lag::Disconnect);
         let largest = self.seats.iter().map(|seat| seat.capacity).max().unwrap_or(0);
         self.keep = largest.max(retention.last);
+        self.look_at_oldest_again();
+    }
+
+    /// As subscribers see it, in a place that was used before if there is one.
+    #[inline]
+    pub(super) fn wrap(&mut self, mut message: Message<T>) -> Arc<Message<T>> {
+        message.note_shown();
+        let Some(mut spare) = self.spares.pop() else { return Arc::new(message) };
+        match Arc::get_mut(&mut spare) {
+            Some(place) => *place = message,
+            None => unreachable!("nobody else has an empty place"),
+        }
+        spare
     }
 
     #[inline]
@@ -206,16 +213,26 @@ impl<T> State<T> {
             let replaced = latest.insert(key, (self.tail, Arc::clone(&message)));
             waste.messages.extend(replaced.map(|(_, message)| message));
         }
+        let place = self.tail;
         self.tail += 1;
         if self.keep == 0 {
             return waste.messages.push(message);
         }
-        self.open_expires |= message.expires();
-        self.open.push(message);
-        if self.open.len() >= self.longest() {
-            self.seal();
+        let longest = self.longest() as u64;
+        match self.chunks.back().filter(|chunk| place < chunk.limit().min(chunk.start + longest)) {
+            Some(chunk) => chunk.put(place, message),
+            None => self.begin_chunk(place, message),
         }
-        self.evict(waste);
+        if self.tail >= self.evicts_at {
+            self.evict(waste);
+        }
+    }
+
+    fn begin_chunk(&mut self, start: u64, message: Arc<Message<T>>) {
+        let chunk = self.pool.take(start, self.longest(), &mut self.spares);
+        chunk.put(start, message);
+        self.chunks.push_back(Arc::new(chunk));
+        self.look_at_oldest_again();
     }
 
     /// Which seats are too far behind for one more message; they are given up.
@@ -228,12 +245,23 @@ impl<T> State<T> {
         cut
     }
 
-    /// Lets go of whole chunks that are neither kept nor still to be read by somebody who is waited for.
+    /// Lets go of whole chunks that are neither kept nor still to be read by somebody who is waited for; of all, if
+    /// nothing is kept.
     pub(super) fn evict(&mut self, waste: &mut Waste<T>) {
-        let kept_from = self.tail.saturating_sub(self.keep as u64);
-        while self.chunks.front().is_some_and(|chunk| chunk.end() <= kept_from && chunk.end() <= self.least_fetched()) {
-            waste.chunks.extend(self.chunks.pop_front());
+        if self.keep == 0 {
+            let all = std::mem::take(&mut self.chunks);
+            self.spares = Vec::new();
+            return waste.chunks.extend(all.into_iter().map(|chunk| (Arc::clone(&self.pool), chunk)));
         }
+        while self.tail >= self.evicts_at && self.chunks.get(1).is_some_and(|next| next.start <= self.least_fetched()) {
+            let oldest = self.chunks.pop_front();
+            waste.chunks.extend(oldest.map(|chunk| (Arc::clone(&self.pool), chunk)));
+            self.look_at_oldest_again();
+        }
+    }
+
+    fn look_at_oldest_again(&mut self) {
+        self.evicts_at = self.chunks.get(1).map_or(u64::MAX, |next| next.start + self.keep as u64);
     }
 
     /// Promises made before a subscriber joined may fill it beyond its capacity.
@@ -248,7 +276,6 @@ impl<T> State<T> {
 
 impl<T> Drop for State<T> {
     fn drop(&mut self) {
-        self.open.drain(..).for_each(drop_contained);
         self.latest.take().into_iter().flatten().for_each(drop_contained);
         self.delayed.take_where(|_| true).into_iter().for_each(drop_contained);
     }

@@ -20,7 +20,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
     /// Sleeps until there may be something new after `cursor`.
     pub(super) fn wait(
         &self,
-        seat: &Seat,
+        seat: &Arc<Seat>,
         cursor: u64,
         patience: Patience,
         go_on: &impl Fn() -> bool,
@@ -45,8 +45,14 @@ impl<T: Send + Sync + 'static> Ring<T> {
             if deadline.is_some_and(|deadline| self.runtime.clock.now() >= deadline) {
                 return Err(BroadcastError::Timeout);
             }
-            state.sleepers = true;
-            self.sleep(&self.readable, &mut state, deadline);
+            state.sleepers.push_back((cursor, Arc::clone(seat)));
+            self.sleep(&seat.bell, &mut state, deadline);
+            state.sleepers.retain(|(_, sleeper)| !Arc::ptr_eq(sleeper, seat));
+            if let Some(next) = state.next_sleeper() {
+                drop(state);
+                next.bell.notify_one();
+                state = self.state.lock();
+            }
         }
     }
 
@@ -167,12 +173,16 @@ impl<T: Send + Sync + 'static> Ring<T> {
     fn sleep_until_room(&self, n: u64, until: Option<Timestamp>, seen: u64) {
         let mut state = self.state.lock();
         let over = until.is_some_and(|at| self.runtime.clock.now() >= at);
-        if over || self.runtime.waits.changes() != seen || state.gate == Gate::Closed || state.has_rooms(n) {
+        if over || self.runtime.waits.changes() != seen || state.gate == Gate::Closed {
             return;
         }
         state.writers += 1;
-        self.sleep(&self.writable, &mut state, until);
+        self.note_awaited(&state);
+        if !state.has_rooms(n) {
+            self.sleep(&self.writable, &mut state, until);
+        }
         state.writers -= 1;
+        self.note_awaited(&state);
     }
 
     fn tell_blocked(&self, works_for: &QueueRef, seat: &Seat) {

@@ -76,6 +76,10 @@ fn run(rows: &[Row], args: &Args) -> ExitCode {
     print!("{}", machine::header(args, &load));
     let mut results = Vec::new();
     for row in rows {
+        if let Err(reason) = (row.needs)() {
+            print!("{}", report::skipped(row, &reason));
+            continue;
+        }
         match harness::measure(row, args.repetitions, args.scale) {
             Ok(result) => {
                 print!("{}", report::table(&result));

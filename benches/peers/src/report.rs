@@ -21,6 +21,11 @@ pub fn list(rows: &[Row]) -> String {
     text
 }
 
+/// A row that cannot be run here.
+pub fn skipped(row: &Row, reason: &str) -> String {
+    format!("\n## {}\n\n{}.\n\nSkipped: {reason}.\n", row.name, row.about)
+}
+
 /// A row's results: one line for each figure of each contestant.
 pub fn table(result: &RowResult) -> String {
     let row = result.row;

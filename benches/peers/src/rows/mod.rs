@@ -13,6 +13,7 @@ mod hand_off;
 mod jobs;
 mod latency;
 mod log;
+mod loopback;
 mod order;
 mod routing;
 mod scale;
@@ -37,6 +38,8 @@ pub struct Row {
     pub reference: Option<Contestant>,
     pub targets: Vec<Target>,
     pub entries: Vec<Entry>,
+    /// Says why the row cannot be run here, if it cannot.
+    pub needs: fn() -> Result<(), String>,
 }
 
 /// One contestant's way to do a row's work.
@@ -79,6 +82,7 @@ pub fn all() -> Vec<Row> {
         log::rows(),
         #[cfg(feature = "jobs")]
         jobs::rows(),
+        loopback::rows(),
         scale::rows(),
         latency::rows(),
     ];
@@ -94,7 +98,8 @@ impl Row {
     fn of(name: &'static str, about: &'static str, messages: u64, figures: &'static [Figure]) -> Row {
         let (targets, entries) = (Vec::new(), Vec::new());
         let (axis, reference, repetitions) = (None, None, usize::MAX);
-        Row { name, about, messages, scales: true, repetitions, figures, axis, reference, targets, entries }
+        let needs = || Ok(());
+        Row { name, about, messages, scales: true, repetitions, figures, axis, reference, targets, entries, needs }
     }
 
     fn axis(self, axis: &'static str) -> Row {
@@ -104,6 +109,10 @@ impl Row {
     /// Its name says how many, so a quick run does no fewer.
     fn exactly(self) -> Row {
         Row { scales: false, ..self }
+    }
+
+    fn needs(self, needs: fn() -> Result<(), String>) -> Row {
+        Row { needs, ..self }
     }
 
     fn repetitions(self, at_most: usize) -> Row {

@@ -22,6 +22,7 @@ pub mod sweeps;
 pub mod scale;
 #[cfg(feature = "jobs")]
 pub mod jobs;
+pub mod loopback;
 
 pub use payload::{Block, Payload, Tally};
 

@@ -24,14 +24,22 @@ impl Payload for u64 {
 #[derive(Clone)]
 pub struct Block([u64; 16]);
 
-#[cfg(feature = "jobs")]
+/// For those that move bytes only.
 impl Block {
-    pub fn of(words: [u64; 16]) -> Block {
-        Block(words)
+    pub fn to_bytes(&self) -> [u8; 128] {
+        let mut bytes = [0; 128];
+        for (bytes, word) in bytes.chunks_exact_mut(8).zip(&self.0) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
     }
 
-    pub fn words(&self) -> &[u64; 16] {
-        &self.0
+    pub fn from_bytes(bytes: &[u8]) -> Block {
+        let mut words = [0; 16];
+        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+            *word = u64::from_le_bytes(bytes.try_into().expect("eight of them"));
+        }
+        Block(words)
     }
 }
 

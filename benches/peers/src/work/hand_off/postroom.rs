@@ -9,6 +9,8 @@ use crate::work::{BATCH, CAPACITY, Contestant, Outcome, Payload, Tally, arrivals
 pub const SELF: Contestant =
     Contestant { name: "postroom", package: Some("postroom"), note: "ack, retry and dead letters" };
 
+pub const BATCHES: Contestant = Contestant { name: "postroom, in batches", ..SELF };
+
 pub fn one_to_one<T: Payload>(n: u64) -> Outcome {
     many::<T, 1>(n)
 }

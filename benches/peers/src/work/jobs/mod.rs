@@ -43,17 +43,9 @@ where
 
 /// For those that move bytes only.
 fn to_bytes(number: u64) -> [u8; 128] {
-    let mut bytes = [0; 128];
-    for (bytes, word) in bytes.chunks_exact_mut(8).zip(Block::numbered(number).words()) {
-        bytes.copy_from_slice(&word.to_le_bytes());
-    }
-    bytes
+    Block::numbered(number).to_bytes()
 }
 
 fn from_bytes(bytes: &[u8]) -> Block {
-    let mut words = [0; 16];
-    for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
-        *word = u64::from_le_bytes(bytes.try_into().expect("eight of them"));
-    }
-    Block::of(words)
+    Block::from_bytes(bytes)
 }
