@@ -3,7 +3,7 @@
 use super::{MILLION, Row};
 use crate::work::{
     Block,
-    hand_off::{crossbeam, crossbeam_chunks, flume, kanal, postroom, standard, tokio},
+    hand_off::{crossbeam, crossbeam_chunks, flume, kanal, postroom, standard, tokio, two_locks},
 };
 
 const ONE_RECEIVER: &str = "no ack, no retry; its only receiver is shared behind a Mutex";
@@ -18,6 +18,7 @@ pub fn rows() -> Vec<Row> {
             .target(1.2, crossbeam::SELF)
             .entry(postroom::SELF, postroom::one_to_one::<Block>)
             .entry(crossbeam::SELF, crossbeam::one_to_one::<Block>)
+            .entry(two_locks::SELF, two_locks::one_to_one::<Block>)
             .entry(flume::SELF, flume::one_to_one::<Block>)
             .entry(kanal::SELF, kanal::one_to_one::<Block>)
             .entry(standard::SELF, standard::one_to_one::<Block>)
@@ -27,6 +28,7 @@ pub fn rows() -> Vec<Row> {
             .target(1.2, crossbeam::SELF)
             .entry(postroom::SELF, postroom::many::<Block, 2>)
             .entry(crossbeam::SELF, crossbeam::many::<Block, 2>)
+            .entry(two_locks::SELF, two_locks::many::<Block, 2>)
             .entry(flume::SELF, flume::many::<Block, 2>)
             .entry(kanal::SELF, kanal::many::<Block, 2>)
             .entry(standard::SELF, standard::many::<Block, 2>)
@@ -38,6 +40,7 @@ pub fn rows() -> Vec<Row> {
             .target(2.5, crossbeam::SELF)
             .entry(postroom::SELF, postroom::one_to_one::<u64>)
             .entry(crossbeam::SELF, crossbeam::one_to_one::<u64>)
+            .entry(two_locks::SELF, two_locks::one_to_one::<u64>)
             .entry(flume::SELF, flume::one_to_one::<u64>)
             .entry(kanal::SELF, kanal::one_to_one::<u64>)
             .entry(standard::SELF, standard::one_to_one::<u64>)
@@ -47,6 +50,7 @@ pub fn rows() -> Vec<Row> {
             .target(2.5, crossbeam::SELF)
             .entry(postroom::SELF, postroom::many::<u64, 2>)
             .entry(crossbeam::SELF, crossbeam::many::<u64, 2>)
+            .entry(two_locks::SELF, two_locks::many::<u64, 2>)
             .entry(flume::SELF, flume::many::<u64, 2>)
             .entry(kanal::SELF, kanal::many::<u64, 2>)
             .entry(standard::SELF, standard::many::<u64, 2>)
@@ -58,6 +62,7 @@ pub fn rows() -> Vec<Row> {
             .target(2.0, crossbeam::SELF)
             .entry(postroom::SELF, postroom::one_thread::<u64>)
             .entry(crossbeam::SELF, crossbeam::one_thread::<u64>)
+            .entry(two_locks::SELF, two_locks::one_thread::<u64>)
             .entry(flume::SELF, flume::one_thread::<u64>)
             .entry(kanal::SELF, kanal::one_thread::<u64>)
             .entry(standard::SELF, standard::one_thread::<u64>)

@@ -12,3 +12,4 @@ pub mod kanal;
 pub mod postroom;
 pub mod standard;
 pub mod tokio;
+pub mod two_locks;
