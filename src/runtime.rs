@@ -257,6 +257,12 @@ impl Runtime {
         (first, first + ID_BLOCK)
     }
 
+    /// Has assigned ids begin here, before any is.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn begin_ids_at(&self, first: u64) {
+        self.next_id.store(first, Ordering::Relaxed);
+    }
+
     /// So many ids in a row.
     fn next_ids(&self, n: u64) -> Range<u64> {
         debug_assert!(n <= ID_BLOCK);
@@ -273,12 +279,6 @@ impl Runtime {
     pub(crate) fn stamp_for<T>(&self, message: &Message<T>) -> Stamp {
         let id = if message.id == MessageId::default() { self.next_id().into() } else { message.id };
         Stamp { id, at: self.stamp() }
-    }
-
-    /// Has assigned ids begin here, before any is.
-    #[cfg(feature = "sqlite")]
-    pub(crate) fn begin_ids_at(&self, first: u64) {
-        self.next_id.store(first, Ordering::Relaxed);
     }
 
     /// Gives a message that is about to be published its id and times.
