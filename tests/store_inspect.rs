@@ -134,6 +134,7 @@ fn what_is_no_file_of_ours_is_told_apart_and_left_alone() {
     let path = folder.file();
     let refused = || Inspector::open(&path).map(|_| ()).unwrap_err();
     assert!(matches!(refused(), StoreError::Missing { .. }));
+    assert!(matches!(Inspector::open(path.join("no/folder")), Err(StoreError::Missing { .. })));
     fs::write(&path, "no database, but long enough to look like a page of something".repeat(9)).unwrap();
     assert!(matches!(refused(), StoreError::NotADatabase { .. }));
     for sql in [None, Some("CREATE TABLE mine (a)")] {

@@ -60,9 +60,9 @@ impl Inspector {
     /// [`NotOurs`](StoreError::NotOurs) for a database without our tables, [`Foreign`](StoreError::Foreign) for one
     /// with odd tables of our names, [`Newer`](StoreError::Newer), and if it cannot be read.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
-        let path = absolute(path.as_ref())?;
-        metadata(&path)?.ok_or_else(|| StoreError::Missing { path: path.clone() })?;
-        let mut found = Self { path, format: 0 };
+        let path = path.as_ref();
+        metadata(path)?.ok_or_else(|| StoreError::Missing { path: path.to_owned() })?;
+        let mut found = Self { path: absolute(path)?, format: 0 };
         found.format = found.look(|reader| schema::known_format(&found.path, reader.sql()))?;
         if found.format == 0 { Err(StoreError::NotOurs { path: found.path }) } else { Ok(found) }
     }
