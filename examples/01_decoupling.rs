@@ -260,6 +260,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let direct_median = place_with_direct_calls();
     let topic_median = place_with_a_topic(&broker, file.as_deref())?;
 
+    if topic_median.is_zero() {
+        return Ok(()); // an earlier run has placed them all
+    }
     println!("\nThe same order, the same four modules: the customer waits {direct_median:.1?} for direct calls,");
     println!("{topic_median:.1?} for a publish.");
     assert!(topic_median < direct_median);
@@ -321,10 +324,11 @@ fn place_with_a_topic(broker: &Broker, file: Option<&Path>) -> Result<Duration, 
         waits.push(start.elapsed());
         placed.lock().unwrap().insert(id);
     }
-    if placed_before > 0 {
+    if placed_before == 0 {
+        println!("   {ORDERS_PLACED} of {ORDERS_PLACED} orders placed, {}", describe(&mut waits));
+    } else {
         println!("   {placed_before} orders were placed before, and {} now", waits.len());
     }
-    println!("   {ORDERS_PLACED} of {ORDERS_PLACED} orders placed, {}", describe(&mut waits));
 
     assert!(broker.wait_idle(PATIENCE), "the modules did not finish in time");
     print_modules(broker);
