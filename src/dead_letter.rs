@@ -211,7 +211,10 @@ impl<T: Send + Sync + 'static> DeadLetterSink<T> for Core<DeadLetter<T>> {
             }
         } else {
             match self.accept_letter(message) {
-                Ok(()) => return Ok(along.delete()),
+                Ok(()) => {
+                    along.delete();
+                    return Ok(());
+                }
                 Err(message) => (message, along),
             }
         };

@@ -8,7 +8,7 @@ use common::store::Folder;
 use common::{eventually, quiet, within};
 use postroom::store::{Durability, Limit};
 use postroom::{
-    Broker, Codec, CodecError, Exhausted, ManualClock, Message, Overflow, PublishError, Queue, Reason, Retry,
+    Broker, Codec, CodecError, Exhausted, ManualClock, Message, Obstacle, Overflow, PublishError, Queue, Reason, Retry,
     SendError, Simulation, Topic, TransactionError,
 };
 use std::path::Path;
@@ -281,6 +281,37 @@ fn one_publish_is_one_commit_for_all_queues_it_reaches() {
     let batch = durable[0].send_batch(["4", "5"].map(String::from)).unwrap_err();
     assert_eq!((batch.accepted, batch.cause.into_message().payload().as_str(), batch.rest.len()), (0, "4", 1));
     assert_eq!(broker.stats().file.unwrap().state, "closed");
+}
+
+#[test]
+fn what_the_file_refuses_leaves_no_trace_in_the_queues() {
+    let folder = Folder::new();
+    let broker = open(&folder);
+    let topic: Topic<String> = broker.topic("work").declare().unwrap();
+    let durable: Queue<String> = broker.queue("jobs").capacity(2).durable(SYNC).declare().unwrap();
+    let memory: Queue<String> = broker.queue("memory").capacity(2).declare().unwrap();
+    topic.bind(&durable, "#").unwrap();
+    topic.bind(&memory, "#").unwrap();
+    broker.store().unwrap().close().unwrap();
+    for _ in 0..5 {
+        assert!(matches!(topic.try_publish("x", "a".to_string()), Err(PublishError::NotStored(_))));
+        assert!(matches!(durable.send("b".to_string()), Err(SendError::NotStored(_))));
+        assert!(durable.send_batch(["c".to_string()]).is_err());
+        assert!(topic.publish_deferred("x", "d".to_string()).wait().is_err());
+        let sent = broker.try_transaction(|tx| {
+            tx.send(&durable, "e".to_string())?;
+            tx.send(&memory, "f".to_string())?;
+            Ok(())
+        });
+        assert!(
+            matches!(sent, Err(TransactionError::Refused(refused)) if matches!(refused.why(), Obstacle::NotStored(_)))
+        );
+    }
+    memory.try_send("there is room".to_string()).unwrap();
+    assert_eq!((durable.stats().unaccounted(), memory.stats().unaccounted(), topic.stats().published), (0, 0, 0));
+    memory.purge();
+    memory.consumer().start(|_: &Message<String>| ()).unwrap();
+    assert!(broker.wait_idle(Duration::from_secs(5)), "a promise is left over");
 }
 
 #[test]

@@ -160,6 +160,37 @@ fn producers_and_workers_pass_a_backlog_on_without_loss_or_repetition() {
 }
 
 #[test]
+fn whoever_reads_on_does_not_outrun_who_commits() {
+    within(LIMIT, || {
+        let folder = Folder::new();
+        let broker = open(&folder);
+        let queue: Queue<u32> = broker.queue("numbers").durable(Durability::Buffered).window(8).declare().unwrap();
+        let producers: Vec<_> = (0..2)
+            .map(|p| {
+                let queue = queue.clone();
+                thread::spawn(move || {
+                    for first in (p * 4_000..(p + 1) * 4_000).step_by(10) {
+                        let tickets: Vec<_> = (first..first + 10).map(|n| queue.send_deferred(n)).collect();
+                        tickets.into_iter().for_each(|ticket| _ = ticket.wait().unwrap());
+                    }
+                })
+            })
+            .collect();
+        let mut latest = [None, None];
+        for _ in 0..8_000 {
+            let delivery = queue.recv().unwrap();
+            let number = **delivery;
+            let before = latest[(number / 4_000) as usize].replace(number);
+            assert!(before.is_none_or(|before| before + 1 == number), "{number} after {before:?}");
+            delivery.ack().unwrap();
+        }
+        producers.into_iter().for_each(|producer| producer.join().unwrap());
+        assert!(queue.try_recv().is_err());
+        assert_eq!(queue.stats().unaccounted(), 0);
+    });
+}
+
+#[test]
 fn retries_and_delays_are_not_read_a_second_time() {
     let folder = Folder::new();
     let clock = postroom::ManualClock::new();

@@ -262,7 +262,8 @@ impl World {
         self.check();
         let mut dead: Vec<u32> = self.queue.dead_letters().drain().iter().map(|letter| **letter.message()).collect();
         let mut alive: Vec<u32> = self.queue.drain().iter().map(|message| **message).collect();
-        (dead.sort_unstable(), alive.sort_unstable());
+        dead.sort_unstable();
+        alive.sort_unstable();
         let expect = |dead: bool| {
             let found = self.model.iter().filter(|(_, at)| (**at == At::Dead) == dead);
             found.map(|(n, _)| *n).collect::<Vec<_>>()

@@ -31,6 +31,11 @@ impl Along {
         }
     }
 
+    /// Whether it can be deleted in the same commit as something is written there.
+    fn is_in(&self, depot: &Arc<Depot>) -> bool {
+        self.0.as_ref().is_none_or(|(own, ..)| Arc::ptr_eq(own, depot))
+    }
+
     fn and(&self, batch: Batch) -> Batch {
         match &self.0 {
             Some((_, stream, place)) => batch.delete(*stream, *place),
@@ -101,10 +106,14 @@ impl<T: Send + Sync + 'static> Core<T> {
         let item = filed.item(&message).ok();
         message.extras_mut().due = None;
         let stored = item.is_some();
+        // A letter may be redriven to a queue of another broker, which has another file.
+        let (along, elsewhere) =
+            if along.is_in(&filed.depot) { (along, None) } else { (Along::nothing(), Some(along)) };
         let batch = item.map_or_else(Batch::new, |item| along.and(Batch::new().insert(filed.stream, item)));
         Moving(Some(filed.depot.commit(batch, Durability::Buffered, move |result, errands| {
             if let (true, Ok(&[place, ..])) = (stored, result) {
                 message.set_place(place);
+                elsewhere.into_iter().for_each(Along::delete);
             }
             me.come_back(message, due);
             errands.push(Box::new(move || drop(me)));
