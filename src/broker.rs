@@ -274,7 +274,8 @@ impl Broker {
     /// or retry ends before the timeout; whether that came to be. There is no guessing by inactivity: at the
     /// moment this answers `true`, all that was published before it was called has been settled.
     ///
-    /// In a simulation it runs the simulation.
+    /// In a simulation it runs the simulation, its relays included: it waits until they have published what was
+    /// committed, as far as there is room, and have marked what was handled.
     #[must_use]
     pub fn wait_idle(&self, timeout: Duration) -> bool {
         shutdown::wait_idle(&self.inner.runtime, &self.places(), timeout)

@@ -180,6 +180,15 @@ impl<T: Send + Sync + 'static> Delivery<T> {
         Self { message: Some(message), core }
     }
 
+    /// For a message that is put into its slot before anybody sees it.
+    pub(crate) fn none_yet(core: Arc<Core<T>>) -> Self {
+        Self { message: None, core }
+    }
+
+    pub(crate) fn slot(&mut self) -> &mut Option<Message<T>> {
+        &mut self.message
+    }
+
     /// Done: the message is gone.
     ///
     /// # Errors
@@ -329,16 +338,16 @@ impl<T: Send + Sync + 'static> Core<T> {
             return results.fold(Ok(()), Result::and);
         }
         let n = batch.len();
-        batch.iter_mut().for_each(|message| message.handled(&self.name));
         let lanes: Vec<u32> = match self.is_ordered() {
             true => batch.iter_mut().filter_map(Message::take_lane).collect(),
             false => Vec::new(),
         };
-        if std::mem::needs_drop::<T>() {
+        if batch.iter().all(Message::ends_silently) {
+            batch.drain(..).for_each(std::mem::forget);
+        } else {
+            batch.iter_mut().for_each(|message| message.handled(&self.name));
             // One by one, since a second panic on the way out would abort the process.
             batch.drain(..).for_each(drop_contained);
-        } else {
-            batch.clear();
         }
         self.free_lanes(&lanes);
         self.settled_many(&tally.acked, n);

@@ -1254,8 +1254,17 @@
 //!
 //! **In time.** PostgreSQL tells the relay of commits (`LISTEN` and `NOTIFY`, sent by `put`). SQLite tells only
 //! the connection that commits, so `watch` that; commits of other connections and processes are found by a
-//! look at a counter every 250 ms (`poll`). A relay works in real time, whatever clock its broker has, and not
-//! in simulations.
+//! look at a counter every 250 ms (`poll`). A relay works in real time, whatever clock its broker has.
+//!
+//! **In simulations**, a relay is a task like a consumer: no thread, virtual time, the same run for the
+//! same seed. It looks into the table when a commit rang that was made in this process (`watch`, `notify`) or
+//! `Relay::wake` was called, never because time has passed. Time only ends its pauses after an error or a refusal,
+//! and those grow to 20 minutes. `run_until_idle` ends with all that was committed published, as far as there is
+//! room, and all that was handled marked; `wait_idle` includes both. A full queue lets its consumers run first. Rows
+//! are put in real time, so delay and time to live count from the publication. A lease, which is a promise to other
+//! processes, holds in real time: `start` takes it, waits for one that a killed process left behind, and fails if
+//! another relay is at work. Relays of PostgreSQL hear of commits on another thread, and are refused unless their
+//! outbox is `without_notify`.
 //!
 //! In SQLite, begin transactions that write with `IMMEDIATE`: one that reads first and then finds that another
 //! has written meanwhile can only be rolled back.

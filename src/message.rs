@@ -96,6 +96,13 @@ pub struct Message<T> {
     body: Body<T>,
 }
 
+/// What a message gets when it is published.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stamp {
+    pub(crate) id: MessageId,
+    pub(crate) at: Timestamp,
+}
+
 /// What few messages have, kept out of the envelope that all of them pay for.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct Extras {
@@ -536,13 +543,18 @@ impl<T> Message<T> {
         self.extras.get_or_insert_default()
     }
 
+    /// Whether nobody waits for its end, and dropping it does nothing.
+    #[inline]
+    pub(crate) fn ends_silently(&self) -> bool {
+        !std::mem::needs_drop::<T>()
+            && self.extras.is_none()
+            && matches!((&self.routing_key, &self.body), (Text::Inline { .. }, Body::Own(_)))
+    }
+
     /// Drops it; a panic of its payload's destructor stays in here.
     #[inline]
     pub(crate) fn dispose(self) {
-        let trivial = !std::mem::needs_drop::<T>()
-            && self.extras.is_none()
-            && matches!((&self.routing_key, &self.body), (Text::Inline { .. }, Body::Own(_)));
-        if trivial { std::mem::forget(self) } else { drop_contained(self) }
+        if self.ends_silently() { std::mem::forget(self) } else { drop_contained(self) }
     }
 
     /// Puts another payload into the same envelope.
@@ -675,7 +687,8 @@ impl Text {
         Self::Inline { len: (Self::INLINE - at) as u8, bytes }
     }
 
-    fn as_bytes(&self) -> &[u8] {
+    #[inline]
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         match self {
             Self::Inline { len, bytes } => &bytes[..usize::from(*len)],
             Self::Shared(text) => text.as_bytes(),

@@ -3,7 +3,7 @@
 use crate::clock::{Clock, Timestamp};
 use crate::consumer::Crew;
 use crate::deadlock::{QueueRef, Waits};
-use crate::message::{Message, MessageId};
+use crate::message::{Message, MessageId, Stamp};
 use crate::outcome::contained;
 use crate::random::Random;
 use crate::scheduler::{Scheduler, Timed, TimedId};
@@ -13,6 +13,7 @@ use crate::stats::Counter;
 use crate::sync::{AtomicU64, AtomicUsize, Condvar, Mutex, Ordering, thread_local};
 use crate::timer::NamedTimers;
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -262,13 +263,44 @@ impl Runtime {
         self.next_id.store(first, Ordering::Relaxed);
     }
 
+    /// So many ids in a row.
+    fn next_ids(&self, n: u64) -> Range<u64> {
+        debug_assert!(n <= ID_BLOCK);
+        IDS.with(|ids| {
+            let (owner, next, end) = ids.get();
+            let (next, end) = if owner == self.id && next + n <= end { (next, end) } else { self.id_block() };
+            ids.set((self.id, next + n, end));
+            next..next + n
+        })
+    }
+
+    /// For a message that is about to be published; one that has an id keeps it.
+    #[inline]
+    pub(crate) fn stamp_for<T>(&self, message: &Message<T>) -> Stamp {
+        let id = if message.id == MessageId::default() { self.next_id().into() } else { message.id };
+        Stamp { id, at: self.stamp() }
+    }
+
     /// Gives a message that is about to be published its id and times.
     #[inline]
     pub(crate) fn prepare<T>(&self, message: &mut Message<T>) {
-        if message.id == MessageId::default() {
-            message.id = self.next_id().into();
-        }
-        message.published_at = self.stamp();
+        self.prepare_with(message, self.stamp_for(message));
+    }
+
+    /// The same for several messages at one time.
+    pub(crate) fn prepare_all<'a, T: 'a>(&self, messages: impl ExactSizeIterator<Item = &'a mut Message<T>>) {
+        let at = self.stamp();
+        let ids = self.next_ids(messages.len() as u64);
+        messages.zip(ids).for_each(|(message, next)| {
+            let id = if message.id == MessageId::default() { next.into() } else { message.id };
+            self.prepare_with(message, Stamp { id, at });
+        });
+    }
+
+    #[inline]
+    pub(crate) fn prepare_with<T>(&self, message: &mut Message<T>, stamp: Stamp) {
+        message.id = stamp.id;
+        message.published_at = stamp.at;
         message.attempt = 0;
         message.redelivered = false;
         message.leave_order();
@@ -414,12 +446,14 @@ impl Runtime {
     }
 }
 
-/// Something with a thread of its own that brings messages in for a broker, and ends with it.
+/// Something that brings messages in for a broker, and ends with it: a thread, or a task of its simulation.
 pub(crate) trait Companion: Send + Sync {
     fn name(&self) -> &str;
     /// The broker is coming to rest: nothing more is to be brought in.
     fn stop_bringing(&self);
-    /// Everything that will be settled has been. Ends the thread; how many have not ended by `deadline`.
+    /// Whether, in a simulation, it has something to do that it can do by then.
+    fn is_busy(&self, horizon: Timestamp) -> bool;
+    /// Everything that will be settled has been. Ends it; how many threads have not ended by `deadline`.
     fn end(&self, deadline: Option<Instant>) -> usize;
 }
 

@@ -285,33 +285,35 @@ fn one_publish_is_one_commit_for_all_queues_it_reaches() {
 
 #[test]
 fn what_the_file_refuses_leaves_no_trace_in_the_queues() {
-    let folder = Folder::new();
-    let broker = open(&folder);
-    let topic: Topic<String> = broker.topic("work").declare().unwrap();
-    let durable: Queue<String> = broker.queue("jobs").capacity(2).durable(SYNC).declare().unwrap();
-    let memory: Queue<String> = broker.queue("memory").capacity(2).declare().unwrap();
-    topic.bind(&durable, "#").unwrap();
-    topic.bind(&memory, "#").unwrap();
-    broker.store().unwrap().close().unwrap();
-    for _ in 0..5 {
-        assert!(matches!(topic.try_publish("x", "a".to_string()), Err(PublishError::NotStored(_))));
-        assert!(matches!(durable.send("b".to_string()), Err(SendError::NotStored(_))));
-        assert!(durable.send_batch(["c".to_string()]).is_err());
-        assert!(topic.publish_deferred("x", "d".to_string()).wait().is_err());
-        let sent = broker.try_transaction(|tx| {
-            tx.send(&durable, "e".to_string())?;
-            tx.send(&memory, "f".to_string())?;
-            Ok(())
-        });
-        assert!(
-            matches!(sent, Err(TransactionError::Refused(refused)) if matches!(refused.why(), Obstacle::NotStored(_)))
-        );
-    }
-    memory.try_send("there is room".to_string()).unwrap();
-    assert_eq!((durable.stats().unaccounted(), memory.stats().unaccounted(), topic.stats().published), (0, 0, 0));
-    memory.purge();
-    memory.consumer().start(|_: &Message<String>| ()).unwrap();
-    assert!(broker.wait_idle(Duration::from_secs(5)), "a promise is left over");
+    within(LIMIT, || {
+        let folder = Folder::new();
+        let broker = open(&folder);
+        let topic: Topic<String> = broker.topic("work").declare().unwrap();
+        let durable: Queue<String> = broker.queue("jobs").capacity(2).durable(SYNC).declare().unwrap();
+        let memory: Queue<String> = broker.queue("memory").capacity(2).declare().unwrap();
+        topic.bind(&durable, "#").unwrap();
+        topic.bind(&memory, "#").unwrap();
+        broker.store().unwrap().close().unwrap();
+        for _ in 0..5 {
+            assert!(matches!(topic.try_publish("x", "a".to_string()), Err(PublishError::NotStored(_))));
+            assert!(matches!(durable.send("b".to_string()), Err(SendError::NotStored(_))));
+            assert!(durable.send_batch(["c".to_string()]).is_err());
+            assert!(topic.publish_deferred("x", "d".to_string()).wait().is_err());
+            let sent = broker.try_transaction(|tx| {
+                tx.send(&durable, "e".to_string())?;
+                tx.send(&memory, "f".to_string())?;
+                Ok(())
+            });
+            assert!(
+                matches!(sent, Err(TransactionError::Refused(refused)) if matches!(refused.why(), Obstacle::NotStored(_)))
+            );
+        }
+        memory.try_send("there is room".to_string()).unwrap();
+        assert_eq!((durable.stats().unaccounted(), memory.stats().unaccounted(), topic.stats().published), (0, 0, 0));
+        memory.purge();
+        memory.consumer().start(|_: &Message<String>| ()).unwrap();
+        assert!(broker.wait_idle(Duration::from_secs(5)), "a promise is left over");
+    });
 }
 
 #[test]

@@ -185,7 +185,7 @@ fn the_checker_finds_what_is_wrong() {
     assert_eq!(check(&[], &[1]), Wrong { unexpected: of(1), ..nothing() });
     let safe = [one(1), vec![Did(1), Safe]].concat();
     assert_eq!(check(&[safe.clone(), vec![Did(1)]], &[]), Wrong { repeated: of(1), ..nothing() });
-    assert_eq!(check(&[safe.clone()], &[1]), Wrong { repeated: of(1), ..nothing() });
+    assert_eq!(check(std::slice::from_ref(&safe), &[1]), Wrong { repeated: of(1), ..nothing() });
     assert_eq!(check(&[safe], &[]), nothing());
 }
 

@@ -4,6 +4,8 @@
 //! its source is built here then.
 
 use std::fs;
+#[cfg(feature = "sqlite")]
+use std::io::{BufRead, BufReader};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -362,11 +364,157 @@ fn the_shop_refuses_arguments_it_does_not_know() {
         (&["--orders", "many"], "--orders many: invalid digit"),
         (&["--orders", "1000001"], "at most 1000000"),
         (&["a", "b"], "one file at a time"),
+        (&["--database"], "--database needs a file name"),
         (&["-", "--orders", "5"], "does not go with a file"),
     ] {
         run("shop", args, "").ends_with(2).complains(&[complaint, "usage: shop"]);
     }
-    run("shop", &["--help"], "").succeeds().says(&["usage: shop", "--threads", "Exit code 2"]);
+    run("shop", &["--help"], "").succeeds().says(&["usage: shop", "--threads", "--database", "Exit code 2"]);
+}
+
+#[test]
+#[cfg(not(feature = "sqlite"))]
+fn the_shop_without_a_database_says_how_to_get_one() {
+    run("shop", &["--orders", "3"], "").succeeds().says(&[
+        "no database: what is placed dies with the process",
+        "cargo run --release --features sqlite,json --example shop",
+        "The books balance: 3 orders placed, 3 paid",
+    ]);
+    run("shop", &["--database", "shop.db"], "").ends_with(2).complains(&["built without one"]);
+}
+
+#[cfg(feature = "sqlite")]
+mod shop_with_a_database {
+    use super::*;
+    use postroom::rusqlite::Connection;
+
+    /// A fresh directory.
+    fn directory(name: &str) -> PathBuf {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir(&path).unwrap();
+        path
+    }
+
+    fn number(database: &Path, sql: &str) -> i64 {
+        Connection::open(database).and_then(|db| db.query_row(sql, [], |row| row.get(0))).unwrap_or(0)
+    }
+
+    /// Every sixth card is stolen, so that some orders stay open for a while.
+    fn lines(numbers: std::ops::RangeInclusive<u64>) -> String {
+        let line = |id: u64| {
+            let line = GOOD.replace("ID", &id.to_string());
+            if id.is_multiple_of(6) { line.replace("good", "stolen") + "\n" } else { line + "\n" }
+        };
+        numbers.map(line).collect()
+    }
+
+    #[test]
+    fn orders_are_placed_in_it_and_counted_there() {
+        let temporary = directory("shop-temporary");
+        let mut shop = Command::new(built("shop"));
+        let output = shop.args(["--orders", "300"]).env("TMPDIR", &temporary).output().unwrap();
+        let output = String::from_utf8_lossy(&output.stdout);
+        assert!(output.contains("a database of its own, removed at the end"), "{output}");
+        assert!(output.contains("In the database: 300 orders, 0 of them finished earlier"), "{output}");
+        assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0, "nothing is left of it");
+    }
+
+    #[test]
+    fn what_was_committed_when_it_was_killed_is_finished_by_the_next() {
+        for mode in [&["--threads"][..], &[]] {
+            let database = directory("shop-killed").join("shop.db");
+            let args = [&["-", "--database", database.to_str().unwrap()], mode].concat();
+            let mut shop = Command::new(built("shop"));
+            shop.args(&args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+            let mut shop = shop.spawn().unwrap();
+            // Who looks while the database is being made may be in its way.
+            let mut says = BufReader::new(shop.stdout.take().unwrap()).lines().map(Result::unwrap);
+            assert!(says.any(|line| line.contains("each is placed when")), "it has ended");
+            // It waits for more, in the middle of its day.
+            let mut input = shop.stdin.take().unwrap();
+            input.write_all(lines(1..=60).as_bytes()).unwrap();
+            input.flush().unwrap();
+            let start = Instant::now();
+            while number(&database, "SELECT count(*) FROM orders") < 60 {
+                assert!(start.elapsed() < LIMIT, "60 orders are not placed");
+                thread::sleep(Duration::from_millis(1));
+            }
+            if mode.is_empty() {
+                run("shop", &args, "").ends_with(2).complains(&["another shop is at work on it"]);
+            }
+            shop.kill().unwrap();
+            shop.wait().unwrap();
+
+            let open = number(&database, "SELECT count(*) FROM orders WHERE state = 'open'");
+            let next = run("shop", &args, &lines(51..=80)).succeeds();
+            let finished_earlier = format!("In the database: 80 orders, {} of them finished earlier", 60 - open);
+            next.says(&["20 orders placed, 0 bad lines", "10 were in the database already", &finished_earlier])
+                .says(if open > 0 { &["orders placed earlier are not finished and come first"] } else { &[] });
+            assert!(open > 0 || !mode.is_empty(), "virtual time stood still");
+            let counted =
+                |state: &str| number(&database, &format!("SELECT count(*) FROM orders WHERE state = '{state}'"));
+            let (shipped, cancelled) = (counted("shipped"), counted("cancelled"));
+            assert_eq!(shipped + cancelled, 80, "all are finished");
+            // On a busy machine, threads may not come to charge a good card in time.
+            assert!((shipped, cancelled) == (67, 13) || !mode.is_empty() && cancelled > 13, "{shipped} {mode:?}");
+            run("shop", &args, "").succeeds().says(&["The books balance: 0 orders", "80 of them finished earlier"]);
+        }
+    }
+
+    #[test]
+    fn what_stayed_unsolved_begins_again() {
+        let database = directory("shop-again").join("shop.db");
+        let database = database.to_str().unwrap();
+        let spoon = GOOD.replace("ID", "1").replace("kettle", "spoon");
+        for earlier in [false, true] {
+            let shop = run("shop", &["-", "--database", database], &spoon).succeeds();
+            let shop =
+                shop.says(&["1 orders placed, 0 paid, 1 unsolved", "no such item: spoon", "0 cancelled, 1 open"]);
+            let words = "1 orders placed earlier are not finished and come first: 0 that nobody had";
+            assert_eq!(shop.stdout.contains(words), earlier, "{}", shop.stdout);
+        }
+    }
+
+    #[test]
+    fn a_database_that_cannot_be_used_is_left_alone() {
+        let directory = directory("shop-wrong");
+        let text = directory.join("text");
+        fs::write(&text, "no database, but a text that is longer than the header of a database would be. ".repeat(3))
+            .unwrap();
+        let others = directory.join("others.db");
+        Connection::open(&others).unwrap().execute_batch("CREATE TABLE orders (a)").unwrap();
+        let newer = directory.join("newer.db");
+        run("shop", &["--orders", "1", "--database", newer.to_str().unwrap()], "").succeeds();
+        Connection::open(&newer).unwrap().execute_batch("UPDATE outbox_version SET version = 99").unwrap();
+        for (path, complaint) in [
+            (directory.clone(), "unable to open database file"),
+            (directory.join("no/such.db"), "unable to open database file"),
+            (text, "file is not a database"),
+            (others, "it is another program's"),
+            (newer, "has version 99"),
+        ] {
+            let before = fs::read(&path).ok();
+            let name = path.to_str().unwrap();
+            let named = format!("cannot use database {name}");
+            run("shop", &["--orders", "5", "--database", name], "").ends_with(2).complains(&[&named, complaint]);
+            assert_eq!(fs::read(&path).ok(), before, "{name} is unchanged");
+        }
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_database_that_may_only_be_read_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let database = directory("shop-read-only").join("shop.db");
+        run("shop", &["--orders", "1", "--database", database.to_str().unwrap()], "").succeeds();
+        fs::set_permissions(&database, fs::Permissions::from_mode(0o444)).unwrap();
+        if fs::OpenOptions::new().append(true).open(&database).is_ok() {
+            return; // nothing is read-only for root
+        }
+        let shop = run("shop", &["--orders", "1", "--database", database.to_str().unwrap()], "");
+        shop.ends_with(2).complains(&["attempt to write a readonly database"]);
+    }
 }
 
 #[test]

@@ -3,10 +3,11 @@
 
 mod common;
 
+use common::log::{fill, simulated};
 use common::{ON_PURPOSE, eventually, quiet, within};
 use postroom::{
-    AppendError, Broker, DeadLetter, Log, LogError, ManualClock, Message, Outcome, PublishError, Queue, Record, Replay,
-    Retention, Retry, Simulation, Start, Topic,
+    AppendError, Broker, DeadLetter, Group, Log, LogError, ManualClock, Message, Outcome, PublishError, Queue, Record,
+    Replay, Retention, Retry, Start, Topic,
 };
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -17,16 +18,6 @@ const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 const LONG: Duration = Duration::from_secs(30);
 
-fn simulated(partitions: usize) -> (Broker, Simulation, Log<u64>) {
-    let (broker, simulation) = Broker::simulated(7);
-    let log = broker.log("log").partitions(partitions).declare().unwrap();
-    (broker, simulation, log)
-}
-
-fn fill(log: &Log<u64>, range: std::ops::Range<u64>) {
-    range.for_each(|n| _ = log.append(n).unwrap());
-}
-
 fn letters(dead: &Queue<DeadLetter<u64>>) -> Vec<u64> {
     let mut letters = Vec::new();
     while let Ok(letter) = dead.try_recv() {
@@ -34,6 +25,18 @@ fn letters(dead: &Queue<DeadLetter<u64>>) -> Vec<u64> {
         letter.ack().unwrap();
     }
     letters
+}
+
+/// A group that gave up on both records of its log, and room for one among its dead letters.
+fn stuck() -> (Broker, Log<u64>, Group<u64>, Queue<DeadLetter<u64>>) {
+    let (broker, simulation, log) = simulated(1);
+    let dead: Queue<DeadLetter<u64>> = broker.queue("dead").capacity(1).declare().unwrap();
+    let group = log.group("g").retry(Retry::none()).dead_letter_to(&dead).start(Start::Earliest).unwrap();
+    let consumer = group.consumer().start(|_: &Record<u64>| Outcome::Retry).unwrap();
+    fill(&log, 0..2);
+    simulation.run_until_idle();
+    consumer.stop();
+    (broker, log, group, dead)
 }
 
 // ---- removing ------------------------------------------------------------------------------------
@@ -87,13 +90,7 @@ fn the_dead_letters_of_a_removed_group_stay_and_the_next_of_its_name_goes_on_wit
 
 #[test]
 fn a_group_is_not_removed_while_what_it_gave_up_on_has_no_room() {
-    let (broker, simulation, log) = simulated(1);
-    let dead: Queue<DeadLetter<u64>> = broker.queue("dead").capacity(1).declare().unwrap();
-    let group = log.group("g").retry(Retry::none()).dead_letter_to(&dead).start(Start::Earliest).unwrap();
-    let consumer = group.consumer().start(|_: &Record<u64>| Outcome::Retry).unwrap();
-    fill(&log, 0..2);
-    simulation.run_until_idle();
-    consumer.stop();
+    let (_broker, log, _, dead) = stuck();
     let full = log.remove_group("g").unwrap_err();
     assert!(full.to_string().contains("no room"), "{full}");
     assert_eq!(letters(&dead), [0]);
@@ -105,13 +102,7 @@ fn a_group_is_not_removed_while_what_it_gave_up_on_has_no_room() {
 
 #[test]
 fn readers_by_hand_get_on_behind_a_record_that_found_no_room_among_the_dead_letters() {
-    let (broker, simulation, log) = simulated(1);
-    let dead: Queue<DeadLetter<u64>> = broker.queue("dead").capacity(1).declare().unwrap();
-    let group = log.group("g").retry(Retry::none()).dead_letter_to(&dead).start(Start::Earliest).unwrap();
-    let consumer = group.consumer().start(|_: &Record<u64>| Outcome::Retry).unwrap();
-    fill(&log, 0..2);
-    simulation.run_until_idle();
-    consumer.stop();
+    let (_broker, log, group, dead) = stuck();
     fill(&log, 2..3);
     let mut reader = group.reader();
     assert_eq!(reader.recv_timeout(10 * SECOND).unwrap_err(), LogError::TimedOut);

@@ -2,10 +2,11 @@
 
 mod common;
 
+use common::log::{fill, simulated};
 use common::{Bomb, ON_PURPOSE, quiet, within};
 use postroom::{
     Broker, DeadLetter, Error, Event, Failure, Log, LogError, LogName, ManualClock, Message, Outcome, Queue, Reason,
-    Record, Replay, Retention, Retry, Simulation, Start, Topic,
+    Record, Replay, Retention, Retry, Start, Topic,
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -15,16 +16,6 @@ use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_secs(30);
-
-fn simulated(partitions: usize) -> (Broker, Simulation, Log<u64>) {
-    let (broker, simulation) = Broker::simulated(7);
-    let log = broker.log("log").partitions(partitions).declare().unwrap();
-    (broker, simulation, log)
-}
-
-fn fill(log: &Log<u64>, range: std::ops::Range<u64>) {
-    range.for_each(|n| _ = log.append(n).unwrap());
-}
 
 /// What a group's handler has seen, in order.
 type Seen = Arc<Mutex<Vec<u64>>>;

@@ -5,13 +5,12 @@
 
 mod common;
 
-use common::store::Folder;
-use postroom::store::{Batch, Change, Durability, Item, Limit, Options, Seq, Store, StreamId, insert_in};
+use common::store::{ALL, Folder};
+use postroom::store::{Batch, Change, Durability, Item, Options, Seq, Store, StreamId, insert_in};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 
 const STREAMS: usize = 3;
-const ALL: Limit = Limit { items: usize::MAX, bytes: usize::MAX };
 
 #[derive(Debug, Clone)]
 enum Step {

@@ -1,7 +1,7 @@
 //! The command line.
 
 pub const HELP: &str = "\
-usage: shop [FILE | -] [--orders N] [--seed S] [--threads]
+usage: shop [FILE | -] [--orders N] [--seed S] [--threads] [--database PATH]
 
   FILE         read orders from this file, one JSON object a line
   -            read them from standard input
@@ -9,6 +9,10 @@ usage: shop [FILE | -] [--orders N] [--seed S] [--threads]
   --seed S     chooses the made-up orders and the gateway's bad moments (default 1)
   --threads    run on threads and the real clock, a minute in 100 ms; without it, the shop
                runs on one thread in virtual time, the same way for the same seed
+  --database PATH
+               keep the orders in this SQLite file, which is made if it is not there; without it, in
+               one that is removed at the end. If the shop is killed, run it again on the same file:
+               what is not finished comes first. (Only if built with --features sqlite,json)
   --help       show this
 
 A line looks like this; card is good, expired or stolen, items are kettle, lamp, chair and teapot:
@@ -16,7 +20,8 @@ A line looks like this; card is good, expired or stolen, items are kettle, lamp,
   {\"id\":1,\"customer\":\"ann@example.org\",\"item\":\"kettle\",\"quantity\":2,\"cents\":5980,\"card\":\"good\"}
 
 Exit code 0: the books balance (lines that are no order are reported and skipped).
-Exit code 2: bad arguments, or orders that cannot be read. Any other: the books do not balance.
+Exit code 2: bad arguments, orders that cannot be read, or a database that cannot be used.
+Any other: the books do not balance.
 ";
 
 pub enum Command {
@@ -28,6 +33,7 @@ pub struct Args {
     pub source: Source,
     pub seed: u64,
     pub threads: bool,
+    pub database: Option<String>,
 }
 
 pub enum Source {
@@ -37,13 +43,14 @@ pub enum Source {
 }
 
 pub fn parse(mut args: impl Iterator<Item = String>) -> Result<Command, String> {
-    let (mut input, mut orders, mut seed, mut threads) = (None, None, 1, false);
+    let (mut input, mut orders, mut seed, mut threads, mut database) = (None, None, 1, false, None);
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--help" | "-h" => return Ok(Command::Help),
             "--orders" => orders = Some(number(&arg, args.next())?),
             "--seed" => seed = number(&arg, args.next())?,
             "--threads" => threads = true,
+            "--database" => database = Some(args.next().ok_or("--database needs a file name")?),
             flag if flag.starts_with("--") => return Err(format!("unknown argument {flag}")),
             _ if input.is_some() => return Err(format!("one file at a time: {arg} is one too many")),
             "-" => input = Some(Source::Stdin),
@@ -56,7 +63,7 @@ pub fn parse(mut args: impl Iterator<Item = String>) -> Result<Command, String> 
         (None, Some(orders)) if orders > 1_000_000 => return Err(format!("--orders {orders}: at most 1000000")),
         (None, orders) => Source::MadeUp { orders: orders.unwrap_or(2_000), seed },
     };
-    Ok(Command::Run(Args { source, seed, threads }))
+    Ok(Command::Run(Args { source, seed, threads, database }))
 }
 
 fn number(flag: &str, value: Option<String>) -> Result<u64, String> {

@@ -5,6 +5,7 @@ use crate::mail::MailServer;
 use crate::names::{CANCELLED, Carrier, Order, PAID, PAYMENT, PLACED, RESERVED, SHIPPED, STOCK};
 use crate::orders::Intake;
 use crate::payment::Till;
+use crate::placing::Placing;
 use crate::shipping::Ramp;
 use crate::stock::Warehouse;
 use postroom::{DeadLetter, Queue, Stats};
@@ -80,6 +81,12 @@ impl Books<'_> {
             assert_eq!(*events, expected(order), "the history of order {order}");
         }
         assert_eq!(figures.cents.values().sum::<u64>(), paid.values().sum::<u64>(), "what analytics says was paid");
+    }
+
+    /// Where orders are placed, against what came in and what the modules have done.
+    pub fn check_placed(&self, placing: &Placing) -> Result<(), Box<dyn std::error::Error>> {
+        let shipped = self.ramp.shipped().into_keys().collect();
+        placing.check(self.orders.placed(), &shipped, &self.till.cancelled())
     }
 
     fn expected_in(&self, queue: &str) -> u64 {

@@ -7,7 +7,8 @@
 //! reserved.
 //!
 //! **What the queue gives.** The gate lets in what the shop can bear and tells everybody else when to come
-//! again. Each module has its own queue, workers and retry policy; payment keeps to the rate its gateway
+//! again. An order is placed when its row and its message are committed to a SQLite database, by one transaction;
+//! a relay takes the message from there to the modules, which know nothing of it. Each module has its own queue, workers and retry policy; payment keeps to the rate its gateway
 //! allows, and a circuit breaker leaves the gateway alone while it is down. An alarm tells of the backlog. A
 //! delayed message cancels each order after 30 minutes, unless payment cancels its timer. Full queues slow the
 //! reader of the orders down. Shipping's steps are ordered by order: a parcel that is stuck holds up only
@@ -17,14 +18,21 @@
 //! given up on ends in one place, `unsolved`, with the reason; people repair what can be repaired and send it
 //! back.
 //!
+//! **What survives.** Stock, till and parcels are in memory and die with the process. What is placed does not: run
+//! the shop again on the same `--database`, and every order that is neither shipped nor cancelled comes first, from
+//! the beginning. So none is lost, and one that was shipped in the moment before a kill is shipped again.
+//!
 //! **What to expect on screen.** How many orders came in, and how many were told to come again; what the owner
 //! was told of; what is unsolved, by reason, before and after the repair, and what was cancelled; offers made
 //! to those who found things sold out; the figures of the day, counted on the way and once more from the log;
 //! a table of all queues; and that the books balance: every order is paid, out of stock and shipped, or a dead
-//! letter with its reason and its items for sale again, and no item and no cent is missing. An hour of the
+//! letter with its reason and its items for sale again, no item and no cent is missing, and the database holds
+//! the orders that were placed and no other. An hour of the
 //! shop takes a moment, in virtual time; `--threads` runs it on threads and the real clock.
 //!
-//! `cargo run --release --example shop -- --help`
+//! `cargo run --release --features sqlite,json --example shop -- --help`
+//!
+//! Without the features, orders are placed on the topic directly, and die with the process like everything else.
 
 #![allow(unreachable_pub)] // in a program, plain `pub` is easier to read than `pub(crate)`
 
@@ -34,6 +42,12 @@ mod time;
 mod source;
 mod settings;
 mod orders;
+#[cfg(feature = "sqlite")]
+#[path = "placing_sqlite/mod.rs"]
+mod placing;
+#[cfg(not(feature = "sqlite"))]
+#[path = "placing_memory.rs"]
+mod placing;
 mod stock;
 mod payment;
 mod shipping;
@@ -52,6 +66,7 @@ use crate::mail::MailServer;
 use crate::names::{Card, Order, Setting};
 use crate::orders::Intake;
 use crate::payment::Till;
+use crate::placing::Placing;
 use crate::sales::Sales;
 use crate::settings::{Office, Settings};
 use crate::shipping::Ramp;
@@ -88,6 +103,7 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     print_panics_in_one_line();
     // Opened before anything is started, so that a wrong name costs nothing.
     let source = source::open(&args.source)?;
+    let placing = Placing::open(args.database.as_deref())?;
     let watch = Arc::new(Watch::default());
     let ears = watch.clone();
     let (broker, time) = time::start(args.threads, args.seed, move |event| ears.hear(event))?;
@@ -113,13 +129,19 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     let (audit, figures) = (Arc::new(Audit::default()), Arc::new(Mutex::new(Figures::default())));
     audit.start(&journal)?;
     journal::start_analytics(&journal, &time, figures.clone())?;
+    placing.start(&broker, &time)?;
 
     println!("1. Orders come in, all at once: {source}.");
+    placing.print();
     let start = Instant::now();
-    let mut orders = Intake::new(&broker, time.clone())?;
+    let mut orders = Intake::open(&broker, time.clone(), placing.clone())?;
     let read = orders.take_all(source);
-    let (placed, (busy, wait)) = (orders.placed().len(), orders.busy());
+    placing.deliver_all(&time)?;
+    let (placed, (busy, wait)) = (orders.new_orders(), orders.busy());
     println!("   {placed} orders placed, {} bad lines skipped", orders.bad_lines());
+    if orders.placed_before() > 0 {
+        println!("   {} were in the database already, and are not placed again", orders.placed_before());
+    }
     println!("   {busy} customers were told at once that we are busy, to come again in {wait:.0?} or less, and did");
     time.pass(time.minutes(10));
     let took = start.elapsed();
@@ -178,8 +200,10 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     println!("\n6. The queues.");
     books::print_queues(&broker.stats());
     books.check(&mail_server, &broker.stats());
+    books.check_placed(&placing)?;
     let report = broker.shutdown(PATIENCE);
     assert!(report.is_clean(), "{report}");
+    placing.close()?;
     Ok(read?)
 }
 

@@ -1,10 +1,10 @@
 //! All that the modules know of each other.
 
 use postroom::{DeadLetter, LogName, Message, QueueName, TopicName};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Order {
     /// Chosen by the customer's side: it is what makes every step idempotent.
@@ -23,7 +23,7 @@ impl Order {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Card {
     Good,
@@ -31,8 +31,20 @@ pub enum Card {
     Stolen,
 }
 
-/// Where customers come in: no faster than the shop can bear.
+/// Where customers come in, no faster than the shop can bear. Answered with an `Answer`.
 pub const GATE: TopicName<Order> = TopicName::new("gate");
+pub const ORDER_DESK: QueueName<Order> = QueueName::new("order-desk");
+
+/// What a customer hears, or why the order could not be placed.
+pub type Answer = Result<Placed, String>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placed {
+    Now,
+    /// An order of that number has been placed already; this one changes nothing.
+    Before,
+}
+
 /// What happens to orders. Each step listens to the one before it and says when it is done itself.
 pub const ORDERS: TopicName<Order> = TopicName::new("orders");
 pub const PLACED: &str = "order.placed";
@@ -45,6 +57,9 @@ pub const DUE: &str = "payment.due";
 /// All that happened, to be read again.
 pub const JOURNAL: LogName<Order> = LogName::new("journal");
 
+/// Which orders are finished, where orders are kept.
+#[cfg(feature = "sqlite")]
+pub const ORDER_BOOK: QueueName<Order> = QueueName::new("order-book");
 pub const STOCK: QueueName<Order> = QueueName::new("stock");
 pub const STOCK_RELEASE: QueueName<Order> = QueueName::new("stock-release");
 pub const PAYMENT: QueueName<Order> = QueueName::new("payment");

@@ -27,6 +27,10 @@ impl Watch {
             Event::KeyParked { queue, key, .. } => {
                 self.note(format!("{queue}: order {key} is stuck, all others go on"))
             }
+            Event::OutboxFailing { error, .. } => self.note(format!("orders: the database fails: {error}")),
+            Event::OutboxRecovered { .. } => self.note("orders: the database works again"),
+            // Whatever it is, it is among the unsolved.
+            Event::OutboxRowDead { .. } => {}
             other => eprintln!("   [broker] {other:?}"),
         }
     }

@@ -1,11 +1,11 @@
 //! How a consumer is described and started.
 
 use super::batch::Many;
-use super::single::One;
+use super::single::{One, Plain};
 use super::squad::Squad;
 use super::staging::Staging;
 use super::work::{Hooks, Work};
-use super::{Consumer, Crew, subject};
+use super::{Consumer, hire_first, subject};
 use crate::breaker::CircuitBreaker;
 use crate::dead_letter::Reason;
 use crate::error::Error;
@@ -79,13 +79,13 @@ impl<T: Send + Sync + 'static> ConsumerBuilder<T> {
     ///
     /// # Errors
     /// Zero workers, a queue that is closed, a circuit breaker that cannot be (a window or a pause of zero, a
-    /// share of failures that is not above 0 and at most 1), or a system that refuses the threads.
+    /// share of failures that is not above 0 and at most 1), or a system that refuses a thread: none runs then.
     pub fn start<R, H>(self, handler: H) -> Result<Consumer, Error>
     where
         R: IntoOutcome,
         H: Fn(&Message<T>) -> R + Send + Sync + 'static,
     {
-        self.launch(Vec::new(), |hooks| One { handler, hooks })
+        self.launch(Vec::new(), |hooks| One { call: Plain(handler), hooks })
     }
 
     /// Starts workers whose handlers stage what they publish: it is released, all together, once the handler
@@ -122,7 +122,7 @@ impl<T: Send + Sync + 'static> ConsumerBuilder<T> {
         R: IntoOutcome,
         H: Fn(&Message<T>, &mut Transaction) -> R + Send + Sync + 'static,
     {
-        self.launch(Vec::new(), |hooks| Staging { handler, hooks })
+        self.launch(Vec::new(), |hooks| One { call: Staging(handler), hooks })
     }
 
     /// Starts workers that take up to `max` messages at a time. A worker waits for the first, then at
@@ -154,7 +154,7 @@ impl<T: Send + Sync + 'static> ConsumerBuilder<T> {
         problems.extend(self.breaker.iter().flat_map(CircuitBreaker::problems));
         Error::unless_none(subject(&self.core.name), problems)?;
         let squad = Squad::new(self.core, work(self.hooks), self.breaker);
-        squad.scale_to(self.workers)?;
+        hire_first(&*squad, self.workers)?;
         Ok(Consumer { crew: squad })
     }
 }

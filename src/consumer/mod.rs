@@ -38,7 +38,8 @@ impl Consumer {
     /// have in hand; this does not wait for them.
     ///
     /// # Errors
-    /// Zero (use [`Consumer::pause`]), a consumer that was stopped, or a system that refuses the threads.
+    /// Zero (use [`Consumer::pause`]), a consumer that was stopped, or a system that refuses a thread: then it
+    /// keeps the number it had, and those who came before the refusal leave as others who are too many.
     pub fn scale_to(&self, workers: usize) -> Result<(), Error> {
         self.crew.scale_to(workers)
     }
@@ -96,4 +97,12 @@ pub(crate) trait Crew: Send + Sync {
     fn order_stop(&self);
     /// Waits for the workers that were ordered to stop; how many had not left by `deadline`.
     fn join(&self, deadline: Option<Instant>) -> usize;
+}
+
+/// Hires the first workers, all of them or none.
+pub(crate) fn hire_first(crew: &dyn Crew, workers: usize) -> Result<(), Error> {
+    crew.scale_to(workers).inspect_err(|_| {
+        crew.order_stop();
+        crew.join(None);
+    })
 }

@@ -2,20 +2,14 @@
 
 use super::staff::Staff;
 use crate::breaker::{Breaker, Circuit, Permit};
-use crate::simulation::Task;
 use crate::stats::Tally;
 use std::sync::Arc;
 
 #[derive(Default)]
 pub(super) struct Roster {
     pub(super) staff: Staff,
-    pub(super) paused: bool,
-    pub(super) stopping: bool,
     pub(super) breaker: Option<Breaker>,
-    /// Among the queue's active consumers.
-    pub(super) counted: bool,
-    /// Keeps the consumer alive where no thread does.
-    pub(super) simulated: Option<Arc<dyn Task>>,
+    /// What all of them count in, in a simulation.
     pub(super) tally: Option<Arc<Tally>>,
 }
 

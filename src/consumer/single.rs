@@ -3,27 +3,69 @@
 use super::work::{Hooks, Stopwatch, Work, panicked};
 use crate::breaker::Sign;
 use crate::message::Message;
-use crate::outcome::{IntoOutcome, Outcome, contained};
+use crate::outcome::{IntoOutcome, Outcome, contained, drop_contained};
 use crate::queue::core::{Core, Nothing, Patience};
 use crate::stats::Tally;
 
-pub(super) struct One<T, H> {
-    pub(super) handler: H,
+pub(super) struct One<T, C> {
+    pub(super) call: C,
     pub(super) hooks: Hooks<T>,
 }
 
-impl<T, H, R> Work<T> for One<T, H>
+/// How a handler is called, and what its success brings about.
+pub(super) trait Call<T: Send + Sync + 'static>: Send + Sync + 'static {
+    /// What a handler leaves to be done once it has succeeded.
+    type Staged;
+    fn stage(&self, core: &Core<T>) -> Self::Staged;
+    fn call(&self, message: &Message<T>, staged: &mut Self::Staged) -> Answer;
+    /// If it was a success, does what was left to be done; what the answer is now, and whether it comes too
+    /// late, since the message is another's.
+    fn release(core: &Core<T>, message: &mut Message<T>, answer: Answer, staged: Self::Staged) -> (Answer, bool);
+}
+
+/// What a handler says, and the error it says it with, unless it is an ack: that is large, and slow to hand on.
+pub(super) type Answer = Option<Box<(Outcome, Option<String>)>>;
+
+#[inline]
+pub(super) fn answer(said: impl IntoOutcome) -> Answer {
+    match said.into_outcome() {
+        (Outcome::Ack, _) => None,
+        otherwise => Some(Box::new(otherwise)),
+    }
+}
+
+/// A handler whose effects are its own affair.
+pub(super) struct Plain<H>(pub(super) H);
+
+impl<T, H, R> Call<T> for Plain<H>
 where
     T: Send + Sync + 'static,
     R: IntoOutcome,
     H: Fn(&Message<T>) -> R + Send + Sync + 'static,
 {
+    type Staged = ();
+
+    #[inline]
+    fn stage(&self, _: &Core<T>) {}
+
+    #[inline]
+    fn call(&self, message: &Message<T>, (): &mut ()) -> Answer {
+        answer((self.0)(message))
+    }
+
+    #[inline]
+    fn release(_: &Core<T>, _: &mut Message<T>, answer: Answer, (): ()) -> (Answer, bool) {
+        (answer, false)
+    }
+}
+
+impl<T: Send + Sync + 'static, C: Call<T>> Work<T> for One<T, C> {
     type Hands = Stopwatch;
     type Load = Message<T>;
 
     #[inline]
-    fn take_quickly(&self, core: &Core<T>) -> Option<Message<T>> {
-        core.take_plain()
+    fn take_quickly(&self, core: &Core<T>, load: &mut Option<Message<T>>) -> bool {
+        core.take_plain(load)
     }
 
     fn take(
@@ -53,24 +95,36 @@ where
         load: &mut Option<Message<T>>,
         hear: Option<&dyn Fn(Sign)>,
     ) {
-        let Some(message) = &*load else { return };
-        let result = watch.time(&core.runtime.clock, tally, || {
+        let Some(message) = load.as_mut() else { return };
+        let (mut answer, mut staged) = (None, self.call.stage(core));
+        let handled = watch.time(&core.runtime.clock, tally, || {
             contained(|| {
                 if let Some(before) = &self.hooks.before {
                     before(message);
                 }
-                (self.handler)(message).into_outcome()
+                answer = self.call.call(message, &mut staged);
             })
         });
-        let (outcome, error) = result.unwrap_or_else(|words| panicked(core, message.id(), words));
-        self.hooks.after(message, &outcome);
+        let (answer, late) = match handled {
+            Ok(()) => C::release(core, message, answer, staged),
+            Err(words) => (Some(Box::new(panicked(core, message.id(), words))), false),
+        };
+        let outcome = answer.as_ref().map_or(&Outcome::Ack, |answer| &answer.0);
+        self.hooks.after(message, outcome);
         if let Some(hear) = hear {
-            hear(Sign::of(&outcome));
+            hear(Sign::of(outcome));
         }
-        if outcome == Outcome::Ack {
+        if late {
+            load.take().into_iter().for_each(drop_contained);
+            return;
+        }
+        let Some(answer) = answer else {
             // Too late means that it went back to its queue and was reported as left.
             let _ = core.ack(load, tally);
-        } else if let Some(mut message) = load.take() {
+            return;
+        };
+        if let Some(mut message) = load.take() {
+            let (outcome, error) = *answer;
             let verdict = core.judge(&mut message, outcome, error);
             self.hooks.settle(core, message, verdict, tally);
         }

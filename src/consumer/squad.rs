@@ -1,7 +1,7 @@
 //! The workers of one consumer: they come, take, wait, and leave.
 
 use super::roster::{Pass, Roster};
-use super::staff::join;
+use super::staff::{Staff, join};
 use super::work::Work;
 use super::{Crew, subject};
 use crate::breaker::{Breaker, Change, Circuit, CircuitBreaker, Permit, Sign};
@@ -37,14 +37,16 @@ pub(super) struct Squad<T, W> {
 
 impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
     pub(super) fn new(core: Arc<Core<T>>, work: W, breaker: Option<CircuitBreaker>) -> Arc<Self> {
+        let tally = core.runtime.is_simulated().then(|| core.tallies.for_worker());
         let squad = Arc::new_cyclic(|me: &Weak<Self>| Self {
             reopening: breaker.as_ref().map(|_| Registration::new(&core.runtime, me.clone())),
             core,
             work,
             me: Weak::clone(me),
-            roster: Mutex::new(Roster { breaker: breaker.map(Breaker::new), ..Roster::default() }),
+            roster: Mutex::new(Roster { breaker: breaker.map(Breaker::new), tally, ..Roster::default() }),
             changed: Condvar::new(),
-            attention: AtomicBool::new(false),
+            // Nobody takes anything before all of the first workers have been hired.
+            attention: AtomicBool::new(true),
             orders: AtomicBool::new(false),
             busy: AtomicUsize::new(0),
         });
@@ -57,10 +59,9 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
     pub(super) fn serve(&self) {
         let tally = self.core.tallies.for_worker();
         self.core.runtime.as_worker(self.core.identity(), || {
-            let mut hands = W::Hands::default();
+            let (mut hands, mut load) = (W::Hands::default(), None);
             while let Some(pass) = self.may_go_on() {
-                let mut load = self.work.take_quickly(&self.core);
-                if load.is_none() {
+                if !self.work.take_quickly(&self.core, &mut load) {
                     match self.work.take(&self.core, &mut hands, pass.limit(), || self.may_wait(pass)) {
                         Ok(taken) => load = Some(taken),
                         Err(nothing) => {
@@ -89,11 +90,11 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
     pub(super) fn report(&self) -> Option<Pass> {
         let mut roster = self.roster.lock();
         loop {
-            if roster.stopping || roster.staff.present > roster.staff.target {
+            if roster.staff.is_too_large() {
                 self.strike_off(roster);
                 return None;
             }
-            let pass = if roster.paused { None } else { roster.pass() };
+            let pass = if roster.staff.paused { None } else { roster.pass() };
             if pass.is_some() {
                 return pass;
             }
@@ -193,14 +194,9 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
 
     pub(super) fn update(&self, roster: &mut Roster) {
         let circuit = roster.circuit();
-        let active = !roster.paused && !roster.stopping && circuit != Circuit::Open;
-        match (roster.counted, active) {
-            (false, true) => _ = self.core.consumers.fetch_add(1, Ordering::SeqCst),
-            (true, false) => _ = self.core.consumers.fetch_sub(1, Ordering::SeqCst),
-            _ => {}
-        }
-        roster.counted = active;
-        let orders = roster.paused || roster.stopping || roster.staff.present > roster.staff.target;
+        let active = roster.staff.is_active() && circuit != Circuit::Open;
+        roster.staff.count_as(active, &self.core.consumers);
+        let orders = roster.staff.has_orders();
         self.orders.store(orders, Ordering::Release);
         self.attention.store(orders || circuit != Circuit::Closed, Ordering::Release);
     }
@@ -211,29 +207,20 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
         self.core.wake_everyone();
     }
 
-    pub(super) fn hire(&self, roster: &mut Roster) -> std::io::Result<()> {
-        let squad = self.me.upgrade().expect("alive while it is called");
-        if self.core.runtime.is_simulated() {
-            self.hire_simulated(roster, squad);
-            return Ok(());
-        }
-        roster.staff.hire(&self.core.name, move || squad.serve())
+    /// Changes the roster, and makes everybody look at it.
+    fn order<R>(&self, change: impl FnOnce(&mut Roster) -> R) -> R {
+        let mut roster = self.roster.lock();
+        let result = change(&mut roster);
+        self.update(&mut roster);
+        drop(roster);
+        self.alert();
+        result
     }
 
     /// Hands in what was counted once stopped, but not before the handler that ordered the stop is done.
     pub(super) fn retire_simulated(&self, roster: &mut Roster) {
-        if roster.stopping && self.busy.load(Ordering::SeqCst) == 0 {
+        if roster.staff.stopping && self.busy.load(Ordering::SeqCst) == 0 {
             roster.tally.take().into_iter().for_each(|tally| self.core.tallies.worker_ended(&tally));
-        }
-    }
-
-    pub(super) fn hire_simulated(&self, roster: &mut Roster, squad: Arc<Self>) {
-        roster.staff.present += 1;
-        if roster.simulated.is_none() {
-            let weak: Weak<Self> = Arc::downgrade(&squad);
-            self.core.runtime.executor.as_ref().expect("in a simulation").add(weak);
-            roster.tally = Some(self.core.tallies.for_worker());
-            roster.simulated = Some(squad);
         }
     }
 }
@@ -249,7 +236,7 @@ impl<T: Send + Sync + 'static, W: Work<T>> Crew for Squad<T, W> {
 
     fn drainers(&self) -> Option<usize> {
         let roster = self.roster.lock();
-        (!roster.paused && !self.core.has_receivers()).then_some(roster.staff.present)
+        (!roster.staff.paused && !self.core.has_receivers()).then_some(roster.staff.present)
     }
 
     fn workers(&self) -> usize {
@@ -257,39 +244,16 @@ impl<T: Send + Sync + 'static, W: Work<T>> Crew for Squad<T, W> {
     }
 
     fn scale_to(&self, workers: usize) -> Result<(), Error> {
-        let mut roster = self.roster.lock();
-        let mut problems = Vec::new();
-        if workers == 0 {
-            problems.push("0 workers would handle nothing: pause it instead".to_owned());
-        }
-        if roster.stopping {
-            problems.push("it was stopped".to_owned());
-        }
-        Error::unless_none(subject(&self.core.name), problems)?;
-        roster.staff.target = workers;
-        if self.core.runtime.is_simulated() {
-            roster.staff.present = roster.staff.present.min(workers);
-        }
-        let mut hired = Ok(());
-        while roster.staff.present < roster.staff.target && hired.is_ok() {
-            hired = self.hire(&mut roster);
-        }
-        if let Err(error) = hired {
-            roster.staff.target = roster.staff.present;
-            return Err(Error::new(subject(&self.core.name), format!("the system refused a thread: {error}")));
-        }
-        self.update(&mut roster);
-        drop(roster);
-        self.alert();
-        Ok(())
+        let Core { name, runtime, .. } = &*self.core;
+        let squad = self.me.upgrade().expect("alive while it is called");
+        self.order(|roster| {
+            let hire = |staff: &mut Staff| staff.hire(Arc::clone(&squad), Self::serve, name, runtime);
+            roster.staff.scale_to(workers, || subject(name), hire)
+        })
     }
 
     fn pause(&self, paused: bool) {
-        let mut roster = self.roster.lock();
-        roster.paused = paused;
-        self.update(&mut roster);
-        drop(roster);
-        self.alert();
+        self.order(|roster| roster.staff.paused = paused);
     }
 
     fn circuit(&self) -> Option<Circuit> {
@@ -298,25 +262,16 @@ impl<T: Send + Sync + 'static, W: Work<T>> Crew for Squad<T, W> {
 
     fn available_at(&self) -> Option<Timestamp> {
         let roster = self.roster.lock();
-        if roster.paused || roster.stopping {
-            return None;
-        }
-        Some(roster.breaker.as_ref().and_then(Breaker::open_until).unwrap_or_default())
+        let reopens = || roster.breaker.as_ref().and_then(Breaker::open_until).unwrap_or_default();
+        roster.staff.is_active().then(reopens)
     }
 
     fn order_stop(&self) {
-        let mut roster = self.roster.lock();
-        roster.stopping = true;
-        roster.staff.target = 0;
-        if roster.tally.is_some() {
-            roster.staff.present = 0;
-            self.retire_simulated(&mut roster);
-        }
-        let simulated = roster.simulated.take();
-        self.update(&mut roster);
-        drop(roster);
-        drop(simulated);
-        self.alert();
+        drop(self.order(|roster| {
+            let simulated = roster.staff.dismiss();
+            self.retire_simulated(roster);
+            simulated
+        }));
     }
 
     fn join(&self, deadline: Option<Instant>) -> usize {
@@ -328,7 +283,7 @@ impl<T: Send + Sync + 'static, W: Work<T>> Task for Squad<T, W> {
     fn poll(&self) -> bool {
         let (tally, pass) = {
             let mut roster = self.roster.lock();
-            let idle = roster.paused || roster.stopping || self.busy.load(Ordering::SeqCst) >= roster.staff.present;
+            let idle = !roster.staff.is_active() || self.busy.load(Ordering::SeqCst) >= roster.staff.present;
             let Some(tally) = roster.tally.clone().filter(|_| !idle) else { return false };
             let Some(pass) = roster.pass() else { return false };
             (tally, pass)

@@ -1,85 +1,41 @@
-//! Messages one by one, and what their handlers publish only once they have succeeded.
+//! Handlers that publish only once they have succeeded.
 
-use super::work::{Hooks, Stopwatch, Work, panicked};
-use crate::breaker::Sign;
+use super::single::{Answer, Call, answer};
 use crate::message::Message;
-use crate::outcome::{IntoOutcome, Outcome, contained, drop_contained};
-use crate::queue::core::{Core, Nothing, Patience};
-use crate::stats::Tally;
+use crate::outcome::{IntoOutcome, Outcome};
+use crate::queue::core::Core;
 use crate::transaction::Transaction;
 
-pub(super) struct Staging<T, H> {
-    pub(super) handler: H,
-    pub(super) hooks: Hooks<T>,
-}
+pub(super) struct Staging<H>(pub(super) H);
 
-impl<T, H, R> Work<T> for Staging<T, H>
+impl<T, H, R> Call<T> for Staging<H>
 where
     T: Send + Sync + 'static,
     R: IntoOutcome,
     H: Fn(&Message<T>, &mut Transaction) -> R + Send + Sync + 'static,
 {
-    type Hands = Stopwatch;
-    type Load = Message<T>;
+    type Staged = Transaction;
 
-    fn take(
-        &self,
-        core: &Core<T>,
-        _: &mut Stopwatch,
-        _: usize,
-        go_on: impl Fn() -> bool,
-    ) -> Result<Message<T>, Nothing> {
-        core.take(Patience::Forever, go_on)
+    fn stage(&self, core: &Core<T>) -> Transaction {
+        Transaction::new(&core.runtime)
     }
 
-    fn is_ready(&self, _: &Core<T>) -> bool {
-        true
+    fn call(&self, message: &Message<T>, staged: &mut Transaction) -> Answer {
+        answer((self.0)(message, staged))
     }
 
-    fn take_now(&self, core: &Core<T>, _: &mut Stopwatch, _: usize) -> Option<Message<T>> {
-        core.try_take().ok()
-    }
-
-    fn handle(
-        &self,
-        core: &Core<T>,
-        tally: &Tally,
-        watch: &mut Stopwatch,
-        load: &mut Option<Message<T>>,
-        hear: Option<&dyn Fn(Sign)>,
-    ) {
-        let Some(mut message) = load.take() else { return };
-        let mut staged = Transaction::new(&core.runtime);
-        let result = watch.time(&core.runtime.clock, tally, || {
-            contained(|| {
-                if let Some(before) = &self.hooks.before {
-                    before(&message);
-                }
-                (self.handler)(&message, &mut staged).into_outcome()
-            })
-        });
-        let (mut outcome, mut error) = result.unwrap_or_else(|words| panicked(core, message.id(), words));
-        let mut late = false;
-        if outcome == Outcome::Ack && !core.has_ended() {
-            // From here on nobody takes the message away, so what is released belongs to this handling alone.
-            late = core.end_lease(&mut message).is_err();
-            if !late && let Err(refused) = staged.commit() {
-                (outcome, error) = (Outcome::Retry, Some(refused.to_string()));
-            }
+    fn release(core: &Core<T>, message: &mut Message<T>, answer: Answer, staged: Transaction) -> (Answer, bool) {
+        // Once it was reported as left it goes back to its queue.
+        if answer.is_some() || core.has_ended() {
+            return (answer, false);
         }
-        self.hooks.after(&message, &outcome);
-        if let Some(hear) = hear {
-            hear(Sign::of(&outcome));
+        // From here on nobody takes the message away, so what is released belongs to this handling alone.
+        if core.end_lease(message).is_err() {
+            return (answer, true);
         }
-        if late {
-            return drop_contained(message);
+        match staged.commit() {
+            Ok(()) => (answer, false),
+            Err(refused) => (Some(Box::new((Outcome::Retry, Some(refused.to_string())))), false),
         }
-        let verdict = core.judge(&mut message, outcome, error);
-        self.hooks.settle(core, message, verdict, tally);
-    }
-
-    #[cold]
-    fn give_back(&self, core: &Core<T>, _: &mut Stopwatch, message: Message<T>) {
-        core.restore(vec![message]);
     }
 }

@@ -27,10 +27,10 @@ pub(super) trait Work<T: Send + Sync + 'static>: Send + Sync + 'static {
     type Hands: Default;
     /// What was taken, as far as it is not in the hands.
     type Load;
-    /// Takes what is there in the common case; `None` says nothing, [`Work::take`] follows.
+    /// Takes what is there in the common case; `false` says nothing, [`Work::take`] follows.
     #[inline]
-    fn take_quickly(&self, _: &Core<T>) -> Option<Self::Load> {
-        None
+    fn take_quickly(&self, _: &Core<T>, _: &mut Option<Self::Load>) -> bool {
+        false
     }
     /// Waits for something to handle: at most `limit` messages.
     fn take(

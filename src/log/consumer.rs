@@ -42,7 +42,8 @@ impl<T: Send + Sync + 'static> GroupConsumerBuilder<T> {
     /// [`Outcome`](crate::Outcome) says itself. A panic is a failed attempt.
     ///
     /// # Errors
-    /// Zero workers, a group that was removed, a log that is closed, or a system that refuses the threads.
+    /// Zero workers, a group that was removed, a log that is closed, or a system that refuses a thread: none runs
+    /// then.
     pub fn start<R, H>(self, handler: H) -> Result<Consumer, Error>
     where
         R: IntoOutcome,

@@ -5,7 +5,7 @@ use super::consumer::Work;
 use super::core::GroupCore;
 use crate::breaker::Circuit;
 use crate::clock::Timestamp;
-use crate::consumer::{Crew, Staff, join};
+use crate::consumer::{Crew, Staff, hire_first, join};
 use crate::deadlock::QueueRef;
 use crate::error::Error;
 use crate::scheduler::TimedId;
@@ -35,14 +35,8 @@ pub(super) struct Squad<T, W> {
 #[derive(Default)]
 struct Roster {
     staff: Staff,
-    paused: bool,
-    stopping: bool,
-    /// Among the group's active consumers.
-    counted: bool,
     /// Does not count among the group's members any more.
     left: bool,
-    /// Keeps the consumer alive where no thread does.
-    simulated: Option<Arc<dyn Task>>,
 }
 
 impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
@@ -55,19 +49,14 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
             me: Weak::clone(me),
             roster: Mutex::default(),
             changed: Condvar::new(),
-            attention: AtomicBool::new(false),
+            // Nobody takes anything before all of the first workers have been hired.
+            attention: AtomicBool::new(true),
             busy: AtomicUsize::new(0),
         });
         let crew: Weak<Self> = Arc::downgrade(&squad);
         squad.group.shelf.runtime.enlist(crew);
-        match squad.scale_to(workers) {
-            Ok(()) => Ok(squad),
-            Err(error) => {
-                squad.order_stop();
-                squad.join(None);
-                Err(error)
-            }
-        }
+        hire_first(&*squad, workers)?;
+        Ok(squad)
     }
 
     fn identity(&self) -> QueueRef {
@@ -100,11 +89,11 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
         self.group.stand_back();
         let mut roster = self.roster.lock();
         loop {
-            if roster.stopping || roster.staff.present > roster.staff.target {
+            if roster.staff.is_too_large() {
                 self.strike_off(&mut roster);
                 return false;
             }
-            if !roster.paused {
+            if !roster.staff.paused {
                 return true;
             }
             self.changed.wait(&mut roster);
@@ -129,16 +118,10 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
     }
 
     fn update(&self, roster: &mut Roster) {
-        let active = !roster.paused && !roster.stopping;
-        match (roster.counted, active) {
-            (false, true) => _ = self.group.consumers.fetch_add(1, Ordering::SeqCst),
-            (true, false) => _ = self.group.consumers.fetch_sub(1, Ordering::SeqCst),
-            _ => {}
-        }
-        roster.counted = active;
-        let orders = roster.paused || roster.stopping || roster.staff.present > roster.staff.target;
-        self.attention.store(orders, Ordering::Release);
-        if roster.stopping && roster.staff.present == 0 && !std::mem::replace(&mut roster.left, true) {
+        let active = roster.staff.is_active();
+        roster.staff.count_as(active, &self.group.consumers);
+        self.attention.store(roster.staff.has_orders(), Ordering::Release);
+        if roster.staff.stopping && roster.staff.present == 0 && !std::mem::replace(&mut roster.left, true) {
             self.group.leave();
         }
     }
@@ -150,18 +133,14 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
         self.group.shelf.runtime.note_progress();
     }
 
-    fn hire(&self, roster: &mut Roster) -> std::io::Result<()> {
-        let squad = self.me.upgrade().expect("alive while it is called");
-        if let Some(executor) = &self.group.shelf.runtime.executor {
-            roster.staff.present += 1;
-            if roster.simulated.is_none() {
-                let weak: Weak<Self> = Arc::downgrade(&squad);
-                executor.add(weak);
-                roster.simulated = Some(squad);
-            }
-            return Ok(());
-        }
-        roster.staff.hire(&self.group.full_name, move || squad.serve())
+    /// Changes the roster, and makes everybody look at it.
+    fn order<R>(&self, change: impl FnOnce(&mut Roster) -> R) -> R {
+        let mut roster = self.roster.lock();
+        let result = change(&mut roster);
+        self.update(&mut roster);
+        drop(roster);
+        self.alert();
+        result
     }
 }
 
@@ -176,7 +155,7 @@ impl<T: Send + Sync + 'static, W: Work<T>> Crew for Squad<T, W> {
 
     fn drainers(&self) -> Option<usize> {
         let roster = self.roster.lock();
-        (!roster.paused).then_some(roster.staff.present)
+        (!roster.staff.paused).then_some(roster.staff.present)
     }
 
     fn workers(&self) -> usize {
@@ -184,40 +163,16 @@ impl<T: Send + Sync + 'static, W: Work<T>> Crew for Squad<T, W> {
     }
 
     fn scale_to(&self, workers: usize) -> Result<(), Error> {
-        let mut roster = self.roster.lock();
-        let mut problems = Vec::new();
-        if workers == 0 {
-            problems.push("0 workers would handle nothing: pause it instead".to_owned());
-        }
-        if roster.stopping {
-            problems.push("it was stopped".to_owned());
-        }
-        Error::unless_none(subject(&self.group.full_name), problems)?;
-        roster.staff.target = workers;
-        if self.group.shelf.runtime.is_simulated() {
-            roster.staff.present = roster.staff.present.min(workers);
-        }
-        let mut hired = Ok(());
-        while roster.staff.present < roster.staff.target && hired.is_ok() {
-            hired = self.hire(&mut roster);
-        }
-        if let Err(error) = hired {
-            roster.staff.target = roster.staff.present;
-            let problem = format!("the system refused a thread: {error}");
-            return Err(Error::new(subject(&self.group.full_name), problem));
-        }
-        self.update(&mut roster);
-        drop(roster);
-        self.alert();
-        Ok(())
+        let GroupCore { full_name, shelf, .. } = &*self.group;
+        let squad = self.me.upgrade().expect("alive while it is called");
+        self.order(|roster| {
+            let hire = |staff: &mut Staff| staff.hire(Arc::clone(&squad), Self::serve, full_name, &shelf.runtime);
+            roster.staff.scale_to(workers, || subject(full_name), hire)
+        })
     }
 
     fn pause(&self, paused: bool) {
-        let mut roster = self.roster.lock();
-        roster.paused = paused;
-        self.update(&mut roster);
-        drop(roster);
-        self.alert();
+        self.order(|roster| roster.staff.paused = paused);
     }
 
     fn circuit(&self) -> Option<Circuit> {
@@ -225,22 +180,11 @@ impl<T: Send + Sync + 'static, W: Work<T>> Crew for Squad<T, W> {
     }
 
     fn available_at(&self) -> Option<Timestamp> {
-        let roster = self.roster.lock();
-        (!roster.paused && !roster.stopping).then(Timestamp::default)
+        self.roster.lock().staff.is_active().then(Timestamp::default)
     }
 
     fn order_stop(&self) {
-        let mut roster = self.roster.lock();
-        roster.stopping = true;
-        roster.staff.target = 0;
-        if self.group.shelf.runtime.is_simulated() {
-            roster.staff.present = 0;
-        }
-        let simulated = roster.simulated.take();
-        self.update(&mut roster);
-        drop(roster);
-        drop(simulated);
-        self.alert();
+        drop(self.order(|roster| roster.staff.dismiss()));
     }
 
     fn join(&self, deadline: Option<Instant>) -> usize {
@@ -253,7 +197,7 @@ impl<T: Send + Sync + 'static, W: Work<T>> Task for Squad<T, W> {
     fn poll(&self) -> bool {
         let idle = {
             let roster = self.roster.lock();
-            roster.paused || roster.stopping || self.busy.load(Ordering::SeqCst) >= roster.staff.present
+            !roster.staff.is_active() || self.busy.load(Ordering::SeqCst) >= roster.staff.present
         };
         let claim = if idle { None } else { self.group.try_claim(self.work.want()) };
         let Some(claim) = claim else { return false };

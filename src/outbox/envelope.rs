@@ -127,6 +127,20 @@ impl Envelope {
 impl Row {
     /// The message as it was put, or why that cannot be told.
     pub(crate) fn unpack<T, C: Codec<T>>(&self, codec: &C) -> Result<Message<T>, String> {
+        self.unpack_with(codec, Envelope::with_times)
+    }
+
+    /// As [`Row::unpack`], for virtual time: that knows nothing of when the message was put, so delay and time to
+    /// live begin anew.
+    pub(crate) fn unpack_anew<T, C: Codec<T>>(&self, codec: &C) -> Result<Message<T>, String> {
+        self.unpack_with(codec, Envelope::with_times_anew)
+    }
+
+    fn unpack_with<T, C: Codec<T>>(
+        &self,
+        codec: &C,
+        with_times: impl FnOnce(&Envelope, Message<T>) -> Message<T>,
+    ) -> Result<Message<T>, String> {
         let envelope = self.envelope.as_ref().map_err(|Unreadable(problem)| format!("unreadable: {problem}"))?;
         let Envelope { payload, headers, ordering_key, .. } = envelope;
         if envelope.codec != codec.name() {
@@ -146,7 +160,7 @@ impl Row {
         if envelope.priority > 0 {
             message = message.with_priority(u8::try_from(envelope.priority).unwrap_or(u8::MAX));
         }
-        Ok(envelope.with_times(message))
+        Ok(with_times(envelope, message))
     }
 
     pub(crate) fn routing_key(&self) -> &str {
@@ -168,6 +182,18 @@ impl Envelope {
             let ttl = Duration::from_micros(ttl.max(0) as u64);
             // It counts from the delivery time, if there is one, and goes on while the row waits.
             message = message.with_ttl(ttl.saturating_sub(deliver_at.unwrap_or(created).age()));
+        }
+        message
+    }
+
+    fn with_times_anew<T>(&self, mut message: Message<T>) -> Message<T> {
+        let between =
+            |earlier: Micros, later: Micros| Duration::from_micros(later.0.saturating_sub(earlier.0).max(0) as u64);
+        if let Some(at) = self.deliver_at {
+            message = message.with_delay(between(self.created, at));
+        }
+        if let Some(ttl) = self.ttl {
+            message = message.with_ttl(between(Micros(0), Micros(ttl)));
         }
         message
     }

@@ -1,4 +1,4 @@
-//! What a relay needs of a database.
+//! What the tables look like in every database, and what a relay needs of one.
 
 use crate::outbox::envelope::{Micros, Row};
 use crate::outbox::error::OutboxError;
@@ -12,6 +12,86 @@ pub(crate) const VERSION: i64 = 1;
 pub(crate) const WAITING: i16 = 0;
 pub(crate) const DONE: i16 = 1;
 pub(crate) const DEAD: i16 = 2;
+
+/// The columns of an [`Envelope`](crate::outbox::envelope::Envelope), in the order of its fields.
+pub(crate) const ENVELOPE: &str =
+    "topic, routing_key, ordering_key, headers, priority, codec, payload, created_us, deliver_us, ttl_us";
+
+/// The columns of a [`DeadRow`], in the order of its fields.
+pub(crate) const SHOWN: &str = "id, topic, routing_key, ordering_key, payload, reason, created_us, ended_us";
+
+/// So many rows are deleted in one transaction, so that others need not wait for long.
+pub(crate) const PRUNE_AT_ONCE: usize = 1000;
+
+/// What a database calls the kinds of its columns.
+pub(crate) struct Kinds {
+    /// A number that it gives itself, upwards.
+    pub(crate) id: &'static str,
+    /// 64 bits.
+    pub(crate) long: &'static str,
+    /// 16 bits.
+    pub(crate) short: &'static str,
+    pub(crate) bytes: &'static str,
+}
+
+/// The statements that create an outbox's tables, but for the one row of `{table}_version`.
+pub(crate) fn ddl(table: &str, kinds: &Kinds) -> String {
+    let index = without_schema(table);
+    let Kinds { id, long, short, bytes } = kinds;
+    format!(
+        "CREATE TABLE IF NOT EXISTS {table} (
+    id {id},
+    topic TEXT NOT NULL,
+    routing_key TEXT NOT NULL,
+    ordering_key TEXT,
+    headers TEXT, -- a JSON object
+    priority {short} NOT NULL,
+    codec TEXT NOT NULL,
+    payload {bytes} NOT NULL,
+    created_us {long} NOT NULL, -- microseconds since 1970, as all times here
+    deliver_us {long},
+    ttl_us {long},
+    state {short} NOT NULL DEFAULT {WAITING}, -- {WAITING} waiting, {DONE} done, {DEAD} dead
+    ended_us {long},
+    reason TEXT
+);
+CREATE INDEX IF NOT EXISTS {index}_waiting ON {table} (topic, id) WHERE state = {WAITING};
+CREATE INDEX IF NOT EXISTS {index}_ended ON {table} (state, ended_us) WHERE state <> {WAITING};
+CREATE TABLE IF NOT EXISTS {table}_relay ( -- who publishes, by topic
+    topic TEXT PRIMARY KEY,
+    owner TEXT NOT NULL,
+    term {long} NOT NULL,
+    until_us {long} NOT NULL,
+    length_us {long} NOT NULL
+);
+CREATE TABLE IF NOT EXISTS {table}_version (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    version {long} NOT NULL,
+    number {long} NOT NULL -- makes the ids of its messages different from other tables'
+);
+"
+    )
+}
+
+/// An index lies in its table's schema and is named without it.
+pub(crate) fn without_schema(table: &str) -> &str {
+    table.split_once('.').map_or(table, |(_, name)| name)
+}
+
+/// The number that tells a table's messages from other tables', out of the version and number found in it.
+pub(crate) fn checked_number(table: &str, found: Option<(i64, i64)>) -> Result<i64, OutboxError> {
+    let (table, operation) = (table.to_owned(), "check version");
+    match found {
+        Some((VERSION, number)) => Ok(number),
+        Some((found, _)) => Err(OutboxError::Version { table, operation, found, expected: VERSION }),
+        None => Err(OutboxError::Missing { table, operation }),
+    }
+}
+
+/// Why a put has inserted nothing, by what came of a look at the table's number.
+pub(crate) fn not_put(table: &str, number: Result<i64, OutboxError>) -> OutboxError {
+    number.err().unwrap_or_else(|| OutboxError::Missing { table: table.to_owned(), operation: "put" })
+}
 
 /// An open connection to an outbox's tables.
 pub(crate) trait Table: Send {

@@ -169,12 +169,10 @@ impl<T: Send + Sync + 'static> Queue<T> {
         &self,
         messages: impl IntoIterator<Item = M>,
     ) -> Result<usize, BatchError<T, SendError<T>>> {
-        let messages = messages.into_iter().map(|message| {
-            let mut message = message.into();
-            self.core.stamp(&mut message);
-            message
-        });
-        in_chunks(messages, |chunk| self.core.accept_chunk(chunk).map_err(|refused| self.core.send_error(refused)))
+        in_chunks(messages.into_iter(), |chunk| {
+            self.core.runtime.prepare_all(chunk.iter_mut());
+            self.core.accept_chunk(chunk).map_err(|refused| self.core.send_error(refused))
+        })
     }
 
     #[inline]
@@ -214,14 +212,15 @@ impl<T: Send + Sync + 'static> Queue<T> {
     #[inline]
     pub fn recv(&self) -> Result<Delivery<T>, RecvError> {
         self.core.note_receiver();
-        let next = match self.core.take_plain() {
-            None => self.core.take(Patience::Forever, || true).map_err(|nothing| match nothing {
+        let mut delivery = Delivery::none_yet(Arc::clone(&self.core));
+        if !self.core.take_plain(delivery.slot()) {
+            let next = self.core.take(Patience::Forever, || true).map_err(|nothing| match nothing {
                 Nothing::Deadlock => RecvError::Deadlock,
                 _ => RecvError::Closed,
-            })?,
-            Some(message) => message,
-        };
-        Ok(self.deliver(next))
+            })?;
+            *delivery.slot() = Some(next);
+        }
+        Ok(delivery)
     }
 
     /// The next message, if one is ready now.
@@ -529,21 +528,25 @@ impl<T: Send + Sync + 'static> Core<T> {
 /// Sends messages in chunks through `accept`, which leaves in the chunk what it did not reach. On refusal:
 /// how many were accepted, why the next was not, and the rest. The iterator is the caller's code, so it
 /// runs outside all locks.
-pub(crate) fn in_chunks<T, E>(
-    mut messages: impl Iterator<Item = Message<T>>,
+pub(crate) fn in_chunks<T, M: Into<Message<T>>, E>(
+    mut messages: impl Iterator<Item = M>,
     mut accept: impl FnMut(&mut Chunk<Message<T>>) -> Result<(), E>,
 ) -> Result<usize, BatchError<T, E>> {
     let mut chunk = Chunk::new();
     let mut accepted = 0;
     loop {
-        chunk.extend(messages.by_ref().take(chunk_len::<Message<T>>()));
+        chunk.extend(messages.by_ref().take(chunk_len::<Message<T>>()).map(Into::into));
         let n = chunk.len();
         if n == 0 {
             return Ok(accepted);
         }
         if let Err(cause) = accept(&mut chunk) {
             accepted += n - chunk.len() - 1;
-            return Err(BatchError { accepted, cause, rest: chunk.into_iter().chain(messages).collect() });
+            return Err(BatchError {
+                accepted,
+                cause,
+                rest: chunk.into_iter().chain(messages.map(Into::into)).collect(),
+            });
         }
         accepted += n;
     }

@@ -51,6 +51,17 @@ pub(super) enum Failure {
 /// Items another connection has inserted.
 pub(super) type Arrival = (StreamId, Range<Seq>);
 
+/// What comes of a transaction, in memory that the next one uses again.
+#[derive(Default)]
+pub(super) struct Results {
+    /// The places of what was inserted.
+    pub(super) seqs: Vec<Seq>,
+    /// Which of them belong to which entry.
+    pub(super) answers: Vec<Outcome>,
+    /// What others inserted before.
+    pub(super) arrivals: Vec<Arrival>,
+}
+
 impl<'c> Committer<'c> {
     pub(super) fn new(connection: &'c Connection) -> Result<Self, StoreError> {
         let mut committer = Self {
@@ -70,19 +81,16 @@ impl<'c> Committer<'c> {
         Ok(committer)
     }
 
-    /// One transaction for all of it. `seqs` gets the places of what was inserted, `answers` which of them belong
-    /// to which entry; `arrivals` what others inserted before.
+    /// One transaction for all of it.
     pub(super) fn commit(
         &mut self,
         entries: &[Entry],
         durability: Durability,
-        seqs: &mut Vec<Seq>,
-        answers: &mut Vec<Outcome>,
-        arrivals: &mut Vec<Arrival>,
+        results: &mut Results,
     ) -> Result<(), Failure> {
         self.set_durability(durability).map_err(Failure::RolledBack)?;
         self.begin()?;
-        let done = self.fill(entries, durability, seqs, answers, arrivals);
+        let done = self.fill(entries, durability, results);
         match done.and_then(|()| Ok(self.sql.commit.raw_execute()?)) {
             Ok(_) => {
                 self.committed(durability);
@@ -119,14 +127,8 @@ impl<'c> Committer<'c> {
         Ok(())
     }
 
-    fn fill(
-        &mut self,
-        entries: &[Entry],
-        durability: Durability,
-        seqs: &mut Vec<Seq>,
-        answers: &mut Vec<Outcome>,
-        arrivals: &mut Vec<Arrival>,
-    ) -> Result<(), StoreError> {
+    fn fill(&mut self, entries: &[Entry], durability: Durability, results: &mut Results) -> Result<(), StoreError> {
+        let Results { seqs, answers, arrivals } = results;
         let before = self.connection.total_changes();
         self.look(arrivals)?;
         for entry in entries {

@@ -3,7 +3,7 @@
 //! It takes all that has arrived, makes one transaction of it, tells everybody, and looks again; whatever came
 //! meanwhile shares the next transaction. That is the group commit: its size follows the load by itself.
 
-use super::commit::{Arrival, Committer, Failure, Outcome};
+use super::commit::{Committer, Failure, Results};
 use super::error::StoreError;
 use super::inbox::{Done, Entry, Work, bytes_of};
 use super::item::Seq;
@@ -91,11 +91,9 @@ struct Writer<'a> {
     entries: Vec<Entry>,
     /// Nobody waits for these, and they did not get in for want of space.
     held_back: Vec<Entry>,
-    seqs: Vec<Seq>,
-    answers: Vec<Outcome>,
+    results: Results,
     /// Whoever waits for these is yet to be woken.
     given: Vec<Answer>,
-    arrivals: Vec<Arrival>,
     tidy: bool,
     page_bytes: u64,
 }
@@ -109,10 +107,8 @@ impl<'a> Writer<'a> {
             committer,
             entries: Vec::new(),
             held_back: Vec::new(),
-            seqs: Vec::new(),
-            answers: Vec::new(),
+            results: Results::default(),
             given: Vec::new(),
-            arrivals: Vec::new(),
             tidy: true,
             page_bytes: page_bytes.into(),
         }
@@ -167,11 +163,10 @@ impl<'a> Writer<'a> {
         let durability = self.entries.iter().map(|entry| entry.durability).max().unwrap_or(Durability::Buffered);
         let mut attempts = 0;
         loop {
-            self.seqs.clear();
-            self.answers.clear();
+            self.results.seqs.clear();
+            self.results.answers.clear();
             let turn = self.shared.turn.writer();
-            let (seqs, answers, arrivals) = (&mut self.seqs, &mut self.answers, &mut self.arrivals);
-            let done = self.committer.commit(&self.entries, durability, seqs, answers, arrivals);
+            let done = self.committer.commit(&self.entries, durability, &mut self.results);
             drop(turn);
             match done {
                 Ok(()) => {
@@ -213,7 +208,7 @@ impl<'a> Writer<'a> {
     }
 
     fn tell_arrivals(&mut self) {
-        for (stream, seqs) in self.arrivals.drain(..) {
+        for (stream, seqs) in self.results.arrivals.drain(..) {
             if let Some(watcher) = self.shared.watcher() {
                 let _ = catch_unwind(AssertUnwindSafe(|| watcher(stream, seqs)));
             }
@@ -222,8 +217,9 @@ impl<'a> Writer<'a> {
 
     fn answer_all(&mut self) {
         // The answers first: somebody waits for them, and for the payloads' memory nobody does.
-        for (entry, result) in self.entries.iter_mut().zip(self.answers.drain(..)) {
-            self.given.extend(answer(entry.done.take(), result.map(|range| &self.seqs[range])));
+        let Results { seqs, answers, .. } = &mut self.results;
+        for (entry, result) in self.entries.iter_mut().zip(answers.drain(..)) {
+            self.given.extend(answer(entry.done.take(), result.map(|range| &seqs[range])));
         }
         self.given.clear();
         self.entries.clear();
@@ -255,7 +251,7 @@ impl<'a> Writer<'a> {
         if self.shared.status.broken().is_some() {
             return;
         }
-        if let Err(error) = self.committer.look(&mut self.arrivals) {
+        if let Err(error) = self.committer.look(&mut self.results.arrivals) {
             self.shared.status.troubled(&error);
         }
         self.tell_arrivals();

@@ -220,9 +220,7 @@ impl<T: Send + Sync + 'static> Topic<T> {
         let text = Text::new(key.as_ref());
         let messages = messages.into_iter().map(|message| {
             let mut message = message.into();
-            if !self.core.refuses_duplicates() {
-                self.core.stamp(&mut message, text.clone());
-            }
+            message.routing_key = text.clone();
             message
         });
         in_chunks(messages, |chunk| self.core.publish_chunk(&text, chunk))

@@ -1,11 +1,11 @@
 //! The way of a message from a producer into what takes it.
 
 use super::accept::{accept_all, accept_logged, accept_one, refusal_error};
-use super::route::{Found, LANES, Lane, Route, Unresolved, Wide};
+use super::route::{Found, Known, LANES, Lane, Route, Unresolved, Wide};
 use super::{Receipt, TopicCore};
 use crate::deadlock::QueueRef;
 use crate::error::{PublishError, Refused};
-use crate::message::{Message, MessageId, Text};
+use crate::message::{Message, MessageId, Stamp, Text};
 use crate::queue::core::{Core, Patience, Refusal};
 use crate::queue::throttle::Throttle;
 use crate::runtime::thread_slot;
@@ -29,39 +29,53 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         patience: Patience,
     ) -> Result<Receipt, PublishError<T>> {
         let given = message.id != MessageId::default();
-        self.stamp(&mut message, Text::new(key));
-        let id = message.id;
+        let stamp = self.runtime.stamp_for(&message);
         if self.limited.load(Ordering::Relaxed) {
+            self.stamp_with(&mut message, stamp, Text::new(key));
             return self.publish_limited(message, given, patience);
         }
         // The common case: a key that is known to lead to one plain queue, which has room. No user code runs
         // under these locks, and nothing waits.
         let mut lane = self.lanes[thread_slot() % LANES].lock();
-        let known = lane.known(self, &message.routing_key);
-        if let Some((Route::One(queue), published)) = known {
-            if let Some(mut place) = queue.place_for(&mut message) {
-                place.chunk().push_back(message);
-                queue.placed(place);
-                *published += 1;
-                return Ok(Receipt { id, routed: 1 });
+        match lane.known(self, key) {
+            Some(Known { route: Route::One(queue), key: known, published }) => {
+                self.stamp_with(&mut message, stamp, known.clone());
+                if let Some(mut place) = queue.place_for(&mut message) {
+                    place.chunk().push_back(message);
+                    queue.placed(place);
+                    *published += 1;
+                    return Ok(Receipt { id: stamp.id, routed: 1 });
+                }
+                if queue.is_ordered() && !message.is_timed() && !queue.is_durable() {
+                    let queue = Arc::clone(queue);
+                    *published += 1;
+                    drop(lane);
+                    return self.publish_in_order(&queue, message, patience);
+                }
             }
-            if queue.is_ordered() && !message.is_timed() && !queue.is_durable() {
-                let queue = Arc::clone(queue);
-                *published += 1;
-                drop(lane);
-                return self.publish_in_order(&queue, message, patience);
+            Some(Known { route: Route::Ring(_), key: known, .. }) => {
+                self.stamp_with(&mut message, stamp, known.clone());
+                if !is_special(&message) {
+                    return self.broadcast(lane, key, message, patience);
+                }
             }
-        } else if matches!(known, Some((Route::Ring(_), _))) && !is_special(&message) {
-            return self.broadcast(lane, message, patience);
+            _ => self.stamp_with(&mut message, stamp, Text::new(key)),
         }
         drop(lane);
         self.publish_otherwise(message, patience)
+    }
+
+    #[inline]
+    fn stamp_with(&self, message: &mut Message<T>, stamp: Stamp, key: Text) {
+        self.runtime.prepare_with(message, stamp);
+        message.routing_key = key;
     }
 
     /// As [`TopicCore::publish`], for a key that is known to lead to the subscribers of one topic.
     fn broadcast(
         &self,
         lane: MutexGuard<'_, Lane<T>>,
+        key: &str,
         message: Message<T>,
         patience: Patience,
     ) -> Result<Receipt, PublishError<T>> {
@@ -69,7 +83,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         // What it replaces in the ring is dropped when no lock is held any more: after the lane.
         let mut waste = Waste::new();
         let mut lane = lane;
-        if let Some((Route::Ring(ring), published)) = lane.known(self, &message.routing_key)
+        if let Some(Known { route: Route::Ring(ring), published, .. }) = lane.known(self, key)
             && let Some(room) = ring.room()
         {
             ring.put(room, message, &mut waste);
@@ -155,6 +169,14 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
     }
 
     pub(super) fn publish_chunk(&self, key: &Text, chunk: &mut VecDeque<Message<T>>) -> Result<(), PublishError<T>> {
+        if self.refuses_duplicates() {
+            // A duplicate is told by the id it was given.
+            while let Some(message) = chunk.pop_front() {
+                self.publish(key.as_str(), message, Patience::Forever)?;
+            }
+            return Ok(());
+        }
+        self.runtime.prepare_all(chunk.iter_mut());
         let n = chunk.len();
         let mut outdated = Vec::new();
         let route = self.lanes[thread_slot() % LANES].lock().look_up(self, key, &mut outdated).clone();
@@ -170,10 +192,6 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             return result;
         }
         while let Some(message) = chunk.pop_front() {
-            if self.refuses_duplicates() {
-                self.publish(key.as_str(), message, Patience::Forever)?;
-                continue;
-            }
             let message = if limited { self.admit(message)? } else { message };
             if let Err(error) = self.publish_slowly(&route, message, Patience::Forever) {
                 if limited {

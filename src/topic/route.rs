@@ -22,10 +22,18 @@ pub(super) struct Lane<T> {
     pub(super) version: u64,
     /// By routing key, the position in `routes`.
     pub(super) index: AHashMap<Box<str>, usize>,
-    pub(super) routes: Vec<Route<T>>,
-    /// The latest key and its position: producers repeat themselves.
-    pub(super) latest: (Text, usize),
+    pub(super) routes: Vec<(Text, Route<T>)>,
+    /// The position that was asked for last: producers repeat themselves.
+    pub(super) latest: usize,
     pub(super) published: u64,
+}
+
+/// What a lane remembers of a routing key.
+pub(super) struct Known<'a, T> {
+    pub(super) route: &'a Route<T>,
+    pub(super) key: &'a Text,
+    /// The count of what was published.
+    pub(super) published: &'a mut u64,
 }
 
 /// Where a routing key leads.
@@ -51,44 +59,53 @@ pub(super) struct Wide<T> {
 
 impl<T: Send + Sync + 'static> Lane<T> {
     pub(super) fn new() -> Self {
-        Self { version: 0, index: AHashMap::new(), routes: Vec::new(), latest: (Text::EMPTY, 0), published: 0 }
+        Self { version: 0, index: AHashMap::new(), routes: Vec::new(), latest: 0, published: 0 }
     }
 
-    /// The route of a key, if it was looked up before and nothing has been bound since; and the count of
-    /// what was published.
+    /// The route of a key, if it was looked up before and nothing has been bound since.
+    ///
+    /// The key comes back as the lane keeps it: one that was just put together, byte by byte, is slow to copy.
     #[inline]
-    pub(super) fn known(&mut self, topic: &TopicCore<T>, key: &Text) -> Option<(&Route<T>, &mut u64)> {
+    pub(super) fn known(&mut self, topic: &TopicCore<T>, key: &str) -> Option<Known<'_, T>> {
         if self.version != topic.runtime.routes_version.load(Ordering::Acquire) {
             return None;
         }
-        if self.latest.0 != *key {
-            let position = *self.index.get(key.as_str())?;
-            self.latest = (key.clone(), position);
+        if !self.is_latest(key) {
+            self.latest = *self.index.get(key)?;
         }
-        Some((self.routes.get(self.latest.1)?, &mut self.published))
+        let (key, route) = self.routes.get(self.latest)?;
+        Some(Known { route, key, published: &mut self.published })
     }
 
-    pub(super) fn look_up(&mut self, topic: &TopicCore<T>, key: &Text, outdated: &mut Vec<Route<T>>) -> &Route<T> {
+    #[inline]
+    fn is_latest(&self, key: &str) -> bool {
+        self.routes.get(self.latest).is_some_and(|(latest, _)| latest.as_bytes() == key.as_bytes())
+    }
+
+    pub(super) fn look_up(&mut self, topic: &TopicCore<T>, key: &Text, outdated: &mut Vec<Outdated<T>>) -> &Route<T> {
         let version = topic.runtime.routes_version.load(Ordering::Acquire);
         if self.version != version || self.routes.len() > REMEMBERED_ROUTES {
             self.index.clear();
             outdated.append(&mut self.routes);
             self.version = version;
         }
-        if self.routes.is_empty() || self.latest.0 != *key {
+        if !self.is_latest(key.as_str()) {
             let position = self.index.get(key.as_str()).copied();
-            self.latest = (key.clone(), position.unwrap_or_else(|| self.learn(topic, key.as_str())));
+            self.latest = position.unwrap_or_else(|| self.learn(topic, key));
         }
-        &self.routes[self.latest.1]
+        &self.routes[self.latest].1
     }
 
     #[cold]
-    pub(super) fn learn(&mut self, topic: &TopicCore<T>, key: &str) -> usize {
-        self.index.insert(key.into(), self.routes.len());
-        self.routes.push(topic.resolve(key));
+    pub(super) fn learn(&mut self, topic: &TopicCore<T>, key: &Text) -> usize {
+        self.index.insert(key.as_str().into(), self.routes.len());
+        self.routes.push((key.clone(), topic.resolve(key.as_str())));
         self.routes.len() - 1
     }
 }
+
+/// What a lane has forgotten.
+pub(super) type Outdated<T> = (Text, Route<T>);
 
 impl<T> Clone for Route<T> {
     fn clone(&self) -> Self {

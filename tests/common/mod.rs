@@ -5,6 +5,7 @@
 pub(crate) mod store;
 #[cfg(shuttle)]
 pub(crate) mod interleavings;
+pub(crate) mod log;
 
 use std::sync::Once;
 use std::sync::mpsc;

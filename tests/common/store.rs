@@ -1,8 +1,11 @@
 //! For tests of what is kept in a file.
 
-use postroom::store::{Item, Row};
+use postroom::store::{Item, Limit, Options, Row, Store, StreamId};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// No limit.
+pub(crate) const ALL: Limit = Limit { items: usize::MAX, bytes: usize::MAX };
 
 /// A folder of its own, gone in the end.
 pub(crate) struct Folder(PathBuf);
@@ -34,4 +37,12 @@ pub(crate) fn item(payload: &str) -> Item {
 
 pub(crate) fn payloads(rows: &[Row]) -> Vec<String> {
     rows.iter().map(|row| String::from_utf8_lossy(&row.item.payload).into_owned()).collect()
+}
+
+pub(crate) fn open(folder: &Folder) -> Store {
+    Store::open(folder.file(), Options::new()).expect("the file is free")
+}
+
+pub(crate) fn queue(store: &Store) -> StreamId {
+    store.declare("queue", "orders", "").unwrap()
 }

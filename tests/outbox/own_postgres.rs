@@ -29,6 +29,27 @@ fn receive(queue: &Queue<u64>) -> u64 {
 }
 
 #[test]
+fn a_simulation_takes_only_relays_that_listen_to_nobody() {
+    let Some(lab) = PostgresLab::new("in_a_simulation") else { return };
+    let (broker, simulation) = Broker::simulated(1);
+    let topic = broker.topic(ORDERS).declare().unwrap();
+    let queue: Queue<u64> = broker.queue("billing").declare().unwrap();
+    topic.bind(&queue, "#").unwrap();
+    let error = lab.relay(&broker).topic(&topic).start().unwrap_err();
+    assert!(error.to_string().contains("no thread that could listen"), "{error}");
+
+    let quiet = PostgresOutbox::new("outbox").unwrap().without_notify();
+    let url = lab.url.clone();
+    let relay = quiet.relay(&broker, move || Client::connect(&url, NoTls)).topic(&topic).start().unwrap();
+    lab.put("orders", (0..3).map(|n| ("k", Message::new(n))).collect(), true);
+    quiet.notify();
+    simulation.run_until_idle();
+    assert_eq!([receive(&queue), receive(&queue), receive(&queue)], [0, 1, 2]);
+    assert!(relay.stop(LONG));
+    assert_eq!(lab.stats().done, 3);
+}
+
+#[test]
 fn a_lower_id_that_is_committed_later_is_not_skipped() {
     let Some(lab) = PostgresLab::new("late_commit") else { return };
     within(Duration::from_secs(60), move || {

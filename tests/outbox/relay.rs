@@ -483,8 +483,6 @@ fn a_table_that_vanishes_is_an_error_that_is_told_and_waited_out(lab: &impl Lab)
 
 fn a_relay_that_makes_no_sense_does_not_start(lab: &impl Lab) {
     let (broker, topic, _queue) = post(Retry::none());
-    let (simulated, _simulation) = Broker::simulated(1);
-    let virtual_topic: Topic<u64> = simulated.topic("orders").declare().unwrap();
     let (ended, topic_of_ended, _) = post(Retry::none());
     let _ = ended.shutdown(Duration::ZERO);
     let other = Broker::new();
@@ -493,7 +491,6 @@ fn a_relay_that_makes_no_sense_does_not_start(lab: &impl Lab) {
         (lab.relay(&broker).topic(&topic).topic(&topic), "given twice"),
         (lab.relay(&broker).topic(&topic).window(0), "1 at least"),
         (lab.relay(&broker).topic(&topic).lease(Duration::ZERO), "lease"),
-        (lab.relay(&simulated).topic(&virtual_topic), "simulated"),
         (lab.relay(&other).topic(&topic), "another broker"),
         (lab.relay(&ended).topic(&topic_of_ended), "shut down"),
     ] {

@@ -4,6 +4,7 @@ use crate::message::Message;
 use crate::outbox::envelope::micros;
 use crate::outbox::error::{OutboxError, checked_name};
 use crate::outbox::inbox::{InboxError, Once, key_of};
+use crate::outbox::table::without_schema;
 use postgres::types::Type;
 use postgres::{Client, GenericClient, Transaction};
 use std::sync::Arc;
@@ -56,7 +57,7 @@ impl PostgresInbox {
     #[must_use]
     pub fn ddl(&self) -> String {
         let t = &self.table;
-        let short = t.split('.').next_back().expect("checked");
+        let index = without_schema(t);
         format!(
             "CREATE TABLE IF NOT EXISTS {t} (
     consumer TEXT NOT NULL,
@@ -64,7 +65,7 @@ impl PostgresInbox {
     seen_us BIGINT NOT NULL, -- microseconds since 1970
     PRIMARY KEY (consumer, message)
 );
-CREATE INDEX IF NOT EXISTS {short}_seen ON {t} (seen_us);
+CREATE INDEX IF NOT EXISTS {index}_seen ON {t} (seen_us);
 "
         )
     }

@@ -9,13 +9,16 @@ use crate::outbox::envelope::{Envelope, Micros, message_id};
 use crate::outbox::error::{OutboxError, checked_name};
 use crate::outbox::relay::desk::{Bells, Call};
 use crate::outbox::relay::{Connect, Listener, RelayBuilder};
-use crate::outbox::table::{DEAD, DONE, DeadRow, OutboxStats, Table, VERSION, WAITING};
+use crate::outbox::table::{DEAD, DeadRow, ENVELOPE, Kinds, OutboxStats, SHOWN, Table, VERSION, WAITING, ddl, not_put};
 use postgres::types::Type;
 use postgres::{Client, GenericClient, Transaction};
 use std::sync::Arc;
 
 /// Opens a relay's connections.
 pub(super) type ConnectClient = Arc<dyn Fn() -> Result<Client, postgres::Error> + Send + Sync>;
+
+const KINDS: Kinds =
+    Kinds { id: "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY", long: "BIGINT", short: "SMALLINT", bytes: "BYTEA" };
 
 /// An outbox in a PostgreSQL database: messages are written by your own transaction, on your own connection,
 /// and published once it has been committed.
@@ -104,42 +107,12 @@ impl<C> PostgresOutbox<C> {
     /// nothing.
     #[must_use]
     pub fn ddl(&self) -> String {
-        let t = &self.table;
-        let short = t.split('.').next_back().expect("checked");
-        format!(
-            "CREATE TABLE IF NOT EXISTS {t} (
-    id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    topic TEXT NOT NULL,
-    routing_key TEXT NOT NULL,
-    ordering_key TEXT,
-    headers TEXT, -- a JSON object
-    priority SMALLINT NOT NULL,
-    codec TEXT NOT NULL,
-    payload BYTEA NOT NULL,
-    created_us BIGINT NOT NULL, -- microseconds since 1970, as all times here
-    deliver_us BIGINT,
-    ttl_us BIGINT,
-    state SMALLINT NOT NULL DEFAULT {WAITING}, -- {WAITING} waiting, {DONE} done, {DEAD} dead
-    ended_us BIGINT,
-    reason TEXT
-);
-CREATE INDEX IF NOT EXISTS {short}_waiting ON {t} (topic, id) WHERE state = {WAITING};
-CREATE INDEX IF NOT EXISTS {short}_ended ON {t} (state, ended_us) WHERE state <> {WAITING};
-CREATE TABLE IF NOT EXISTS {t}_relay ( -- who publishes, by topic
-    topic TEXT PRIMARY KEY,
-    owner TEXT NOT NULL,
-    term BIGINT NOT NULL,
-    until_us BIGINT NOT NULL,
-    length_us BIGINT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS {t}_version (
-    one INTEGER PRIMARY KEY CHECK (one = 1),
-    version BIGINT NOT NULL,
-    number BIGINT NOT NULL -- makes the ids of its messages different from other tables'
-);
-INSERT INTO {t}_version VALUES (1, {VERSION}, 1 + floor(random() * 4194303)::bigint) ON CONFLICT DO NOTHING;
-"
-        )
+        let version = format!(
+            "INSERT INTO {}_version VALUES (1, {VERSION}, 1 + floor(random() * 4194303)::bigint) \
+             ON CONFLICT DO NOTHING;\n",
+            self.table
+        );
+        ddl(&self.table, &KINDS) + &version
     }
 
     /// Creates its tables unless they are there. Several programs may do so at once.
@@ -180,9 +153,7 @@ INSERT INTO {t}_version VALUES (1, {VERSION}, 1 + floor(random() * 4194303)::big
         let inserted = self.insert(transaction, &envelope).map_err(|error| self.error("put", error))?;
         match inserted {
             Some((row, number)) => Ok(message_id(number, row)),
-            None => Err(PostgresTable::number(transaction, &self.table)
-                .err()
-                .unwrap_or_else(|| OutboxError::Missing { table: self.table.to_string(), operation: "put" })),
+            None => Err(not_put(&self.table, PostgresTable::number(transaction, &self.table))),
         }
     }
 
@@ -192,7 +163,7 @@ INSERT INTO {t}_version VALUES (1, {VERSION}, 1 + floor(random() * 4194303)::big
         let notify = if self.notifies { "pg_notify($11, '')::text" } else { "$11" };
         let sql = format!(
             "WITH v AS (SELECT number FROM {t}_version WHERE version = {VERSION}), put AS (
-                 INSERT INTO {t} (topic, routing_key, ordering_key, headers, priority, codec, payload, created_us, deliver_us, ttl_us)
+                 INSERT INTO {t} ({ENVELOPE})
                  SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10 FROM v RETURNING id)
              SELECT put.id, v.number, {notify} FROM put, v"
         );
@@ -242,11 +213,7 @@ INSERT INTO {t}_version VALUES (1, {VERSION}, 1 + floor(random() * 4194303)::big
     /// # Errors
     /// What the database says.
     pub fn dead(&self, client: &mut impl GenericClient, limit: usize) -> Result<Vec<DeadRow>, OutboxError> {
-        let sql = format!(
-            "SELECT id, topic, routing_key, ordering_key, payload, reason, created_us, ended_us
-             FROM {} WHERE state = {DEAD} ORDER BY id LIMIT $1",
-            self.table
-        );
+        let sql = format!("SELECT {SHOWN} FROM {} WHERE state = {DEAD} ORDER BY id LIMIT $1", self.table);
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let dead = client.query_typed(&sql, &[(&limit, Type::INT8)]);
         Ok(dead.map_err(|error| self.error("list dead rows", error))?.iter().map(dead_row).collect())

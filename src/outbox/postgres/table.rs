@@ -1,7 +1,7 @@
 use super::{NOW_US, classified};
 use crate::outbox::envelope::{Envelope, Micros, Row, message_id, micros};
 use crate::outbox::error::OutboxError;
-use crate::outbox::table::{DEAD, DONE, Lease, Table, VERSION, WAITING};
+use crate::outbox::table::{DEAD, DONE, ENVELOPE, Lease, PRUNE_AT_ONCE, Table, WAITING, checked_number};
 use postgres::types::{ToSql, Type};
 use postgres::{Client, GenericClient};
 use std::collections::BTreeSet;
@@ -21,8 +21,6 @@ pub(super) struct PostgresTable {
 
 type Params<'a> = &'a [(&'a (dyn ToSql + Sync), Type)];
 
-const PRUNE_AT_ONCE: i64 = 1000;
-
 impl PostgresTable {
     pub(super) fn new(client: Client, name: Arc<str>) -> Self {
         Self { client, name, number: 0 }
@@ -30,16 +28,9 @@ impl PostgresTable {
 
     /// The number that tells its messages from other tables'.
     pub(super) fn number(client: &mut impl GenericClient, name: &str) -> Result<i64, OutboxError> {
-        let operation = "check version";
         let found = client.query_typed(&format!("SELECT version, number FROM {name}_version"), &[]);
-        let found = found.map_err(|error| classified(name, operation, error))?;
-        let Some(row) = found.first() else {
-            return Err(OutboxError::Missing { table: name.to_owned(), operation });
-        };
-        match row.get(0) {
-            VERSION => Ok(row.get(1)),
-            found => Err(OutboxError::Version { table: name.to_owned(), operation, found, expected: VERSION }),
-        }
+        let found = found.map_err(|error| classified(name, "check version", error))?;
+        checked_number(name, found.first().map(|row| (row.get(0), row.get(1))))
     }
 
     fn query(
@@ -86,8 +77,8 @@ impl Table for PostgresTable {
     fn fetch(&mut self, topic: &str, held: &BTreeSet<i64>, limit: usize) -> Result<Vec<Row>, OutboxError> {
         let held: Vec<i64> = held.iter().copied().collect();
         let sql = format!(
-            "SELECT id, topic, routing_key, ordering_key, headers, priority, codec, payload, created_us, deliver_us, ttl_us
-             FROM {} WHERE topic = $1 AND state = {WAITING} AND id <> ALL($2) ORDER BY id LIMIT $3",
+            "SELECT id, {ENVELOPE} FROM {}
+             WHERE topic = $1 AND state = {WAITING} AND id <> ALL($2) ORDER BY id LIMIT $3",
             self.name
         );
         let limit = limit as i64;
@@ -125,7 +116,7 @@ impl Table for PostgresTable {
             name = self.name
         );
         let deleted = self.query("prune", &sql, &[(&micros(age), Type::INT8)])?;
-        Ok(deleted.len() as i64 == PRUNE_AT_ONCE)
+        Ok(deleted.len() == PRUNE_AT_ONCE)
     }
 
     /// Looking costs as much as asking whether to look.

@@ -1,11 +1,11 @@
-//! Where a relay's thread is told things: a commit, a message that was handled, the order to stop.
+//! Where a relay is told things: a commit, a message that was handled, the order to stop.
 
 use crate::sync::{Condvar, Mutex};
 use crate::track::{Ended, Tracks};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-/// What a relay's thread is to do.
+/// What a relay is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Orders {
     Work,
@@ -39,7 +39,7 @@ pub(crate) enum Call {
 }
 
 /// So many settled messages are worth a transaction of their own.
-const WORTHWHILE: usize = 64;
+pub(super) const WORTHWHILE: usize = 64;
 /// For fewer, the relay waits this long for more.
 const LINGER: Duration = Duration::from_millis(2);
 
@@ -114,8 +114,25 @@ impl Desk {
             let _ = self.changed.wait_until(&mut state, until);
             state.sleeping = false;
         }
-        let (orders, leave_by) = (state.orders, state.leave_by);
-        Found { orders, leave_by, call: state.call.take(), ended: std::mem::take(&mut state.ended) }
+        state.take()
+    }
+
+    /// What there is now.
+    pub(super) fn take(&self) -> Found {
+        self.state.lock().take()
+    }
+
+    /// Whether there is anything.
+    pub(super) fn has_news(&self) -> bool {
+        let state = self.state.lock();
+        state.call.is_some() && state.orders == Orders::Work || !state.ended.is_empty()
+    }
+}
+
+impl State {
+    fn take(&mut self) -> Found {
+        let (orders, leave_by) = (self.orders, self.leave_by);
+        Found { orders, leave_by, call: self.call.take(), ended: std::mem::take(&mut self.ended) }
     }
 }
 

@@ -1,13 +1,17 @@
-//! The relay's thread: from the table to the topics, and what was handled back to the table.
+//! What a relay does, whoever drives it: from the table to the topics, and what was handled back to the table.
 //!
-//! It waits at one place, the [`Desk`], for commits, for settled messages, for orders, and for the time of
-//! its next duty. Whatever fails is tried again after a pause that grows; nothing is forgotten meanwhile,
+//! A thread of its own drives it, or a simulation. It hears of commits, of settled messages and of orders at one
+//! place, the [`Desk`]. Whatever fails is tried again after a pause that grows; nothing is forgotten meanwhile,
 //! since a row stays as it is until it is marked.
+//!
+//! Polls and pauses go by a clock, which may be virtual. A lease is a promise to other processes: it always holds
+//! in real time.
 
 use super::desk::{Call, Desk, Found, Orders};
 use super::line::{Line, Published};
 use super::stats::Board;
 use super::{Connect, Settings};
+use crate::clock::{Clock, Timestamp};
 use crate::outbox::error::OutboxError;
 use crate::outbox::table::{Lease, Table};
 use crate::random::Random;
@@ -20,6 +24,8 @@ pub(super) struct Engine {
     pub(super) desk: Arc<Desk>,
     pub(super) board: Arc<Board>,
     pub(super) runtime: Arc<Runtime>,
+    /// The simulation's, or the real one.
+    pub(super) clock: Arc<Clock>,
     pub(super) settings: Settings,
     pub(super) connect: Connect,
     pub(super) table: Option<Box<dyn Table>>,
@@ -34,15 +40,15 @@ pub(super) struct Engine {
 
 /// When the next of each duty is.
 pub(super) struct Rhythm {
-    poll_at: Instant,
-    prune_at: Instant,
+    pub(super) poll_at: Timestamp,
+    pub(super) prune_at: Timestamp,
     /// After an error.
-    retry_at: Option<Instant>,
-    errors: u32,
+    pub(super) retry_at: Option<Timestamp>,
+    pub(super) errors: u32,
     /// A commit has been announced that is not visible yet: so many looks to go.
     expectant: u32,
     /// Something may be there to fetch.
-    look: bool,
+    pub(super) look: bool,
 }
 
 /// How often a commit that was announced is looked for, after 0.5 ms and then each time twice as long.
@@ -51,51 +57,29 @@ const FIRST_LOOK: Duration = Duration::from_micros(500);
 /// The longest single wait for room, so that other topics, leases and orders get their turn.
 const PATIENCE: Duration = Duration::from_millis(20);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Waiting costs a simulation nothing, but each attempt does: what does not end soon is asked for seldom.
+const LONGEST_VIRTUAL_PAUSE: Duration = Duration::from_secs(20 * 60);
 const PRUNE_EVERY: Duration = Duration::from_secs(10);
 
 impl Rhythm {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Timestamp) -> Self {
         Self { poll_at: now, prune_at: now, retry_at: None, errors: 0, expectant: 0, look: true }
     }
 }
 
 impl Engine {
-    pub(super) fn run(mut self) {
-        let mut orders = Orders::Work;
-        loop {
-            let until = self.next_duty(orders);
-            let found = self.desk.wait(orders, until);
-            let (ordered, leave_by) = (found.orders, found.leave_by);
-            let dismissed = ordered == Orders::Leave && orders < Orders::Leave;
-            orders = ordered;
-            self.take_note(found);
-            if !self.is_resting_after_error() || dismissed {
-                match self.pass(orders) {
-                    Ok(()) => self.recovered(),
-                    Err(error) => self.failed(&error),
-                }
-            }
-            self.board.note(&self.lines, self.table.is_some(), orders);
-            let in_time = leave_by.is_none_or(|at| Instant::now() < at);
-            if orders == Orders::Leave && !(self.has_unmarked() && in_time) {
-                break;
-            }
-        }
-        self.leave();
-    }
-
-    fn has_unmarked(&self) -> bool {
+    pub(super) fn has_unmarked(&self) -> bool {
         !self.done.is_empty() || !self.dead.is_empty()
     }
 
-    fn take_note(&mut self, found: Found) {
-        let now = Instant::now();
+    pub(super) fn take_note(&mut self, found: Found) {
+        let now = self.clock.now();
         if let Some(call) = found.call {
             self.rhythm.look = true;
             if call == Call::Committing {
                 self.rhythm.expectant = LOOKS;
-                self.rhythm.poll_at = now + FIRST_LOOK;
+                self.rhythm.poll_at = now.after(FIRST_LOOK);
             }
         }
         for (row, how) in found.ended {
@@ -113,32 +97,21 @@ impl Engine {
                 // It is still in the table, for the next process or the next look.
                 Ended::Lost => {
                     line.more = true;
-                    line.paused_until = Some(now + FIRST_PAUSE);
+                    line.paused_until = Some(now.after(FIRST_PAUSE));
                 }
             }
         }
     }
 
-    fn pass(&mut self, orders: Orders) -> Result<(), OutboxError> {
-        self.connect()?;
-        self.mark()?;
-        self.renew_leases()?;
-        if orders == Orders::Work {
-            self.look_for_changes()?;
-            if std::mem::take(&mut self.rhythm.look) {
-                self.fetch().inspect_err(|_| self.rhythm.look = true)?;
-            }
-            self.publish();
-            self.mark()?;
-            self.prune()?;
-            let (now, window) = (Instant::now(), self.settings.window);
-            self.rhythm.look |=
-                self.lines.iter().any(|line| line.more && line.has_room(window) && line.holds_lease(now));
-        }
-        Ok(())
+    /// Whether it could fetch more rows now than it has at hand.
+    pub(super) fn look_for_more(&mut self) {
+        // Simulated, it has a lease for as long as it wants one, and renews it when it has something to publish.
+        let (now, window, simulated) = (Instant::now(), self.settings.window, self.runtime.is_simulated());
+        let may_fetch = |line: &Line| line.has_room(window) && (simulated || line.holds_lease(now));
+        self.rhythm.look |= self.lines.iter().any(|line| line.more && may_fetch(line));
     }
 
-    fn connect(&mut self) -> Result<(), OutboxError> {
+    pub(super) fn connect(&mut self) -> Result<(), OutboxError> {
         if self.table.is_none() {
             let mut table = (self.connect)()?;
             table.check()?;
@@ -153,7 +126,7 @@ impl Engine {
     }
 
     /// Writes down what has been handled.
-    fn mark(&mut self) -> Result<(), OutboxError> {
+    pub(super) fn mark(&mut self) -> Result<(), OutboxError> {
         if !self.done.is_empty() {
             let (rows, delete) = (std::mem::take(&mut self.done), self.settings.keep.is_zero());
             let marked = self.table().done(&rows, delete);
@@ -189,13 +162,17 @@ impl Engine {
         }
     }
 
-    fn renew_leases(&mut self) -> Result<(), OutboxError> {
-        let length = self.settings.lease;
+    /// Takes or prolongs the leases whose time has come; one that somebody else has, and for how long.
+    pub(super) fn renew_leases(&mut self) -> Result<Option<(String, Duration)>, OutboxError> {
+        let (length, simulated) = (self.settings.lease, self.runtime.is_simulated());
         let Self { lines, table, owner, .. } = self;
         let table = table.as_mut().expect("connected at the beginning of the pass");
+        let mut taken = None;
         for line in lines {
             let now = Instant::now();
-            if now < line.renew_at && (line.held.is_none() || line.holds_lease(now)) {
+            // Only who waits in real time can wait for another's to end.
+            let may_wait = line.holds_lease(now) || line.held.is_none() && !simulated;
+            if now < line.renew_at && may_wait {
                 continue;
             }
             match table.lease(line.target.topic(), owner, length)? {
@@ -213,14 +190,15 @@ impl Engine {
                     line.pending.clear();
                     line.held = None;
                     line.renew_at = now + left.min(length / 3) + Duration::from_millis(1);
+                    taken = taken.or_else(|| Some((line.target.topic().to_owned(), left)));
                 }
             }
         }
-        Ok(())
+        Ok(taken)
     }
 
-    fn look_for_changes(&mut self) -> Result<(), OutboxError> {
-        let now = Instant::now();
+    pub(super) fn look_for_changes(&mut self) -> Result<(), OutboxError> {
+        let now = self.clock.now();
         if self.rhythm.look || now < self.rhythm.poll_at {
             return Ok(());
         }
@@ -234,15 +212,16 @@ impl Engine {
     }
 
     /// Until when it sleeps if nothing happens before.
-    fn next_poll(&self, now: Instant) -> Instant {
+    fn next_poll(&self, now: Timestamp) -> Timestamp {
         match self.rhythm.expectant {
-            0 => now + self.settings.poll_every(self.board.is_listening()),
-            left => now + FIRST_LOOK * 2_u32.pow(LOOKS - left),
+            0 => now.after(self.settings.poll_every(self.board.is_listening())),
+            left => now.after(FIRST_LOOK * 2_u32.pow(LOOKS - left)),
         }
     }
 
-    fn fetch(&mut self) -> Result<(), OutboxError> {
-        let Self { lines, table, settings, .. } = self;
+    /// Reads rows of all topics that have room for them.
+    pub(super) fn fetch(&mut self) -> Result<(), OutboxError> {
+        let Self { lines, table, settings, rhythm, .. } = self;
         let table = table.as_mut().expect("connected at the beginning of the pass");
         for line in lines {
             if !line.holds_lease(Instant::now()) {
@@ -258,29 +237,21 @@ impl Engine {
             line.more = rows.len() == limit;
             line.pending.extend(rows);
         }
+        rhythm.look = false;
         Ok(())
     }
 
-    fn publish(&mut self) {
-        for i in 0..self.lines.len() {
-            while let Some(published) = self.publish_one(i) {
-                if !published || self.desk.orders() > Orders::Work {
-                    break;
-                }
-            }
-        }
-    }
-
     /// Publishes the next row of a topic; whether that went on, or `None` if there is none to publish now.
-    fn publish_one(&mut self, i: usize) -> Option<bool> {
+    pub(super) fn publish_one(&mut self, i: usize) -> Option<bool> {
         let line = &mut self.lines[i];
-        let now = Instant::now();
-        let (lease, _) = line.held.filter(|_| line.holds_lease(now) && !line.is_paused(now))?;
+        let now = self.clock.now();
+        let (lease, _) = line.held.filter(|_| line.holds_lease(Instant::now()) && !line.is_paused(now))?;
         let row = line.pending.front()?;
         let (id, created) = (row.id, row.created());
         // Before it is published: it may be settled at once.
         line.in_flight.insert(id, created);
         let published = line.target.publish(row, &self.desk, lease, PATIENCE);
+        line.full = published == Published::Full;
         if published == Published::Taken {
             line.pending.pop_front();
             (line.paused_until, line.refusals) = (None, 0);
@@ -300,33 +271,45 @@ impl Engine {
                 self.dead.push((id, reason));
                 Some(true)
             }
-            Published::Refused(retry_in, words) => {
-                line.refusals += 1;
-                line.paused_until = Some(now + retry_in.unwrap_or_else(|| pause(line.refusals, &mut self.chance)));
+            Published::Refused(Some(retry_in), words) => {
+                line.paused_until = Some(now.after(retry_in));
                 self.board.trouble(words);
+                Some(false)
+            }
+            Published::Refused(None, words) => {
+                line.refusals += 1;
+                let refusals = line.refusals;
+                let until = now.after(self.pause(refusals));
+                self.lines[i].paused_until = Some(until);
+                self.board.trouble(words);
+                Some(false)
+            }
+            // No poll brings it back there.
+            Published::TooLate if self.runtime.is_simulated() => {
+                line.paused_until = Some(now.after(FIRST_PAUSE));
                 Some(false)
             }
             Published::Full | Published::TooLate | Published::Taken => Some(false),
         }
     }
 
-    fn prune(&mut self) -> Result<(), OutboxError> {
-        let now = Instant::now();
+    pub(super) fn prune(&mut self) -> Result<(), OutboxError> {
+        let now = self.clock.now();
         if self.settings.keep.is_zero() || now < self.rhythm.prune_at {
             return Ok(());
         }
         let keep = self.settings.keep;
         let more = self.table().prune(keep)?;
         let pause = PRUNE_EVERY.min(keep.max(Duration::from_millis(100)));
-        self.rhythm.prune_at = if more { now } else { now + pause };
+        self.rhythm.prune_at = if more { now } else { now.after(pause) };
         Ok(())
     }
 
-    fn is_resting_after_error(&self) -> bool {
-        self.rhythm.retry_at.is_some_and(|at| Instant::now() < at)
+    pub(super) fn is_resting_after_error(&self) -> bool {
+        self.rhythm.retry_at.is_some_and(|at| self.clock.now() < at)
     }
 
-    fn recovered(&mut self) {
+    pub(super) fn recovered(&mut self) {
         if std::mem::take(&mut self.rhythm.errors) > 0 {
             self.rhythm.retry_at = None;
             self.board.recovered();
@@ -334,7 +317,7 @@ impl Engine {
         }
     }
 
-    fn failed(&mut self, error: &OutboxError) {
+    pub(super) fn failed(&mut self, error: &OutboxError) {
         self.board.errors.add(1);
         let words = error.in_full();
         if self.rhythm.errors == 0 {
@@ -346,43 +329,24 @@ impl Engine {
             self.table = None;
         }
         self.rhythm.errors = self.rhythm.errors.saturating_add(1);
-        self.rhythm.retry_at = Some(Instant::now() + pause(self.rhythm.errors, &mut self.chance));
+        let pause = self.pause(self.rhythm.errors);
+        self.rhythm.retry_at = Some(self.clock.now().after(pause));
     }
 
-    /// When there is something to do even if nothing happens.
-    fn next_duty(&self, orders: Orders) -> Instant {
-        let now = Instant::now();
-        if let Some(at) = self.rhythm.retry_at {
-            return at;
-        }
-        let renewals = self.lines.iter().map(|line| line.renew_at);
-        let mut next = renewals.min().unwrap_or(now + LONGEST_PAUSE);
-        if orders == Orders::Work {
-            next = next.min(self.rhythm.poll_at);
-            if !self.settings.keep.is_zero() {
-                next = next.min(self.rhythm.prune_at);
-            }
-            for line in self.lines.iter().filter(|line| !line.pending.is_empty() && line.held.is_some()) {
-                next = next.min(line.paused_until.unwrap_or(now));
-            }
-            if self.rhythm.look {
-                next = now;
-            }
-        }
-        if self.has_unmarked() { now } else { next }
-    }
-
-    fn leave(mut self) {
+    pub(super) fn leave(mut self) {
         if let Some(table) = &mut self.table {
             // If that fails the lease runs out by itself.
             let _ = table.release(&self.owner);
             table.nudge();
         }
+        self.lines.iter_mut().for_each(|line| line.held = None);
+        self.board.note(&self.lines, self.table.is_some(), Orders::Leave);
     }
-}
 
-/// Doubles from 20 ms to 2 s, with up to a quarter more by chance.
-fn pause(errors: u32, chance: &mut Random) -> Duration {
-    let floor = FIRST_PAUSE.saturating_mul(1 << errors.saturating_sub(1).min(10)).min(LONGEST_PAUSE);
-    floor.mul_f64(1.0 + chance.unit() / 4.0)
+    /// Doubles from 20 ms to its longest, with up to a quarter more by chance.
+    fn pause(&mut self, failures: u32) -> Duration {
+        let longest = if self.runtime.is_simulated() { LONGEST_VIRTUAL_PAUSE } else { LONGEST_PAUSE };
+        let floor = FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(20)).min(longest);
+        floor.mul_f64(1.0 + self.chance.unit() / 4.0)
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::desk::Desk;
 use crate::broker::Broker;
+use crate::clock::Timestamp;
 use crate::codec::Codec;
 use crate::error::PublishError;
 use crate::message::Message;
@@ -53,6 +54,7 @@ impl<T: Send + Sync + 'static, C: Codec<T>> TopicTarget<T, C> {
     fn message_of(&mut self, row: &Row) -> Result<Message<T>, String> {
         match self.at_hand.take().filter(|(id, _)| *id == row.id) {
             Some((_, message)) => Ok(message),
+            None if self.topic.core.runtime.is_simulated() => row.unpack_anew(&self.codec),
             None => row.unpack(&self.codec),
         }
     }
@@ -110,6 +112,8 @@ impl<T: Send + Sync + 'static, C: Codec<T>> Target for TopicTarget<T, C> {
         let words = error.to_string();
         let (published, refused) = match error {
             PublishError::Timeout(refused) => (Published::Full, refused),
+            // There, room is made by others between two attempts.
+            PublishError::Full(refused) if self.topic.core.runtime.is_simulated() => (Published::Full, refused),
             PublishError::Limited(refused) => (Published::Refused(refused.retry_in(), words), refused),
             // Modules may still be about to bind their queues.
             PublishError::Unroutable(refused) if self.is_unbound() => (Published::Refused(None, words), refused),
@@ -140,12 +144,15 @@ pub(super) struct Line {
     pub(super) in_flight: BTreeMap<i64, Micros>,
     /// Settled, and not marked yet.
     pub(super) settled: BTreeSet<i64>,
-    /// Until when the lease holds, and its term.
+    /// Until when the lease holds, and its term. It is promised to other processes, so it holds in real time.
     pub(super) held: Option<(Instant, i64)>,
     pub(super) renew_at: Instant,
     /// Refused for now.
-    pub(super) paused_until: Option<Instant>,
+    pub(super) paused_until: Option<Timestamp>,
+    /// How often in a row, without having been told when to come again.
     pub(super) refusals: u32,
+    /// There was no room for the latest row that was offered.
+    pub(super) full: bool,
     /// The latest fetch found as many as it asked for.
     pub(super) more: bool,
 }
@@ -161,6 +168,7 @@ impl Line {
             renew_at: Instant::now(),
             paused_until: None,
             refusals: 0,
+            full: false,
             more: false,
         }
     }
@@ -169,7 +177,7 @@ impl Line {
         self.held.is_some_and(|(until, _)| now < until)
     }
 
-    pub(super) fn is_paused(&self, now: Instant) -> bool {
+    pub(super) fn is_paused(&self, now: Timestamp) -> bool {
         self.paused_until.is_some_and(|until| now < until)
     }
 

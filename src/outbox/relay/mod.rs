@@ -1,25 +1,29 @@
 //! Publishing what has been committed.
 
+mod core;
 pub(crate) mod desk;
 mod engine;
 mod line;
+mod simulated;
 mod stats;
+mod thread;
 
+use self::core::Core;
 use crate::broker::Broker;
+use crate::clock::Clock;
 use crate::codec::Codec;
 use crate::outbox::error::OutboxError;
 use crate::outbox::table::Table;
 use crate::outcome::contained;
-use crate::runtime::{Companion, Runtime};
-use crate::sync::{JoinHandle, Mutex, ThreadBuilder, current_thread};
+use crate::runtime::Companion;
 use crate::topic::Topic;
-use desk::{Bells, Desk, Orders};
+use desk::{Bells, Desk};
 use engine::{Engine, Rhythm};
 use line::{Line, Target, TopicTarget};
 use stats::Board;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub use stats::RelayStats;
 
@@ -65,6 +69,10 @@ impl Settings {
 
     pub(crate) fn poll_every(&self, listening: bool) -> Duration {
         if listening { self.poll.max(POLL_WHILE_LISTENING) } else { self.poll }
+    }
+
+    fn refusal(&self, problem: String) -> OutboxError {
+        OutboxError::Relay { table: self.name.clone(), problem }
     }
 
     fn problem(&self) -> Option<&'static str> {
@@ -139,7 +147,7 @@ impl<C: Clone> RelayBuilder<C> {
     }
 
     /// How often it looks for rows that nobody has told it of. Default 250 ms; 5 s while the database tells it
-    /// of commits, unless this is longer.
+    /// of commits, unless this is longer. In a simulation it does not.
     pub fn poll(mut self, every: Duration) -> Self {
         self.settings.poll = every;
         self
@@ -159,7 +167,17 @@ impl<C: Clone> RelayBuilder<C> {
         self
     }
 
-    /// Starts the relay's thread.
+    /// Starts the relay, on a thread of its own.
+    ///
+    /// For a simulated broker there is no thread: the relay is one more task of the simulation, which looks into
+    /// the table when a commit has rung (see `SqliteOutbox::watch`; the commit has to be made on the thread that
+    /// drives the simulation) or it is told to ([`Relay::wake`], `SqliteOutbox::notify`), and publishes one row at a
+    /// time, between whatever the consumers do. It never polls, so time that passes brings nothing about but the
+    /// next attempt after an error or a refusal, and the same seed gives the same run. Pauses go by virtual time;
+    /// since waiting costs nothing there, they grow to 20 minutes. Delay and time to live count from the
+    /// publication. Leases hold in real time, there as well: `start` takes them at once, and if a relay that was
+    /// killed has left one behind, it waits for that to end. Relays of PostgreSQL hear of commits on another
+    /// thread; in a simulation they work only if their outbox is `without_notify`.
     ///
     /// It works until [`Relay::stop`] or the broker's shutdown, whether or not the handle is kept. A database
     /// that cannot be reached now does not keep it from starting.
@@ -167,15 +185,15 @@ impl<C: Clone> RelayBuilder<C> {
     /// # Errors
     /// [`OutboxError::Missing`] or [`OutboxError::Version`] if the tables are not there or are another
     /// version's; [`OutboxError::Relay`] if it has no topic, one twice, one of another broker, a setting that
-    /// makes no sense, or its broker is simulated or was shut down.
+    /// makes no sense, or its broker was shut down; in a simulation also if another relay is at work on one of its
+    /// topics, or if the database would tell it of commits on another thread.
     pub fn start(self) -> Result<Relay, OutboxError> {
-        let name = self.settings.name.clone();
-        let refuse = |problem: String| OutboxError::Relay { table: name.clone(), problem };
+        let settings = self.settings.clone();
         if let Some(problem) = self.problem() {
-            return Err(refuse(problem));
+            return Err(settings.refusal(problem));
         }
         let connect: Connect = {
-            let (connect, table) = (self.connect, name.clone());
+            let (connect, table) = (self.connect, settings.name.clone());
             Box::new(move || contained(&connect).unwrap_or_else(|words| Err(unconnected(&table, words))))
         };
         let table = match connect().and_then(|mut table| table.check().map(|()| table)) {
@@ -184,27 +202,27 @@ impl<C: Clone> RelayBuilder<C> {
             Err(_) => None,
         };
         let runtime = Arc::clone(self.broker.runtime());
-        let (desk, board) = (Desk::new(), Board::new());
+        let clock = if runtime.is_simulated() { Arc::clone(&runtime.clock) } else { Arc::new(Clock::system()) };
         let mut chance = runtime.with_random(crate::random::Random::fork);
         let engine = Engine {
-            desk: Arc::clone(&desk),
-            board: Arc::clone(&board),
-            runtime: Arc::clone(&runtime),
-            settings: self.settings.clone(),
+            desk: Desk::new(),
+            board: Board::new(),
+            runtime,
+            settings: self.settings,
             connect,
             table,
             lines: self.targets.into_iter().map(Line::new).collect(),
             owner: format!("{}-{:016x}", std::process::id(), crate::broker::random_seed() ^ chance.next_u64()),
             done: Vec::new(),
             dead: Vec::new(),
-            rhythm: Rhythm::new(Instant::now()),
+            rhythm: Rhythm::new(clock.now()),
+            clock,
             chance,
         };
-        let core = Arc::new(Core { name: name.clone(), desk, board, runtime, thread: Mutex::new(Thread::default()) });
-        core.start(engine, self.listen).map_err(|error| refuse(format!("no thread: {error}")))?;
+        let core = Core::start(&settings, engine, self.listen)?;
         if let Err(error) = self.broker.adopt(core.clone()) {
-            core.end(Some(Instant::now() + self.settings.lease));
-            return Err(refuse(error.to_string()));
+            core.end(Some(std::time::Instant::now() + settings.lease));
+            return Err(settings.refusal(error.to_string()));
         }
         self.bells.add(&core.desk);
         Ok(Relay { core })
@@ -214,8 +232,8 @@ impl<C: Clone> RelayBuilder<C> {
         if let Some(problem) = self.settings.problem() {
             return Some(problem.to_owned());
         }
-        if self.broker.runtime().is_simulated() {
-            return Some("a simulated broker has no threads".into());
+        if self.broker.runtime().is_simulated() && self.listen.is_some() {
+            return Some("a simulated broker has no thread that could listen for commits".into());
         }
         let mut topics: Vec<&str> = self.targets.iter().map(|target| target.topic()).collect();
         if topics.is_empty() {
@@ -250,7 +268,10 @@ impl Relay {
     /// What it has counted, and how it stands.
     #[must_use]
     pub fn stats(&self) -> RelayStats {
-        self.core.board.stats()
+        let stats = self.core.board.stats();
+        // Rows are put in real time.
+        let lag = stats.lag.filter(|_| !self.core.runtime.is_simulated());
+        RelayStats { lag, ..stats }
     }
 
     /// Has it look into the table now. Only of use where nothing else tells it of a commit and it is not to
@@ -260,87 +281,17 @@ impl Relay {
     }
 
     /// Publishes nothing more, waits until what was published is handled and marked, at most `timeout`, and
-    /// ends its thread. Whether everything was marked; what was not will be published again by the next relay.
+    /// ends it. Whether everything was marked; what was not will be published again by the next relay. In a
+    /// simulation it runs the simulation, and the time is virtual.
     ///
     /// From a handler of one of its messages this waits for that handler in vain.
     pub fn stop(&self, timeout: Duration) -> bool {
-        let deadline = Instant::now() + timeout.min(LONGEST_STOP);
-        self.core.desk.order(Orders::Wind);
-        self.core.board.wait_settled(deadline);
-        let late = self.core.end(Some(deadline));
-        self.core.runtime.dismiss(&(self.core.clone() as Arc<dyn Companion>));
-        late == 0 && self.core.board.is_settled()
+        self.core.stop(timeout)
     }
 }
-
-/// Beyond that an `Instant` may overflow.
-const LONGEST_STOP: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl fmt::Debug for Relay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Relay").field("table", &self.core.name).field("stats", &self.stats()).finish()
-    }
-}
-
-struct Core {
-    name: String,
-    desk: Arc<Desk>,
-    board: Arc<Board>,
-    runtime: Arc<Runtime>,
-    thread: Mutex<Thread>,
-}
-
-#[derive(Default)]
-struct Thread {
-    relay: Option<JoinHandle<()>>,
-    listener: Option<Box<dyn Listener>>,
-}
-
-impl Core {
-    fn start(self: &Arc<Self>, engine: Engine, listen: Option<Listen>) -> std::io::Result<()> {
-        let mut thread = self.thread.lock();
-        let board = Arc::clone(&self.board);
-        let work = move || {
-            let _ = contained(|| engine.run());
-            board.ended();
-        };
-        thread.relay = Some(ThreadBuilder::new().name(format!("relay {}", self.name)).spawn(work)?);
-        let board = Arc::clone(&self.board);
-        let said = Box::new(move |listening| board.set_listening(listening));
-        thread.listener = listen.map(|listen| listen(Arc::clone(&self.desk), said));
-        Ok(())
-    }
-}
-
-/// For a thread that has only to end.
-const GRACE: Duration = Duration::from_millis(30);
-
-impl Companion for Core {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn stop_bringing(&self) {
-        self.desk.order(Orders::Wind);
-    }
-
-    fn end(&self, deadline: Option<Instant>) -> usize {
-        let deadline = deadline.map(|at| at.max(Instant::now() + GRACE));
-        let (relay, listener) = {
-            let mut thread = self.thread.lock();
-            (thread.relay.take(), thread.listener.take())
-        };
-        listener.iter().for_each(|listener| listener.stop());
-        self.desk.dismiss(deadline);
-        let Some(relay) = relay else { return 0 };
-        if relay.thread().id() == current_thread().id() {
-            return 0;
-        }
-        let ended = self.board.wait_ended(deadline);
-        if ended {
-            let _ = relay.join();
-        }
-        drop(listener);
-        usize::from(!ended)
     }
 }

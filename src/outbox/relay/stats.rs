@@ -31,7 +31,8 @@ pub struct RelayStats {
     pub connected: bool,
     /// Whether the database tells it of commits, so that it need not look for them.
     pub listening: bool,
-    /// How long the oldest row has been waiting that it knows of and that is not settled.
+    /// How long the oldest row has been waiting that it knows of and that is not settled. `None` in a simulation,
+    /// too: rows are put in real time.
     pub lag: Option<Duration>,
     /// What went wrong last, until everything goes well again.
     pub trouble: Option<String>,

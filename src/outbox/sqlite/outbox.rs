@@ -8,12 +8,15 @@ use crate::outbox::envelope::{Envelope, Micros, message_id};
 use crate::outbox::error::{OutboxError, checked_name};
 use crate::outbox::relay::desk::{Bells, Call};
 use crate::outbox::relay::{Connect, RelayBuilder};
-use crate::outbox::table::{DEAD, DONE, DeadRow, OutboxStats, Table, VERSION, WAITING};
+use crate::outbox::table::{DEAD, DeadRow, ENVELOPE, Kinds, OutboxStats, SHOWN, Table, VERSION, WAITING, ddl, not_put};
 use rusqlite::hooks::Action;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+const KINDS: Kinds =
+    Kinds { id: "INTEGER PRIMARY KEY AUTOINCREMENT", long: "INTEGER", short: "INTEGER", bytes: "BLOB" };
 
 /// An outbox in a SQLite database: messages are written by your own transaction, on your own connection, and
 /// published once it has been committed.
@@ -102,41 +105,11 @@ impl<C> SqliteOutbox<C> {
     /// nothing.
     #[must_use]
     pub fn ddl(&self) -> String {
-        let t = &self.table;
-        format!(
-            "CREATE TABLE IF NOT EXISTS {t} (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    topic TEXT NOT NULL,
-    routing_key TEXT NOT NULL,
-    ordering_key TEXT,
-    headers TEXT, -- a JSON object
-    priority INTEGER NOT NULL,
-    codec TEXT NOT NULL,
-    payload BLOB NOT NULL,
-    created_us INTEGER NOT NULL, -- microseconds since 1970, as all times here
-    deliver_us INTEGER,
-    ttl_us INTEGER,
-    state INTEGER NOT NULL DEFAULT {WAITING}, -- {WAITING} waiting, {DONE} done, {DEAD} dead
-    ended_us INTEGER,
-    reason TEXT
-);
-CREATE INDEX IF NOT EXISTS {t}_waiting ON {t} (topic, id) WHERE state = {WAITING};
-CREATE INDEX IF NOT EXISTS {t}_ended ON {t} (state, ended_us) WHERE state <> {WAITING};
-CREATE TABLE IF NOT EXISTS {t}_relay ( -- who publishes, by topic
-    topic TEXT PRIMARY KEY,
-    owner TEXT NOT NULL,
-    term INTEGER NOT NULL,
-    until_us INTEGER NOT NULL,
-    length_us INTEGER NOT NULL
-);
-CREATE TABLE IF NOT EXISTS {t}_version (
-    one INTEGER PRIMARY KEY CHECK (one = 1),
-    version INTEGER NOT NULL,
-    number INTEGER NOT NULL -- makes the ids of its messages different from other tables'
-);
-INSERT OR IGNORE INTO {t}_version VALUES (1, {VERSION}, 1 + abs(random() % 4194303));
-"
-        )
+        let version = format!(
+            "INSERT OR IGNORE INTO {}_version VALUES (1, {VERSION}, 1 + abs(random() % 4194303));\n",
+            self.table
+        );
+        ddl(&self.table, &KINDS) + &version
     }
 
     /// Creates its tables unless they are there.
@@ -146,7 +119,7 @@ INSERT OR IGNORE INTO {t}_version VALUES (1, {VERSION}, 1 + abs(random() % 41943
     pub fn create_table(&self, connection: &Connection) -> Result<(), OutboxError> {
         let created = all_or_none(connection, |connection| connection.execute_batch(&self.ddl()));
         created.map_err(|error| self.error("create table", error))?;
-        SqliteTable::check_version(connection, &self.table)
+        SqliteTable::number(connection, &self.table).map(drop)
     }
 
     /// Puts a message into the outbox, as part of the transaction that is open on this connection (a
@@ -176,9 +149,7 @@ INSERT OR IGNORE INTO {t}_version VALUES (1, {VERSION}, 1 + abs(random() % 41943
         let inserted = self.insert(transaction, &envelope).map_err(|error| self.error("put", error))?;
         match inserted {
             Some((row, number)) => Ok(message_id(number, row)),
-            None => Err(SqliteTable::check_version(transaction, &self.table)
-                .err()
-                .unwrap_or_else(|| OutboxError::Missing { table: self.table.to_string(), operation: "put" })),
+            None => Err(not_put(&self.table, SqliteTable::number(transaction, &self.table))),
         }
     }
 
@@ -186,7 +157,7 @@ INSERT OR IGNORE INTO {t}_version VALUES (1, {VERSION}, 1 + abs(random() % 41943
     fn insert(&self, transaction: &Connection, e: &Envelope) -> rusqlite::Result<Option<(i64, i64)>> {
         let t = &self.table;
         let mut insert = transaction.prepare_cached(&format!(
-            "INSERT INTO {t} (topic, routing_key, ordering_key, headers, priority, codec, payload, created_us, deliver_us, ttl_us)
+            "INSERT INTO {t} ({ENVELOPE})
              SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10 FROM {t}_version WHERE version = {VERSION}
              RETURNING id, (SELECT number FROM {t}_version)"
         ))?;
@@ -272,11 +243,8 @@ INSERT OR IGNORE INTO {t}_version VALUES (1, {VERSION}, 1 + abs(random() % 41943
     /// What the database says.
     pub fn dead(&self, connection: &Connection, limit: usize) -> Result<Vec<DeadRow>, OutboxError> {
         let list = || -> rusqlite::Result<Vec<DeadRow>> {
-            let mut dead = connection.prepare(&format!(
-                "SELECT id, topic, routing_key, ordering_key, payload, reason, created_us, ended_us
-                 FROM {} WHERE state = {DEAD} ORDER BY id LIMIT ?1",
-                self.table
-            ))?;
+            let sql = format!("SELECT {SHOWN} FROM {} WHERE state = {DEAD} ORDER BY id LIMIT ?1", self.table);
+            let mut dead = connection.prepare(&sql)?;
             dead.query_map([i64::try_from(limit).unwrap_or(i64::MAX)], dead_row)?.collect()
         };
         list().map_err(|error| self.error("list dead rows", error))

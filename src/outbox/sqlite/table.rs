@@ -1,7 +1,7 @@
 use super::{all_or_none, classified};
 use crate::outbox::envelope::{Envelope, Micros, Row, Unreadable, message_id, micros};
 use crate::outbox::error::OutboxError;
-use crate::outbox::table::{DEAD, DONE, Lease, Table, VERSION, WAITING};
+use crate::outbox::table::{DEAD, DONE, ENVELOPE, Lease, PRUNE_AT_ONCE, Table, WAITING, checked_number};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::BTreeSet;
@@ -17,31 +17,16 @@ pub(super) struct SqliteTable {
     data_version: Option<i64>,
 }
 
-/// So many rows are deleted in one transaction, so that others need not wait for long.
-const PRUNE_AT_ONCE: usize = 1000;
-
 impl SqliteTable {
     pub(super) fn new(connection: Connection, name: Arc<str>) -> Self {
         Self { connection, name, number: 0, data_version: None }
     }
 
-    pub(super) fn check_version(connection: &Connection, name: &str) -> Result<(), OutboxError> {
-        Self::number(connection, name).map(drop)
-    }
-
     /// Tells its messages from other tables'.
-    fn number(connection: &Connection, name: &str) -> Result<i64, OutboxError> {
-        let operation = "check version";
+    pub(super) fn number(connection: &Connection, name: &str) -> Result<i64, OutboxError> {
         let sql = format!("SELECT version, number FROM {name}_version");
         let found = connection.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?))).optional();
-        let found: Option<(i64, i64)> = found.map_err(|error| classified(name, operation, error))?;
-        match found {
-            Some((VERSION, number)) => Ok(number),
-            Some((found, _)) => {
-                Err(OutboxError::Version { table: name.to_owned(), operation, found, expected: VERSION })
-            }
-            None => Err(OutboxError::Missing { table: name.to_owned(), operation }),
-        }
+        checked_number(name, found.map_err(|error| classified(name, "check version", error))?)
     }
 
     fn run<R>(
@@ -104,10 +89,8 @@ impl Table for SqliteTable {
             ))?;
             let ids = waiting.query_map(params![topic, (held.len() + limit) as i64], |row| row.get(0))?;
             let ids: Vec<i64> = ids.collect::<rusqlite::Result<_>>()?;
-            let mut load = connection.prepare_cached(&format!(
-                "SELECT id, topic, routing_key, ordering_key, headers, priority, codec, payload, created_us, deliver_us, ttl_us
-                 FROM {name} WHERE id = ?1 AND state = {WAITING}"
-            ))?;
+            let sql = format!("SELECT id, {ENVELOPE} FROM {name} WHERE id = ?1 AND state = {WAITING}");
+            let mut load = connection.prepare_cached(&sql)?;
             let fresh = ids.into_iter().filter(|id| !held.contains(id)).take(limit);
             let rows = fresh.map(|id| load.query_row([id], |row| read(row, number)).optional());
             rows.filter_map(Result::transpose).collect()

@@ -1,7 +1,7 @@
 //! Taking messages in: at once, as the overflow policy says, in batches, or after a promise.
 
 use super::place::Superseded;
-use super::{Accepted, Admission, Core, Gate, Intake, Need, Outlet, Patience, Pledge, Refusal, snooze};
+use super::{Accepted, Admission, Core, Gate, Intake, Need, Outlet, Patience, Pledge, Refusal};
 use crate::clock::Timestamp;
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::deadlock::{Awaited, QueueRef};
@@ -55,9 +55,16 @@ impl<T: Send + Sync + 'static> Core<T> {
         if message.extras.is_some() || self.settings.is_special() {
             return None;
         }
+        // Written before the lock is taken, not between that and the copy into the queue: reading what has
+        // been written a moment ago in smaller pieces would stall.
+        message.holds_slot = true;
         let mut intake = self.intake.lock();
-        self.let_in(&mut intake).ok()?;
-        intake.admit(message, Admission::Published);
+        if self.let_in(&mut intake).is_err() {
+            message.holds_slot = false;
+            return None;
+        }
+        intake.slots += 1;
+        intake.accepted += 1;
         intake.entered += 1;
         Some(Place(intake))
     }
@@ -104,11 +111,14 @@ impl<T: Send + Sync + 'static> Core<T> {
                 Err(refusal) => return Err((message, refusal)),
             }
         }
-        let mut snoozes = 0;
+        let mut round = 0;
         loop {
             let offered = if message.is_timed() { self.offer_timed(message) } else { self.offer(message) };
             message = match offered {
-                Ok(()) => return Ok(Accepted::Queued),
+                Ok(()) => {
+                    self.writing.over(round);
+                    return Ok(Accepted::Queued);
+                }
                 Err((message, Refusal::Full)) => message,
                 Err(refused) => return Err(refused),
             };
@@ -118,10 +128,9 @@ impl<T: Send + Sync + 'static> Core<T> {
                 }
                 return self.overflow(message);
             }
-            if snoozes < self.spins() {
-                snooze(snoozes);
-                snoozes += 1;
-            } else if let Err(refusal) = self.wait_for_room(patience) {
+            if (self.runtime.is_simulated() || !self.writing.again(&mut round))
+                && let Err(refusal) = self.wait_for_room(patience)
+            {
                 return Err((message, refusal));
             }
         }

@@ -1,40 +1,43 @@
 //! Handing messages out, and waiting for one.
 
-use super::{Core, Gate, Intake, Nothing, Outlet, Patience, hand_out, snooze};
+use super::{Core, Gate, Intake, Nothing, Outlet, Patience, hand_out};
 use crate::clock::Timestamp;
 use crate::message::Message;
 use crate::queue::fifo::Chunk;
 use crate::simulation::Until;
-use crate::sync::{MutexGuard, Ordering, cores};
+use crate::sync::{MutexGuard, Ordering};
 
 impl<T: Send + Sync + 'static> Core<T> {
-    /// Hands out the next message where only the head counts: the common case. `None` says nothing about why
-    /// not; [`Core::try_take`] does.
+    /// Hands out the next message where only the head counts: the common case. `false` says nothing about why
+    /// not; [`Core::try_take`] does. `slot` must be empty: the message is moved there at once, since it may be
+    /// large.
     #[inline]
-    pub(crate) fn take_plain(&self) -> Option<Message<T>> {
+    pub(crate) fn take_plain(&self, slot: &mut Option<Message<T>>) -> bool {
+        debug_assert!(slot.is_none());
         let mut outlet = self.outlet.lock();
         if self.looks_aside() {
-            return self.take_in_turn(outlet);
+            *slot = self.take_in_turn(outlet);
+            return slot.is_some();
         }
         if outlet.head.is_empty() && self.refill(&mut outlet).is_err() {
-            return None;
+            return false;
         }
         if outlet.head.first().is_none_or(|message| self.is_overdue(message)) {
-            return None;
+            return false;
         }
-        // Changed where it lies, and moved once: it may be large.
-        let mut next = outlet.head.pop();
-        if let Some(message) = &mut next {
-            outlet.left += 1;
-            outlet.delivered += 1;
-            if hand_out(message) {
-                self.release(outlet, 1);
-            } else {
-                drop(outlet);
-            }
-            self.lend(message);
+        // Rather than assigned, which would first drop what is not there, by way of another copy.
+        std::mem::forget(std::mem::replace(slot, outlet.head.pop()));
+        // Not before: what only one core writes, the other gets back at half the price.
+        let Some(message) = slot else { return false };
+        outlet.left += 1;
+        outlet.delivered += 1;
+        if hand_out(message) {
+            self.release(outlet, 1);
+        } else {
+            drop(outlet);
         }
-        next
+        self.lend(message);
+        true
     }
 
     /// Hands out the next message, if one is ready now.
@@ -293,19 +296,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Hands out the next message, waiting for one as long as `patience` and `go_on` say.
     #[cold]
     pub(crate) fn take(&self, patience: Patience, go_on: impl Fn() -> bool) -> Result<Message<T>, Nothing> {
-        let mut snoozes = 0;
-        loop {
-            match self.try_take() {
-                Err(Nothing::Empty | Nothing::NotBefore(_)) if !matches!(patience, Patience::None) => {}
-                answer => return answer,
-            }
-            if snoozes < self.spins() {
-                snooze(snoozes);
-                snoozes += 1;
-            } else {
-                self.wait_for_message(patience, &go_on)?;
-            }
-        }
+        self.take_by(patience, go_on, || self.try_take())
     }
 
     /// As [`Core::take`], up to `max` messages; `batch` must be empty.
@@ -316,16 +307,27 @@ impl<T: Send + Sync + 'static> Core<T> {
         patience: Patience,
         go_on: impl Fn() -> bool,
     ) -> Result<(), Nothing> {
-        let mut snoozes = 0;
+        self.take_by(patience, go_on, || self.try_take_batch(max, batch))
+    }
+
+    /// Looks for a moment, then waits.
+    #[inline]
+    fn take_by<R>(
+        &self,
+        patience: Patience,
+        go_on: impl Fn() -> bool,
+        mut look: impl FnMut() -> Result<R, Nothing>,
+    ) -> Result<R, Nothing> {
+        let mut round = 0;
         loop {
-            match self.try_take_batch(max, batch) {
-                Err(Nothing::Empty | Nothing::NotBefore(_)) => {}
-                answer => return answer,
+            match look() {
+                Err(Nothing::Empty | Nothing::NotBefore(_)) if !matches!(patience, Patience::None) => {}
+                answer => {
+                    self.reading.over(round);
+                    return answer;
+                }
             }
-            if snoozes < self.spins() {
-                snooze(snoozes);
-                snoozes += 1;
-            } else {
+            if self.runtime.is_simulated() || !self.reading.again(&mut round) {
                 self.wait_for_message(patience, &go_on)?;
             }
         }
@@ -441,10 +443,5 @@ impl<T: Send + Sync + 'static> Core<T> {
             self.arm(deadline);
         }
         self.runtime.clock.instant_of(deadline)
-    }
-
-    /// Rounds of spinning before a thread sleeps; pointless where nobody else can run meanwhile.
-    pub(super) fn spins(&self) -> u32 {
-        if cores() > 1 && !self.runtime.is_simulated() { 8 } else { 0 }
     }
 }

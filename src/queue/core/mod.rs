@@ -30,6 +30,7 @@ mod order;
 pub(crate) mod place;
 mod refusal;
 mod screen;
+mod snooze;
 #[cfg(feature = "sqlite")]
 mod spill;
 #[cfg(not(feature = "sqlite"))]
@@ -52,12 +53,13 @@ use crate::outcome::drop_contained;
 use crate::runtime::Runtime;
 use crate::scheduler::{DelayHeap, Timed, TimedId};
 use crate::stats::{Counter, Tally};
-use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, Ordering, Padded, spin_loop, yield_now};
+use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, Ordering, Padded};
 use ahash::RandomState;
 use in_turn::Turns;
 use limits::ServiceRate;
 pub(crate) use screen::ClaimKey;
 use screen::Claims;
+use snooze::Snooze;
 use spill::Spill;
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock, Weak};
@@ -99,6 +101,10 @@ pub(crate) struct Core<T> {
     /// When the next ready message may expire, in nanoseconds of the timeline.
     sweep_at: AtomicU64,
     service: Mutex<ServiceRate>,
+    /// Of readers.
+    reading: Snooze,
+    /// Of writers.
+    writing: Snooze,
     /// Waited on with the intake.
     readable: Condvar,
     /// Waited on with the outlet.
@@ -343,6 +349,8 @@ impl<T: Send + Sync + 'static> Core<T> {
             leases: Mutex::new(DelayHeap::new()),
             sweep_at: AtomicU64::new(u64::MAX),
             service: Mutex::new(ServiceRate::default()),
+            reading: Snooze::default(),
+            writing: Snooze::default(),
             readable: Condvar::new(),
             writable: Condvar::new(),
             writable_together: Condvar::new(),
@@ -542,15 +550,6 @@ impl<T> Outlet<T> {
     fn new(order: Option<Order>) -> Self {
         let turns = order.map(Turns::new);
         Self { head: Head::new(), turns, left: 0, delivered: 0, released: 0, moving: 0, writers: 0 }
-    }
-}
-
-/// Waits a moment for another thread to move, more patiently each time.
-fn snooze(round: u32) {
-    if round < 4 {
-        (0..20).for_each(|_| spin_loop());
-    } else {
-        yield_now();
     }
 }
 
