@@ -13,14 +13,24 @@
 //! how late it is and how many rows it reads, beside the timers. Last, on the real clock, how late a delayed
 //! message is: never early, and late by what the system takes to wake a thread.
 //!
+//! With `--durable PATH` the delays of the last part are in that file. Kill the program while they run and start it
+//! again with the same path: it finds those that had not fired, those that became due meanwhile fire at once, and
+//! none is lost or early. One that had fired just before the kill may fire again.
+//!
 //! `cargo run --release --example 08_delayed`
+//! `cargo run --release --features sqlite --example 08_delayed -- --durable timers.db`
 
 #![allow(unreachable_pub)] // in a program, plain `pub` is easier to read than `pub(crate)`
 
 mod common;
+#[path = "common/durable.rs"]
+mod durable;
 
+use durable::Ledger;
 use orders::{Fate, Orders};
-use postroom::{Broker, DelayLevel, Message, Queue, QueueStats};
+use postroom::{Broker, DelayLevel, Message, Queue, QueueName, QueueStats};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -198,11 +208,12 @@ const ORDERS: u64 = 1_000;
 const BETWEEN: Duration = Duration::from_millis(3_607);
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    common::takes_no_arguments(include_str!("08_delayed.rs"));
+    let file = durable::path_argument(include_str!("08_delayed.rs"));
+    let broker = durable::broker(file.as_deref());
     let late = an_evening_with_timers()?;
     three_ways_to_say_when()?;
     the_same_evening_with_polling(late)?;
-    on_the_real_clock()
+    on_the_real_clock(&broker, file.as_deref())
 }
 
 /// How long after its placing an order is paid, if ever: one in four never, one in ten too late.
@@ -390,24 +401,58 @@ fn an_evening_with_polling(every: Duration) -> Result<(Lateness, u64, u64), Box<
     Ok((lateness(&orders), count(&work.queries), count(&work.rows)))
 }
 
+/// A delay of the last part.
+#[derive(Serialize, Deserialize)]
+struct Delay {
+    id: u64,
+    at: SystemTime,
+    /// Exact, but means nothing to a later run.
+    #[serde(skip)]
+    due: Option<Instant>,
+}
+
+impl Delay {
+    const QUEUE: QueueName<Delay> = QueueName::new("timers");
+
+    fn of(id: u64, delay: Duration) -> Message<Self> {
+        Message::new(Self { id, at: SystemTime::now() + delay, due: Some(Instant::now() + delay) }).with_delay(delay)
+    }
+
+    fn late(&self) -> Duration {
+        match self.due {
+            // `None` would be early.
+            Some(due) => Instant::now().checked_duration_since(due).expect("never early"),
+            // Between runs somebody may have set the clock a little.
+            None => SystemTime::now().duration_since(self.at).unwrap_or_else(|early| {
+                assert!(early.duration() < Duration::from_millis(10), "early by {early:?}");
+                Duration::ZERO
+            }),
+        }
+    }
+}
+
 /// What virtual time cannot show: the thread that waits has to be woken.
-fn on_the_real_clock() -> Result<(), Box<dyn std::error::Error>> {
+fn on_the_real_clock(broker: &Broker, file: Option<&Path>) -> Result<(), Box<dyn std::error::Error>> {
     const TIMERS: u64 = 1_000;
     println!("\n4. On the real clock: {TIMERS} delays between 100 ms and 1.1 s.");
-    let broker = Broker::new();
-    let queue: Queue<Instant> = broker.queue("timers").declare()?;
+    let (mut sent, fired) = (Ledger::open(file, "sent")?, Arc::new(Mutex::new(Ledger::open(file, "fired")?)));
+    let queue = durable::queue(broker, Delay::QUEUE).declare()?;
+    let found = durable::say_what_was_there(broker);
     let late: Arc<Mutex<Vec<Duration>>> = Arc::default();
-    let sink = late.clone();
-    queue.consumer().start(move |due: &Message<Instant>| {
-        // `None` would be early.
-        let late = Instant::now().checked_duration_since(**due).expect("never early");
-        sink.lock().unwrap().push(late);
+    let (sink, done) = (late.clone(), fired.clone());
+    queue.consumer().start(move |delay: &Message<Delay>| {
+        sink.lock().unwrap().push(delay.late());
+        done.lock().unwrap().insert(delay.id);
     })?;
     let reminder: Queue<SystemTime> = broker.queue("exact").declare()?;
     for n in 0..TIMERS {
-        let delay = Duration::from_millis(100 + n * 7919 % 1_000);
-        queue.send(Message::new(Instant::now() + delay).with_delay(delay))?;
+        if sent.numbers.contains(&n) {
+            continue; // by an earlier run
+        }
+        queue.send(Delay::of(n, Duration::from_millis(100 + n * 7919 % 1_000)))?;
+        sent.insert(n);
     }
+    println!("   all are on their way");
     let at = SystemTime::now() + Duration::from_millis(500);
     reminder.send(Message::new(at).with_delivery_at(at))?;
     let exact = reminder.recv()?;
@@ -415,12 +460,17 @@ fn on_the_real_clock() -> Result<(), Box<dyn std::error::Error>> {
     exact.ack()?;
 
     assert!(broker.wait_idle(Duration::from_secs(10)), "the timers did not fire in time");
-    assert_eq!((queue.stats().acked, queue.stats().panicked), (TIMERS, 0), "a timer was lost or early");
+    let stats = queue.stats();
+    assert_eq!((stats.acked, stats.panicked), (stats.published + found, 0), "a timer was lost or early");
+    assert!(fired.lock().unwrap().numbers.iter().copied().eq(0..TIMERS), "a timer was lost");
     let mut late = late.lock().unwrap();
     late.sort_unstable();
-    let (typical, most) = (late[late.len() / 2], late[late.len() * 99 / 100]);
-    println!("   never early; late by {typical:.0?} typically, by {most:.0?} or less for 99 of 100");
+    if let (Some(typical), Some(most)) = (late.get(late.len() / 2), late.get(late.len() * 99 / 100)) {
+        println!("   never early; late by {typical:.0?} typically, by {most:.0?} or less for 99 of 100");
+    }
     println!("   a message for an exact time of the wall clock was late by {exact_late:.0?}");
     assert!(broker.shutdown(Duration::from_secs(5)).is_clean());
+    sent.forget()?;
+    fired.lock().unwrap().forget()?;
     Ok(())
 }

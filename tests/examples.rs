@@ -517,6 +517,163 @@ mod shop_with_a_database {
     }
 }
 
+#[test]
+#[cfg(not(feature = "sqlite"))]
+fn examples_that_can_be_durable_say_what_they_lack() {
+    for example in ["01_decoupling", "08_delayed"] {
+        run(example, &["--durable", "x.db"], "").ends_with(2).complains(&["cargo run --features sqlite"]);
+    }
+}
+
+#[cfg(feature = "sqlite")]
+mod durable {
+    use super::*;
+    use postroom::rusqlite::Connection;
+    use postroom::store::Durability;
+    use postroom::{Broker, Message, Queue};
+
+    /// A folder of its own for a file, and the file.
+    fn fresh(name: &str) -> String {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        folder.join("broker.db").to_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn decoupling_goes_on_where_it_was_killed() {
+        let file = fresh("decoupling");
+        let args = ["--durable", &file];
+        let first = start_until("01_decoupling", &args, "recommendations, joined");
+        let holder = format!("process {}", first.child.id());
+        run("01_decoupling", &args, "").ends_with(2).complains(&["01_decoupling: ", "is in use by", &holder]);
+        run("inspect", &[&file], "").succeeds().says(&["held by", &holder, "stock", "dead letters   email.dead"]);
+        first.kill();
+        run("inspect", &[&file], "").succeeds().says(&["held by  nobody"]);
+        // Soon after the start, when it has found what was there.
+        start_until("01_decoupling", &args, "found from before").kill();
+        run("01_decoupling", &args, "").succeeds().says(&[
+            "found from before: ",
+            "in email",
+            "orders were placed before, and",
+            "shut down: nothing left",
+        ]);
+        let again = run("01_decoupling", &args, "").succeeds().says(&["received", "1000 redriven, 1000 sent"]);
+        assert!(!again.stdout.contains("before,"), "a new beginning: {}", again.stdout);
+    }
+
+    #[test]
+    fn delays_go_on_where_they_were_killed() {
+        let file = fresh("delayed");
+        let args = ["--durable", &file];
+        start_until("08_delayed", &args, "all are on their way").kill();
+        let found = ["found from before: ", " in timers", "never early"];
+        run("08_delayed", &args, "").succeeds().says(&found);
+        run("inspect", &[&file, "timers"], "").succeeds().says(&["queue timers: 0 items"]);
+    }
+
+    #[test]
+    fn those_that_can_be_durable_refuse_what_they_cannot_use() {
+        for example in ["01_decoupling", "08_delayed"] {
+            run(example, &["--durable"], "").ends_with(2).complains(&["--durable needs the path"]);
+            run(example, &["--durable", "a", "b"], "").ends_with(2).complains(&["--durable needs the path"]);
+            run(example, &["--durable", "no/such/folder/a.db"], "").ends_with(2).complains(&["no/such/folder"]);
+        }
+    }
+
+    #[test]
+    fn inspect_shows_items_and_dead_letters_and_changes_nothing() {
+        let file = fresh("inspect");
+        let broker = Broker::open(&file).unwrap();
+        let jobs: Queue<String> = broker.queue("jobs").durable(Durability::Buffered).declare().unwrap();
+        for word in ["rotten", "fresh", "\u{1b}[2J", "more"] {
+            jobs.send(Message::new(word.to_owned()).with_key("k-7").with_header("tenant", "acme")).unwrap();
+        }
+        jobs.send(Message::new("later".to_owned()).with_delay(Duration::from_secs(7_000))).unwrap();
+        jobs.recv().unwrap().dead_letter("smells").unwrap();
+        assert!(broker.shutdown(LIMIT).is_clean());
+        let folder = Path::new(&file).parent().unwrap();
+        let files = || fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).map(|f| (fs::read(&f).unwrap(), f));
+        let before: std::collections::BTreeSet<_> = files().collect();
+
+        run("inspect", &[&file], "").succeeds().says(&[
+            "format   1",
+            "0 in the log",
+            "held by  nobody",
+            "\"codec\":\"json\"",
+        ]);
+        let items = ["queue jobs: 4 items", "key k-7", "tenant: acme", "\"fresh\"", "\\u001b[2J", "due in 1"];
+        run("inspect", &[&file, "jobs"], "").succeeds().says(&items);
+        run("inspect", &[&file, "jobs", "--limit", "1"], "").succeeds().says(&["and 3 more"]);
+        let letter = ["dead letter of jobs", "rejected: smells", "attempts 1", "\"rotten\"", "key k-7"];
+        run("inspect", &[&file, "jobs.dead"], "").succeeds().says(&letter);
+        assert!(files().collect::<std::collections::BTreeSet<_>>() == before, "something has changed");
+    }
+
+    #[test]
+    fn inspect_says_what_it_cannot_read() {
+        let file = fresh("inspect-refuses");
+        let broker = Broker::open(&file).unwrap();
+        let _: Queue<String> = broker.queue("jobs").durable(Durability::Buffered).declare().unwrap();
+        drop(broker);
+        let text = written("no.db", "words, and more of them. ".repeat(99).as_bytes());
+        let other = written("other.db", b"");
+        Connection::open(&other).unwrap().execute_batch("CREATE TABLE mine (a)").unwrap();
+        let [text, other] = [&text, &other].map(|path| path.to_str().unwrap());
+        for (args, complaint) in [
+            (&[][..], "which file?"),
+            (&["no/such.db"], "there is no file no/such.db"),
+            (&["no-such.db"], "there is no file"),
+            (&[text], "is not a SQLite database"),
+            (&[other], "without anything of postroom"),
+            (&[&file, "job"], "no stream \"job\" in it; there are: jobs, jobs.dead"),
+            (&[&file, "--limit"], "--limit needs a number"),
+            (&[&file, "--limit", "few"], "--limit few: invalid digit"),
+            (&[&file, "--frobnicate"], "unknown argument --frobnicate"),
+            (&[&file, "jobs", "more"], "one stream at a time"),
+        ] {
+            run("inspect", args, "").ends_with(2).complains(&["inspect: ", complaint]);
+        }
+        let sql = "UPDATE postroom_meta SET value = 99 WHERE name = 'format'";
+        Connection::open(&file).unwrap().execute_batch(sql).unwrap();
+        run("inspect", &[&file], "").ends_with(2).complains(&["has format 99"]);
+        run("inspect", &["--help"], "").succeeds().says(&["usage: inspect PATH", "Exit code 2"]);
+    }
+
+    /// A program under way.
+    struct Started {
+        child: std::process::Child,
+        stdout: thread::JoinHandle<()>,
+    }
+
+    impl Started {
+        fn kill(mut self) {
+            self.child.kill().unwrap();
+            self.child.wait().unwrap();
+            self.stdout.join().unwrap();
+        }
+    }
+
+    /// Runs an example until it says something.
+    fn start_until(example: &str, args: &[&str], words: &'static str) -> Started {
+        use std::io::{BufRead, BufReader};
+        let mut child = Command::new(built(example)).args(args).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let (tell, said) = std::sync::mpsc::channel();
+        let watch = move || {
+            let told = lines.map_while(Result::ok).filter(|line| line.contains(words));
+            told.for_each(|line| _ = tell.send(line));
+        };
+        let stdout = thread::spawn(watch);
+        let started = Started { child, stdout };
+        if said.recv_timeout(LIMIT).is_err() {
+            started.kill();
+            panic!("{example} did not say {words:?}");
+        }
+        started
+    }
+}
+
 /// What a program did.
 struct Run {
     what: String,

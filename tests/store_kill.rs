@@ -78,10 +78,10 @@ fn what_was_answered_survives_kill_9_at_any_moment() {
         // A deletion and its mark are one batch: no mark without the deletion, no deletion without a mark. What
         // was to be deleted when the process was killed may stay for good.
         let mark = reader.mark(info.id, "gone").unwrap().map(|mark| String::from_utf8(mark).unwrap());
-        let deleted = mark.map_or(0, |mark| mark.parse::<u64>().unwrap() - 9);
-        assert!(!found.contains(&deleted), "round {round}: {deleted} is said to be deleted");
+        let deleted = mark.map(|mark| mark.parse::<u64>().unwrap() - 9);
+        assert!(deleted.is_none_or(|seq| !found.contains(&seq)), "round {round}: {deleted:?} is said to be deleted");
         let gone = (1..info.next).filter(|seq| seq % 10 == 0 && !found.contains(seq)).max();
-        assert!(gone.unwrap_or(0) <= deleted, "round {round}: {gone:?} was deleted, and {deleted} noted");
+        assert!(gone <= deleted, "round {round}: {gone:?} was deleted, and {deleted:?} noted");
     }
     assert!(most > 20, "only {most} answers in the busiest round");
     let store = Store::open(folder.file(), Options::new()).unwrap();

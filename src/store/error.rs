@@ -46,6 +46,18 @@ pub enum StoreError {
         /// What is odd about them.
         detail: Arc<str>,
     },
+    /// There is no such file, where one is only to be looked at.
+    #[error("there is no file {}", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The database has no tables of this library, and is only to be looked at.
+    #[error("{} is a SQLite database without anything of postroom in it", path.display())]
+    NotOurs {
+        /// The file.
+        path: PathBuf,
+    },
     /// No space left. The store works on as soon as there is some.
     #[error("no space left: {0}")]
     DiskFull(Arc<str>),

@@ -6,7 +6,7 @@
 //! SQLite works this does, and the main file stays open to its user's other connections.
 
 use super::error::StoreError;
-use rusqlite::{Connection, ErrorCode, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -70,30 +70,59 @@ fn side_file(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// Writes who holds it, then opens the transaction that is the lock. Whoever slips in between the two has it.
+/// How long somebody may have the lock who only asks whether anybody has it.
+const MOMENT: Duration = Duration::from_millis(50);
+
+/// Writes who holds it, then opens the transaction that is the lock. If somebody slips in between the two, the row
+/// says so, and is written again.
 fn hold(connection: &Connection) -> rusqlite::Result<()> {
     let me = Holder::this_process();
-    connection.busy_timeout(Duration::ZERO)?;
-    connection.execute_batch("BEGIN IMMEDIATE")?;
-    // Somebody who was refused may be reading the row.
-    connection.busy_timeout(Duration::from_secs(2))?;
-    connection.execute_batch(
-        "CREATE TABLE IF NOT EXISTS holder(pid INTEGER, host TEXT, since INTEGER); DELETE FROM holder",
-    )?;
-    connection.execute("INSERT INTO holder VALUES (?, ?, ?)", params![me.pid, me.host, me.since.cast_signed()])?;
-    connection.execute_batch("COMMIT")?;
-    connection.busy_timeout(Duration::ZERO)?;
-    connection.execute_batch("BEGIN IMMEDIATE")
+    loop {
+        connection.busy_timeout(MOMENT)?;
+        connection.execute_batch("BEGIN IMMEDIATE")?;
+        if noted(connection).is_ok_and(|noted| noted == me) {
+            return Ok(());
+        }
+        // Somebody who was refused may be reading the row.
+        connection.busy_timeout(Duration::from_secs(2))?;
+        connection.execute_batch(
+            "CREATE TABLE IF NOT EXISTS holder(pid INTEGER, host TEXT, since INTEGER); DELETE FROM holder",
+        )?;
+        connection.execute("INSERT INTO holder VALUES (?, ?, ?)", params![me.pid, me.host, me.since.cast_signed()])?;
+        connection.execute_batch("COMMIT")?;
+    }
+}
+
+fn noted(connection: &Connection) -> rusqlite::Result<Holder> {
+    connection.query_row("SELECT pid, host, since FROM holder", [], |row| {
+        Ok(Holder { pid: row.get(0)?, host: row.get(1)?, since: row.get::<_, i64>(2)?.cast_unsigned() })
+    })
 }
 
 /// The holder may be writing that row just now; then it is read again, for a moment.
 fn read_holder(connection: &Connection) -> Holder {
     let _ = connection.busy_timeout(Duration::from_millis(500));
-    connection
-        .query_row("SELECT pid, host, since FROM holder", [], |row| {
-            Ok(Holder { pid: row.get(0)?, host: row.get(1)?, since: row.get::<_, i64>(2)?.cast_unsigned() })
-        })
-        .unwrap_or(Holder { pid: 0, host: String::new(), since: 0 })
+    noted(connection).unwrap_or(Holder { pid: 0, host: String::new(), since: 0 })
+}
+
+/// Who holds it, if anybody does. Takes the lock for less than a [`MOMENT`] to find out, and writes nothing.
+pub(super) fn holder_of(path: &Path) -> Result<Option<Holder>, StoreError> {
+    let side = side_file(path);
+    if !side.try_exists().map_err(|error| StoreError::Io(error.to_string().into()))? {
+        return Ok(None);
+    }
+    let opening = |error| StoreError::opening(&side, error);
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(&side, flags).map_err(opening)?;
+    connection.busy_timeout(Duration::ZERO).map_err(opening)?;
+    if connection.is_readonly("main").map_err(opening)? {
+        return Err(StoreError::ReadOnly(side.display().to_string().into()));
+    }
+    match connection.execute_batch("BEGIN IMMEDIATE; ROLLBACK") {
+        Ok(()) => Ok(None),
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => Ok(Some(read_holder(&connection))),
+        Err(error) => Err(opening(error)),
+    }
 }
 
 fn host() -> String {

@@ -64,6 +64,8 @@
 //! the backlog. How many items a stream holds is kept with it ([`Reader::streams`]), so that opening a file with
 //! millions of them reads none.
 //!
+//! [`Inspector`] looks into a file that another process has open, or nobody, and changes nothing.
+//!
 //! # What can go wrong
 //!
 //! | what | batches of that commit | the store |
@@ -131,9 +133,11 @@ mod shared;
 mod commit;
 mod writer;
 mod same_file;
+mod inspector;
 
 pub use batch::Batch;
 pub use error::{MAX_ITEM_BYTES, StoreError};
+pub use inspector::Inspector;
 pub use item::{Change, Item, MAX_STREAMS, Row, Seq, StreamId, StreamInfo};
 pub use lock::Holder;
 pub use options::{Durability, Options};

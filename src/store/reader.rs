@@ -66,7 +66,7 @@ impl Readers {
             Some(connection) => connection,
             None => self.open()?,
         };
-        Ok(Reader { readers: self, connection: Some(connection) })
+        Ok(Reader { readers: Some(self), connection: Some(connection) })
     }
 
     fn open(&self) -> Result<Connection, StoreError> {
@@ -99,7 +99,8 @@ impl Readers {
 /// Reads what is committed, without waiting for the writer or holding it up. Each call sees the file as it is at
 /// that moment; [`consistent`](Self::consistent) makes several see the same moment.
 pub struct Reader<'a> {
-    readers: &'a Readers,
+    /// Who gets the connection back.
+    readers: Option<&'a Readers>,
     connection: Option<Connection>,
 }
 
@@ -111,13 +112,20 @@ impl std::fmt::Debug for Reader<'_> {
 
 impl Drop for Reader<'_> {
     fn drop(&mut self) {
-        if let Some(connection) = self.connection.take().filter(Connection::is_autocommit) {
-            self.readers.give_back(connection);
+        if let Some((readers, connection)) = self.readers.zip(self.connection.take())
+            && connection.is_autocommit()
+        {
+            readers.give_back(connection);
         }
     }
 }
 
 impl Reader<'_> {
+    /// With a connection of its own.
+    pub(super) fn alone(connection: Connection) -> Self {
+        Self { readers: None, connection: Some(connection) }
+    }
+
     /// Several reads of one moment. The log cannot be emptied while `reads` runs, so let it be short.
     ///
     /// # Errors

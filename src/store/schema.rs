@@ -78,7 +78,7 @@ fn prepare(path: &Path, connection: &mut Connection) -> Result<(), StoreError> {
     if connection.is_readonly("main")? {
         return Err(StoreError::ReadOnly(path.display().to_string().into()));
     }
-    refuse_newer(path, connection)?;
+    known_format(path, connection)?;
     if connection.query_row("PRAGMA page_count", [], |row| row.get::<_, i64>(0))? == 0 {
         connection.pragma_update(None, "page_size", PAGE_BYTES)?;
     }
@@ -110,9 +110,10 @@ pub(super) fn connect(path: &Path, options: &Options, cache_bytes: usize) -> Res
     Ok(connection)
 }
 
-fn refuse_newer(path: &Path, connection: &Connection) -> Result<(), StoreError> {
+/// The file's format, 0 if there is nothing of ours yet; refused if it is a later one.
+pub(super) fn known_format(path: &Path, connection: &Connection) -> Result<i64, StoreError> {
     let found = format_of(path, connection)?;
-    if found > FORMAT { Err(StoreError::Newer { path: path.to_owned(), found, known: FORMAT }) } else { Ok(()) }
+    if found > FORMAT { Err(StoreError::Newer { path: path.to_owned(), found, known: FORMAT }) } else { Ok(found) }
 }
 
 /// 0 if there is nothing of ours yet.
@@ -210,7 +211,7 @@ mod tests {
         let path = Path::new("x");
         migrate(path, &mut connection, STEPS).unwrap();
         connection.execute("UPDATE postroom_meta SET value = 99 WHERE name = 'format'", []).unwrap();
-        let refused = refuse_newer(path, &connection).unwrap_err();
+        let refused = known_format(path, &connection).unwrap_err();
         assert_eq!(refused, StoreError::Newer { path: path.to_owned(), found: 99, known: FORMAT });
     }
 
