@@ -158,6 +158,15 @@ impl<M> Head<M> {
         self.chunk.pop_front()
     }
 
+    /// Moves the first `n` behind what is in `chunk`.
+    pub(crate) fn move_to(&mut self, n: usize, chunk: &mut Chunk<M>) {
+        if n == self.chunk.len() {
+            chunk.append(&mut self.chunk);
+        } else {
+            chunk.extend(self.chunk.drain(..n));
+        }
+    }
+
     /// Takes the whole chunk, leaving `empty` in its place.
     pub(crate) fn take_chunk(&mut self, empty: Chunk<M>) -> Chunk<M> {
         std::mem::replace(&mut self.chunk, empty)

@@ -516,9 +516,13 @@ impl<T: Send + Sync + 'static> Core<T> {
             || self.settings.admission.is_some()
             || chunk.iter().any(|message| message.extras.is_some());
         while !chunk.is_empty() {
-            if singly || self.offer_batch(chunk).is_err() {
-                let first = chunk.pop_front().expect("not empty");
-                self.accept(first, Patience::Forever)?;
+            let refusal = if singly { Some(Refusal::Full) } else { self.offer_all(chunk).err() };
+            let Some(refusal) = refusal else { break };
+            let first = chunk.pop_front().expect("one of them was refused");
+            match refusal {
+                // The overflow policy acts for each.
+                Refusal::Full => _ = self.accept(first, Patience::Forever)?,
+                refusal => return Err((first, refusal)),
             }
         }
         Ok(())

@@ -163,6 +163,27 @@ impl<T: Send + Sync + 'static> Core<T> {
         Ok(now)
     }
 
+    /// Appends all of them, waiting for room where that is the policy. One at a time would come in between, and
+    /// take the rest of the batch out of step with the chunks in which the queue hands on.
+    pub(crate) fn offer_all(&self, batch: &mut Chunk<Message<T>>) -> Result<(), Refusal> {
+        let mut round = 0;
+        while !batch.is_empty() {
+            match self.offer_batch(batch) {
+                Ok(_) => {
+                    self.writing.over(round);
+                    round = 0;
+                }
+                Err(Refusal::Full) if self.waits(Patience::Forever) => {
+                    if self.runtime.is_simulated() || !self.writing.again(&mut round) {
+                        self.wait_for_room(Patience::Forever)?;
+                    }
+                }
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        Ok(())
+    }
+
     /// Promises to take one message, or says why not; [`Core::redeem`] or [`Core::forgo`] follows. This is
     /// the first half of a publish to several queues.
     pub(crate) fn pledge(&self) -> Result<Pledge, Refusal> {

@@ -276,9 +276,8 @@ impl<T: Send + Sync + 'static> Core<T> {
             *batch = outlet.head.take_chunk(std::mem::take(batch));
             batch.iter_mut().map(|message| u64::from(hand_out(message))).sum()
         } else {
-            let messages = (0..run).filter_map(|_| outlet.head.pop());
             let before = batch.len();
-            batch.extend(messages);
+            outlet.head.move_to(run, batch);
             batch.range_mut(before..).map(|message| u64::from(hand_out(message))).sum()
         };
         outlet.left += run as u64;
