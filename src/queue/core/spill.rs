@@ -85,7 +85,8 @@ impl<T> Intake<T> {
         self.spill.count > 0
     }
 
-    /// Gives a message back, unless it is fresh in the file and `window` are before it in memory; what is kept is dropped by [`Core::drop_spilled`].
+    /// Gives a message back, unless it is fresh in the file and `window` are before it in memory; what is kept
+    /// is dropped by [`Core::drop_spilled`].
     pub(super) fn keep_in_file(&mut self, mut message: Message<T>, window: usize) -> Option<Message<T>> {
         let Some(place) = message.take_fresh() else { return Some(message) };
         if self.spill.count == 0 && self.tail.about() < window {
