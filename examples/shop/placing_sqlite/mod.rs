@@ -155,6 +155,8 @@ impl Placing {
 fn begin_again(db: &Connection, outbox: &SqliteOutbox) -> Result<(Vec<Order>, usize), AnyError> {
     let given_up: Vec<i64> = outbox.dead(db, usize::MAX)?.iter().map(|row| row.id).collect();
     outbox.delete_dead(db, &given_up)?;
+    // Killed between the last handling of an order and the relay's note of it: nobody needs the message any more.
+    db.execute("DELETE FROM outbox WHERE ordering_key IN (SELECT number FROM orders WHERE state <> 'open')", [])?;
     // Whatever of the outbox is not dead, waits.
     let mut open = db.prepare(
         "SELECT content, number IN (SELECT ordering_key FROM outbox) FROM orders WHERE state = 'open' ORDER BY rowid",
