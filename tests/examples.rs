@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 /// Far more than any needs, even unoptimised on a busy machine.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -754,32 +754,15 @@ fn built(example: &str) -> PathBuf {
     static BUILT: OnceLock<()> = OnceLock::new();
     let this_test = std::env::current_exe().unwrap();
     let profile = this_test.ancestors().nth(2).unwrap();
-    let path = profile.join("examples").join(format!("{example}{}", std::env::consts::EXE_SUFFIX));
-    if changed(&path).is_none_or(|built| built < sources_changed()) {
-        BUILT.get_or_init(|| build_all(profile));
-    }
-    path
+    BUILT.get_or_init(|| build_all(profile));
+    profile.join("examples").join(format!("{example}{}", std::env::consts::EXE_SUFFIX))
 }
 
-fn changed(path: &Path) -> Option<SystemTime> {
-    fs::metadata(path).ok()?.modified().ok()
-}
-
-fn sources_changed() -> SystemTime {
-    let mut newest = SystemTime::UNIX_EPOCH;
-    let mut paths: Vec<_> = ["src", "examples"].map(|dir| Path::new(env!("CARGO_MANIFEST_DIR")).join(dir)).into();
-    while let Some(path) = paths.pop() {
-        if path.is_file() {
-            newest = newest.max(changed(&path).unwrap_or(newest));
-        }
-        paths.extend(fs::read_dir(path).into_iter().flatten().map(|entry| entry.unwrap().path()));
-    }
-    newest
-}
-
+/// What is there already may be older than its sources, or have other features; cargo knows.
 fn build_all(profile: &Path) {
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--examples"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    cargo.args(["build", "--examples", "--target-dir"]).arg(profile.parent().unwrap());
+    cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
     if cfg!(feature = "sqlite") {
         cargo.arg("--all-features");
     }
