@@ -804,7 +804,7 @@
 //! * **By what** messages are told apart: by their id, which they must bring along, or by a key of their payload
 //!   ([`idempotent_by`](crate::QueueBuilder::idempotent_by)).
 //! * **The window** is a time and a number, whichever is less. What is in hand is never forgotten. The memory is the
-//!   process's: a restart forgets all of it.
+//!   process's: a restart forgets all of it, except that of a [durable queue](#durable-queues), which is in the file.
 //! * **By hand**: [`Idempotency`](crate::Idempotency) has the same claims for consumers that receive by themselves, or
 //!   for anything else that must not be done twice.
 //! * **At the other end** a topic can [refuse](crate::TopicBuilder::refuse_duplicates) what was published before.
@@ -1137,8 +1137,11 @@
 //! **Dead letters** of a durable queue are durable: giving up on a message, and redriving it, moves it in the file in
 //! one commit. Those that go to a queue you gave are as durable as that is.
 //!
-//! **Not durable** are, for now, logs and the positions of their groups, schedules, half messages, what an idempotent
-//! queue remembers, and which keys are parked.
+//! **Effectively once.** An [idempotent](#effectively-once) durable queue remembers over a restart what it has
+//! completed: a message's key is noted in the commit that deletes it.
+//!
+//! **Not durable** are, for now, logs and the positions of their groups, schedules, half messages, and which keys are
+//! parked.
 //!
 //! **One at a time.** A second broker, in this process or another, is told who has the file.
 //!

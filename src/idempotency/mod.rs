@@ -1,7 +1,11 @@
 //! Doing once what may be asked for twice.
 
+#[cfg(feature = "sqlite")]
+mod filed;
 mod ledger;
 
+#[cfg(feature = "sqlite")]
+pub(crate) use filed::DoneStream;
 pub(crate) use ledger::{Found, Ledger, Screened};
 
 use crate::broker::Broker;

@@ -478,7 +478,10 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
     ///   was declared as: a dead letter in memory is lost with the process.
     /// * A named [timer](crate::Message::with_timer) no longer finds a message of an earlier run. What
     ///   [parked](QueueBuilder::on_exhausted) a key does not park it after a restart: the message is tried again.
-    ///   What an [idempotent](QueueBuilder::idempotent) queue has seen is forgotten.
+    /// * An [idempotent](QueueBuilder::idempotent) queue remembers over a restart what it has completed, within its
+    ///   window: a key is noted in the commit that deletes its message, and deleted once the window has passed. What
+    ///   was in hand when the process ended counts as released. Other sorts of keys (by id, by a function) than before
+    ///   begin afresh.
     ///
     /// ```
     /// use postroom::store::Durability;

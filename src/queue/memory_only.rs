@@ -1,7 +1,7 @@
 //! Stands in for durable queues where the feature `sqlite` is off: there are none, and nothing has a place.
 
 use crate::clock::Timestamp;
-use crate::message::Message;
+use crate::message::{Message, Text};
 use crate::queue::core::{Accepted, Core, Patience, Refusal};
 use crate::queue::fifo::Chunk;
 use std::convert::Infallible;
@@ -49,6 +49,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn forget(&self, _: &mut Message<T>) {}
     pub(crate) fn forget_all<'a>(&self, _: impl IntoIterator<Item = &'a mut Message<T>>) {}
     pub(crate) fn note_return(&self, _: &Message<T>, _: Option<Timestamp>) {}
+    pub(crate) fn note_done(&self, _: &mut Message<T>, _: &Text, _: Timestamp, _: u64) {}
     pub(crate) fn is_beyond_reach(&self) -> bool {
         false
     }

@@ -5,8 +5,10 @@ use super::filed::Filed;
 use super::format::{Coding, Letters, Plain};
 use super::recover::recover;
 use crate::dead_letter::DeadLetter;
+use crate::idempotency::DoneStream;
 use crate::queue::Queue;
 use crate::queue::builder::{Order, Settings};
+use crate::queue::core::Core;
 use crate::store::{Durability, StoreError, StreamId};
 use crate::sync::Mutex;
 use serde::{Deserialize, Serialize};
@@ -15,6 +17,7 @@ use std::sync::{Arc, Weak};
 /// The streams' kinds in the file.
 const QUEUE: &str = "queue";
 const DEAD_LETTERS: &str = "dead letters";
+const DONE: &str = "done";
 pub(super) const UNDECODABLE: &str = "undecodable";
 
 /// How a queue is to be kept.
@@ -85,17 +88,25 @@ impl<T: Send + Sync + 'static> Durable<T> {
     ) -> Result<(), Vec<String>> {
         let format = Arc::new(Plain(self.coding.clone()));
         let (depot, durability, window) = (Arc::clone(depot), self.durability, self.window);
-        let filed = Filed { depot: Arc::clone(&depot), stream: streams.messages, durability, format, window };
+        let done = remember_done(&depot, &queue.core).map_err(in_words)?;
+        let filed = Filed { depot: Arc::clone(&depot), stream: streams.messages, durability, format, window, done };
         let _ = queue.core.filed.set(filed);
         recover(&queue.core).map_err(in_words)?;
         if let (Some(dead), Some(stream)) = (dead, streams.letters) {
             let origin: Mutex<Weak<_>> = Mutex::new(Arc::downgrade(&queue.core));
             let format = Arc::new(Letters { coding: self.coding.clone(), origin });
-            let _ = dead.core.filed.set(Filed { depot, stream, durability, format, window });
+            let _ = dead.core.filed.set(Filed { depot, stream, durability, format, window, done: None });
             recover(&dead.core).map_err(in_words)?;
         }
         Ok(())
     }
+}
+
+/// What an idempotent queue has completed in earlier runs.
+fn remember_done<T: Send + Sync + 'static>(depot: &Depot, core: &Core<T>) -> Result<Option<DoneStream>, StoreError> {
+    let Some((ledger, (_, by_function))) = core.ledger().zip(core.settings.idempotent) else { return Ok(None) };
+    let by = if by_function { "by a function" } else { "by id" };
+    DoneStream::open(&depot.store, (DONE, &core.name, by), ledger, core.runtime.clock.now()).map(Some)
 }
 
 fn in_words(error: StoreError) -> Vec<String> {

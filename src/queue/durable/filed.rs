@@ -3,7 +3,8 @@
 use super::depot::Depot;
 use super::format::{Format, extra_of, item_of, message_of};
 use crate::clock::Timestamp;
-use crate::message::Message;
+use crate::idempotency::DoneStream;
+use crate::message::{Message, Text};
 use crate::queue::core::{Core, Refusal};
 use crate::store::{Batch, Change, Durability, Item, Seq, StreamId};
 use std::sync::Arc;
@@ -15,6 +16,8 @@ pub(crate) struct Filed<T> {
     pub(crate) durability: Durability,
     pub(super) format: Arc<dyn Format<T>>,
     pub(crate) window: usize,
+    /// Of an idempotent queue.
+    pub(super) done: Option<DoneStream>,
 }
 
 impl<T> Filed<T> {
@@ -61,6 +64,17 @@ impl<T: Send + Sync + 'static> Core<T> {
         let Some(filed) = self.filed.get() else { return };
         let places = messages.into_iter().filter_map(Message::take_place);
         filed.depot.note(places.fold(Batch::new(), |batch, place| batch.delete(filed.stream, place)));
+    }
+
+    /// A message of an idempotent queue is done with: its key is remembered in the same commit that deletes it.
+    pub(crate) fn note_done(&self, message: &mut Message<T>, key: &Text, now: Timestamp, oldest: Seq) {
+        let Some(filed) = self.filed.get() else { return };
+        let Some(done) = &filed.done else { return };
+        let batch = done.note(message.id.get(), key, now, oldest);
+        filed.depot.note(match message.take_place() {
+            Some(place) => batch.delete(filed.stream, place),
+            None => batch,
+        });
     }
 
     /// A delivery has come back, to be delivered again now or when it is due.
