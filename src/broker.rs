@@ -401,18 +401,21 @@ impl Broker {
 
     pub(crate) fn declare_topic<T: Send + Sync + 'static>(&self, builder: TopicBuilder<T>) -> Result<Topic<T>, Error> {
         let subject = format!("topic {:?}", builder.name());
-        let mut registry = self.inner.registry.lock();
+        #[cfg(feature = "sqlite")]
+        let builder = {
+            let mut builder = builder;
+            match builder.take_durable() {
+                Some(durable) => return self.declare_topic_durably(builder, durable),
+                None => builder,
+            }
+        };
+        let mut registry = self.inner.registry_for_topic(builder.name());
         if registry.closed {
             return Err(Error::new(subject, "the broker was shut down"));
         }
         if let Some(existing) = registry.topics.get(builder.name()).cloned() {
             drop(registry);
-            let payload = existing.payload();
-            let Ok(core) = existing.as_any().downcast::<TopicCore<T>>() else {
-                return Err(Error::new(subject, other_payload::<T>(payload)));
-            };
-            let topic = Topic { core };
-            return builder.same_as(&topic).map(|()| topic);
+            return same_topic(&builder, existing);
         }
         let dead_name = format!("{}.half.dead", builder.name());
         if builder.needs_dead_letters() && registry.queues.contains_key(dead_name.as_str()) {
@@ -520,6 +523,19 @@ fn same_queue<T: Send + Sync + 'static>(
     Ok(Queue::from_core(core.expect("a problem otherwise")))
 }
 
+/// The topic that exists under the builder's name, if it is what the builder describes.
+fn same_topic<T: Send + Sync + 'static>(
+    builder: &TopicBuilder<T>,
+    existing: Arc<dyn AnyTopic>,
+) -> Result<Topic<T>, Error> {
+    let payload = existing.payload();
+    let Ok(core) = existing.as_any().downcast::<TopicCore<T>>() else {
+        return Err(Error::new(format!("topic {:?}", builder.name()), other_payload::<T>(payload)));
+    };
+    let topic = Topic { core };
+    builder.same_as(&topic).map(|()| topic)
+}
+
 fn other_payload<T>(existing: &str) -> String {
     format!("it exists with the payload {existing}, asked for {}", type_name::<T>())
 }
@@ -527,6 +543,9 @@ fn other_payload<T>(existing: &str) -> String {
 #[cfg(not(feature = "sqlite"))]
 impl Inner {
     fn registry_without(&self, _: &str) -> crate::sync::MutexGuard<'_, Registry> {
+        self.registry.lock()
+    }
+    fn registry_for_topic(&self, _: &str) -> crate::sync::MutexGuard<'_, Registry> {
         self.registry.lock()
     }
 }

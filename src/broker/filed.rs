@@ -1,6 +1,6 @@
 //! A broker with a file: opening it, declaring what lives there, closing it.
 
-use super::{Broker, Builder, Inner, Registry, same_queue};
+use super::{Broker, Builder, Inner, Registry, same_queue, same_topic};
 use crate::error::Error;
 use crate::queue::durable::{Depot, Durable};
 use crate::queue::{NO_STORE, Queue, QueueBuilder, dead_letter_name};
@@ -8,6 +8,7 @@ use crate::runtime::Runtime;
 use crate::stats::FileStats;
 use crate::store::{Batch, Durability, Options, State, Store, StoreError};
 use crate::sync::MutexGuard;
+use crate::topic::{Topic, TopicBuilder};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -113,6 +114,57 @@ impl Broker {
     }
 }
 
+impl Broker {
+    /// As for queues: what is in the file is read while no lock is held, and the names are nobody else's meanwhile.
+    pub(super) fn declare_topic_durably<T: Send + Sync + 'static>(
+        &self,
+        builder: TopicBuilder<T>,
+        durable: Durable<T>,
+    ) -> Result<Topic<T>, Error> {
+        let subject = format!("topic {:?}", builder.name());
+        let Some(depot) = &self.inner.depot else { return Err(Error::new(subject, NO_STORE)) };
+        let dead_name = format!("{}.half.dead", builder.name());
+        let _reservation = {
+            let mut registry = self.inner.registry_for_topic(builder.name());
+            if registry.closed {
+                return Err(Error::new(subject, "the broker was shut down"));
+            }
+            if let Some(existing) = registry.topics.get(builder.name()).cloned() {
+                drop(registry);
+                return same_topic(&builder, existing);
+            }
+            let taken = registry.queues.contains_key(dead_name.as_str()) || registry.reserved.contains(&dead_name);
+            if builder.needs_dead_letters() && taken {
+                let problem = format!("the name of its dead-letter queue, {dead_name:?}, is taken by another queue");
+                return Err(Error::new(subject, problem));
+            }
+            let names = vec![topic_reservation(builder.name()), dead_name.clone()];
+            registry.reserved.extend(names.iter().cloned());
+            Reservation { inner: &self.inner, names }
+        };
+        let topic = builder.build(Arc::clone(&self.inner.runtime), dead_name);
+        let dead = topic.core.own_dead_letters();
+        let halves = topic.core.halves().expect("a check-back says how they are kept");
+        let opened = halves.open_file(depot, durable, dead.clone().map(Queue::from_core).as_ref());
+        opened.map_err(|problems| Error::unless_none(subject.clone(), problems).expect_err("there are some"))?;
+        let mut registry = self.inner.registry.lock();
+        if registry.closed {
+            drop(registry);
+            return Err(Error::new(subject, "the broker was shut down"));
+        }
+        registry.topics.insert(Arc::clone(&topic.core.name), topic.core.clone());
+        if let Some(dead) = dead {
+            registry.queues.insert(Arc::clone(&dead.name), dead);
+        }
+        Ok(topic)
+    }
+}
+
+/// Names have no control characters.
+fn topic_reservation(name: &str) -> String {
+    format!("topic\n{name}")
+}
+
 /// Names that nobody else may declare meanwhile.
 struct Reservation<'a> {
     inner: &'a Inner,
@@ -134,6 +186,16 @@ impl Inner {
         let dead = dead_letter_name(name);
         let mut registry = self.registry.lock();
         while registry.reserved.contains(name) || registry.reserved.contains(&dead) {
+            self.declared.wait(&mut registry);
+        }
+        registry
+    }
+
+    /// Waits while a topic of this name is being declared.
+    pub(super) fn registry_for_topic(&self, name: &str) -> MutexGuard<'_, Registry> {
+        let name = topic_reservation(name);
+        let mut registry = self.registry.lock();
+        while registry.reserved.contains(&name) {
             self.declared.wait(&mut registry);
         }
         registry

@@ -2,6 +2,11 @@
 
 mod check_back;
 mod error;
+#[cfg(feature = "sqlite")]
+mod filed;
+#[cfg(not(feature = "sqlite"))]
+#[path = "memory_only.rs"]
+mod filed;
 mod halves;
 mod table;
 
@@ -219,6 +224,14 @@ impl<T: Send + Sync + 'static> Topic<T> {
             Err((message, Unprepared::Closed)) => Err(PrepareError::Closed(refused(message))),
             Err((message, Unprepared::NoThread(error))) => {
                 Err(PrepareError::NoThread(refused(message).because(error.to_string())))
+            }
+            #[cfg(feature = "sqlite")]
+            Err((message, Unprepared::Unencodable(words))) => {
+                Err(PrepareError::Unencodable(refused(message).because(words)))
+            }
+            #[cfg(feature = "sqlite")]
+            Err((message, Unprepared::NotStored(error))) => {
+                Err(PrepareError::NotStored(refused(message).not_stored(error)))
             }
         }
     }

@@ -513,9 +513,7 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
     #[cfg(feature = "sqlite")]
     pub fn durable_with(mut self, durability: crate::store::Durability, codec: impl crate::codec::Codec<T>) -> Self {
         self.settings.durable = Some(durability);
-        let (version, upgrade) = (0, None);
-        let coding = crate::queue::durable::Coding { codec: Arc::new(codec), version, upgrade };
-        self.durable = Some(Durable { durability, coding, window: crate::queue::durable::WINDOW });
+        self.durable = Some(Durable::with(durability, codec));
         self
     }
 

@@ -31,6 +31,20 @@ impl Along {
     pub(crate) fn delete(self) {}
 }
 
+/// Where a message that is published is in a file: nowhere.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Trail;
+
+impl Trail {
+    pub(crate) fn for_message(&self) -> Self {
+        Self
+    }
+    pub(crate) fn is_some(&self) -> bool {
+        false
+    }
+    pub(crate) fn end(self) {}
+}
+
 pub(crate) struct Moving;
 
 impl Moving {

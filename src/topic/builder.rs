@@ -10,6 +10,8 @@ use crate::half::{CheckBack, Halves, Timing};
 use crate::idempotency::Window;
 use crate::queue::Queue;
 use crate::queue::builder::name_problems;
+#[cfg(feature = "sqlite")]
+use crate::queue::durable::Durable;
 use crate::queue::throttle::Throttle;
 use crate::rate::Rate;
 use crate::route::Index;
@@ -188,6 +190,12 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
         &self.name
     }
 
+    /// How its half messages are to be kept in the broker's file, if they are.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn take_durable(&mut self) -> Option<Durable<T>> {
+        self.check_back.as_mut()?.durable.take()
+    }
+
     /// Whether it has to be given a dead-letter queue.
     pub(crate) fn needs_dead_letters(&self) -> bool {
         self.check_back.as_ref().is_some_and(|check_back| check_back.dead_letters.is_none())
@@ -218,7 +226,9 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
         let core = Arc::new(core);
         if let Some(mut check_back) = self.check_back {
             let given = check_back.dead_letters.take();
-            let dead = given.unwrap_or_else(|| Queue::for_letters(dead_name.into(), Arc::clone(&core.runtime)));
+            let durable = check_back.timing.durable;
+            let own = || Queue::for_letters_as(dead_name.into(), Arc::clone(&core.runtime), durable);
+            let dead = given.unwrap_or_else(own);
             let _ = core.halves.set(Halves::new(&core, check_back, dead.core));
         }
         Topic { core }

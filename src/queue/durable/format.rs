@@ -2,14 +2,13 @@
 
 use crate::clock::Timestamp;
 use crate::codec::{Codec, CodecError};
-use crate::dead_letter::{DeadLetter, Reason};
+use crate::dead_letter::{DeadLetter, Origin, Reason};
 use crate::message::{Attempt, Message, Text};
 use crate::outcome::contained;
-use crate::queue::core::Core;
 use crate::store::Item;
 use crate::sync::Mutex;
 use serde::{Deserialize, Serialize};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 /// Makes a payload of the bytes of an earlier version.
 pub(crate) type Upgrade<T> = Arc<dyn Fn(u32, &[u8]) -> Result<T, CodecError> + Send + Sync>;
@@ -219,8 +218,8 @@ impl<T: Send + Sync + 'static> Format<T> for Plain<T> {
 /// Of a queue that holds the dead letters of another.
 pub(super) struct Letters<T> {
     pub(super) coding: Coding<T>,
-    /// The queue that a letter of this name came from, once it is there.
-    pub(super) origin: Mutex<Weak<Core<T>>>,
+    /// The queue that a letter of this name came from, once it is there, or the topic.
+    pub(super) origin: Mutex<Origin<T>>,
 }
 
 impl<T: Send + Sync + 'static> Format<DeadLetter<T>> for Letters<T> {
@@ -251,9 +250,7 @@ impl<T: Send + Sync + 'static> Format<DeadLetter<T>> for Letters<T> {
         (message.attempt, message.redelivered) = (letter.attempts, true);
         message.published_at = Timestamp(letter.published_at);
         message.extras_mut().history = letter.history.into_iter().map(Attempt::from).collect();
-        let origin = Weak::clone(&self.origin.lock());
-        let came_from_it = origin.upgrade().is_some_and(|core| *core.name == *letter.queue);
-        let origin = if came_from_it { origin } else { Weak::new() };
+        let origin = self.origin.lock().if_named(&letter.queue);
         Ok(DeadLetter::restored(message, letter.reason.into(), letter.queue.into(), Timestamp(letter.at), origin))
     }
 }
