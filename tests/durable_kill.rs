@@ -9,7 +9,7 @@ mod common;
 
 use common::store::Folder;
 use postroom::store::Durability;
-use postroom::{Broker, Message, Queue, Retry, Topic};
+use postroom::{Broker, CheckBack, Message, Queue, Resolution, Retry, Topic};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -22,6 +22,8 @@ const FIRST: &str = "POSTROOM_FIRST_NUMBER";
 const MODE: &str = "POSTROOM_MODE";
 /// Everything is published twice, under one id.
 const IDEMPOTENT: &str = "idempotent";
+/// Everything is prepared first, and one of four local transactions is rolled back.
+const HALVES: &str = "halves";
 const ROUNDS: u64 = 200;
 /// Numbers of one process.
 const EACH: u64 = 1_000_000;
@@ -96,6 +98,44 @@ fn produce(topic: &Topic<u64>, numbers: std::ops::Range<u64>, times: u32) {
     }
 }
 
+/// What became of its local transaction.
+fn resolution(n: u64) -> Resolution {
+    if n % 4 == 3 { Resolution::Rollback } else { Resolution::Commit }
+}
+
+fn topic(broker: &Broker, mode: &str) -> Topic<u64> {
+    let topic = broker.topic("work");
+    if mode != HALVES {
+        return topic.declare().unwrap();
+    }
+    let ask = CheckBack::new(|n: &Message<u64>| resolution(**n))
+        .first(Duration::from_millis(5))
+        .every(Duration::from_millis(5));
+    topic.check_back(ask.durable(Durability::Buffered)).declare().unwrap()
+}
+
+/// Only what is to be published is spoken of.
+fn prepare(topic: &Topic<u64>, numbers: std::ops::Range<u64>) {
+    for n in numbers {
+        let published = resolution(n) == Resolution::Commit;
+        if published {
+            Said::Tries(n).say();
+        }
+        let half = topic.prepare("n", n).unwrap();
+        if published {
+            Said::Published(n).say();
+        }
+        let id = half.id();
+        // The check-back may have been faster.
+        match n % 8 {
+            0 | 4 => _ = half.commit(),
+            1 => _ = topic.commit_half(id),
+            3 => _ = half.rollback(),
+            _ => drop(half),
+        }
+    }
+}
+
 /// Not a test of its own: what the killed process does.
 #[test]
 fn works_until_it_is_killed() {
@@ -106,11 +146,11 @@ fn works_until_it_is_killed() {
     let broker = Broker::open(file).unwrap();
     let mode = std::env::var(MODE).unwrap();
     let (queue, times) = (queue(&broker, &mode), if mode == IDEMPOTENT { 2 } else { 1 });
-    let topic: Topic<u64> = broker.topic("work").declare().unwrap();
+    let topic = topic(&broker, &mode);
     topic.bind(&queue, "#").unwrap();
     for half in [first, first + EACH / 2] {
-        let topic = topic.clone();
-        thread::spawn(move || produce(&topic, half..half + EACH / 2, times));
+        let (topic, numbers, prepares) = (topic.clone(), half..half + EACH / 2, mode == HALVES);
+        thread::spawn(move || if prepares { prepare(&topic, numbers) } else { produce(&topic, numbers, times) });
     }
     let mut settled = 0;
     for delivery in queue.iter() {
@@ -252,7 +292,10 @@ fn many_rounds(mode_name: &str) {
     let processes: Vec<_> = (0..rounds).map(|n| round(&folder.file(), mode_name, n)).collect();
     let broker = Broker::open(folder.file()).unwrap();
     let queue = queue(&broker, mode_name);
-    let left = if mode_name == IDEMPOTENT { handed_out(&queue) } else { drained(&queue) };
+    // Before anybody asks about them.
+    let halves = topic(&broker, mode_name).drain_halves();
+    let mut left = if mode_name == IDEMPOTENT { handed_out(&queue) } else { drained(&queue) };
+    left.extend(halves.iter().map(|half| **half).filter(|&n| resolution(n) == Resolution::Commit));
     assert_eq!(check(&processes, &left), Wrong::default());
     let count = |wanted: fn(&Said) -> bool| processes.iter().flatten().filter(|said| wanted(said)).count();
     let (published, did) = (count(|s| matches!(s, Said::Published(_))), count(|s| matches!(s, Said::Did(_))));
@@ -273,6 +316,11 @@ fn buffered_messages_survive_kill_9() {
 #[test]
 fn what_an_idempotent_queue_has_completed_survives_kill_9() {
     many_rounds(IDEMPOTENT);
+}
+
+#[test]
+fn there_is_the_half_message_or_the_message_after_kill_9() {
+    many_rounds(HALVES);
 }
 
 #[test]
