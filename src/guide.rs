@@ -759,8 +759,10 @@
 //!   finds no room keeps the half message and gives the handle back; one that the check-back decided is tried again
 //!   every second.
 //! * **What is open** is counted ([`HalfStats`](crate::HalfStats)), bounded, listed, reported by shutdown, and can be
-//!   [taken out](crate::Topic::drain_halves). It lives in memory: if the process dies, the row may be saved and its
-//!   message gone. Where that must not be, keep the message in the database too.
+//!   [taken out](crate::Topic::drain_halves). It lives in memory, unless the check-back is
+//!   `CheckBack::durable` (feature `sqlite`): otherwise, if the process dies, the row may be saved and its message gone.
+//!   A durable one is in the broker's file when `prepare` returns, to publish it is one commit for it and the durable
+//!   queues it reaches, and a later run asks on.
 //! * **Unresolved** ones are dead letters; to redrive them is to publish them.
 //!
 //! # Effectively once
@@ -1140,8 +1142,10 @@
 //! **Effectively once.** An [idempotent](#effectively-once) durable queue remembers over a restart what it has
 //! completed: a message's key is noted in the commit that deletes it.
 //!
-//! **Not durable** are, for now, logs and the positions of their groups, schedules, half messages, and which keys are
-//! parked.
+//! **Half messages** are durable if their topic's [`CheckBack`](crate::CheckBack) is: see [half
+//! messages](#transactions).
+//!
+//! **Not durable** are, for now, logs and the positions of their groups, schedules, and which keys are parked.
 //!
 //! **One at a time.** A second broker, in this process or another, is told who has the file.
 //!
