@@ -218,6 +218,12 @@ impl Broker {
         &self.inner.schedules
     }
 
+    /// What is kept in its file, if it has one.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn depot(&self) -> Option<&Arc<crate::queue::durable::Depot>> {
+        self.inner.depot.as_ref()
+    }
+
     /// Describes a topic to declare, or one that is declared already.
     pub fn topic<T: Send + Sync + 'static>(&self, name: impl Into<Name<T>>) -> TopicBuilder<T> {
         TopicBuilder::of(self.clone(), name.into().text)

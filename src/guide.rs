@@ -286,13 +286,17 @@
 //!
 //! * **Missed firings**, of a process that was suspended or held up, are made up for by [one](crate::Missed::Once)
 //!   unless you ask for [none](crate::Missed::Skip) or [all](crate::Missed::All). Less than a minute late is on
-//!   time. While the process does not run, nothing is missed: a schedule lives and ends with its broker.
+//!   time. While the process does not run, nothing is missed: a schedule lives and ends with its broker. One that is
+//!   `ScheduleBuilder::durable` (feature `sqlite`) notes in the broker's file when it fires next, and a later run makes
+//!   up for what was missed meanwhile.
 //! * **Daylight saving.** An expression with one time of day fires once on every day it names: at the end of the
 //!   gap if the clock jumps over that time, at the first occurrence if it comes twice. An expression with several
 //!   goes by the clock on the wall: what is jumped over does not happen, and what comes twice fires twice.
 //! * **Never waiting.** The function runs on the scheduler's thread, so keep it short. A firing that finds its
 //!   queue full, over its admission limit or closed has failed: it is counted, and
-//!   [`ScheduleInfo::last_error`](crate::ScheduleInfo::last_error) says why.
+//!   [`ScheduleInfo::last_error`](crate::ScheduleInfo::last_error) says why. Nor does that thread wait for the commit
+//!   of a durable queue, unless the topic has subscribers or logs, filters, or a limit; the firing counts once it is
+//!   committed.
 //! * **The clock** is the broker's: the wall clock when it was built, and the monotonic clock from there.
 //!
 //! # Expiry
@@ -1145,7 +1149,10 @@
 //! **Half messages** are durable if their topic's [`CheckBack`](crate::CheckBack) is: see [half
 //! messages](#transactions).
 //!
-//! **Not durable** are, for now, logs and the positions of their groups, schedules, and which keys are parked.
+//! **Schedules** are durable if asked: a firing is noted in the commit that writes its message, see
+//! [schedules](#schedules).
+//!
+//! **Not durable** are, for now, logs and the positions of their groups, and which keys are parked.
 //!
 //! **One at a time.** A second broker, in this process or another, is told who has the file.
 //!

@@ -6,7 +6,7 @@ use crate::dead_letter::DeadLetter;
 use crate::error::Error;
 use crate::message::{Delay, Message};
 use crate::queue::Queue;
-use crate::queue::durable::{Along, Depot, Durable, Trail, UNDECODABLE};
+use crate::queue::durable::{Along, Depot, Durable, Rider, UNDECODABLE};
 use crate::runtime::Event;
 use crate::store::{Batch, Change, Durability, Item, Limit, Row, Seq, StoreError, StreamId};
 use serde::{Deserialize, Serialize};
@@ -151,10 +151,12 @@ impl<T: Send + Sync + 'static> Halves<T> {
         }
     }
 
-    /// From where it is published.
-    pub(super) fn trail(&self, place: Option<Seq>) -> Trail {
+    /// Deletes it there in the commit that publishes it.
+    pub(super) fn rider(&self, place: Option<Seq>) -> Rider {
         let found = self.filed.get().zip(place);
-        found.map_or_else(Trail::default, |(filed, place)| Trail::from(&filed.depot, filed.stream, place))
+        found.map_or_else(Rider::default, |(filed, place)| {
+            Rider::new(&filed.depot, Batch::new().delete(filed.stream, place))
+        })
     }
 
     /// Takes it out of its place, which is dealt with otherwise from now on.

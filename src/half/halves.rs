@@ -264,13 +264,13 @@ impl<T: Send + Sync + 'static> Halves<T> {
     ) -> Result<Receipt, (Message<T>, HalfError)> {
         let Some(topic) = self.core.upgrade() else { return Err((message, HalfError::Closed)) };
         let place = message.place();
-        let trail = self.trail(place);
-        if trail.is_some() {
-            message.extras_mut().trail = trail.for_message();
+        let rider = self.rider(place);
+        if rider.is_some() {
+            message.extras_mut().rider = rider.for_message();
         }
         match topic.publish(key.as_str(), message, patience) {
             Ok(receipt) => {
-                trail.end();
+                rider.end();
                 Ok(receipt)
             }
             Err(error) => {

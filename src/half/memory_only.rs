@@ -3,7 +3,7 @@
 use super::halves::{Halves, Unprepared};
 use crate::clock::Timestamp;
 use crate::message::Message;
-use crate::queue::durable::{Along, Trail};
+use crate::queue::durable::{Along, Rider};
 use std::convert::Infallible;
 use std::marker::PhantomData;
 
@@ -18,8 +18,8 @@ impl<T: Send + Sync + 'static> Halves<T> {
     }
     pub(super) fn erase(&self, _: &mut Message<T>) {}
     pub(super) fn note_check(&self, _: Option<u64>, _: u32, _: Timestamp) {}
-    pub(super) fn trail(&self, _: Option<u64>) -> Trail {
-        Trail::default()
+    pub(super) fn rider(&self, _: Option<u64>) -> Rider {
+        Rider::default()
     }
     pub(super) fn depart(&self, _: &mut Message<T>) -> Along {
         Along::nothing()

@@ -31,11 +31,11 @@ impl Along {
     pub(crate) fn delete(self) {}
 }
 
-/// Where a message that is published is in a file: nowhere.
+/// What changes in a file with a message: nothing.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Trail;
+pub(crate) struct Rider;
 
-impl Trail {
+impl Rider {
     pub(crate) fn for_message(&self) -> Self {
         Self
     }

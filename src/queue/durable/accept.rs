@@ -75,10 +75,10 @@ impl<T: Send + Sync + 'static> Parcel<T> {
         }
         let depot = depot.expect("one of the queues is durable");
         // What a full queue gives up on is written elsewhere, a moment later; until then it stays where it is.
-        if let Some(trail) = self.message.take_trail()
+        if let Some(rider) = self.message.take_rider()
             && self.queues.iter().zip(&stored).all(|(queue, stored)| *stored || !queue.is_durable())
         {
-            batch = trail.end_in(batch, &depot);
+            batch = rider.join(batch, &depot);
         }
         depot.store.wait_for_room();
         depot.commit(batch, mode, move |result, errands| self.arrive(&stored, result, errands))

@@ -17,7 +17,7 @@ mod format;
 mod letters;
 mod recover;
 mod same_file;
-mod trail;
+mod rider;
 
 pub(crate) use self::accept::{Delivered, Others, Parcel, Stowed};
 pub(crate) use self::declare::{Durable, UNDECODABLE};
@@ -26,7 +26,7 @@ pub(crate) use self::filed::Filed;
 pub(crate) use self::format::Upgrade;
 pub(crate) use self::letters::{Along, Moving};
 pub(crate) use self::recover::put_apart;
-pub(crate) use self::trail::Trail;
+pub(crate) use self::rider::Rider;
 
 use crate::store::Durability;
 
