@@ -1152,7 +1152,9 @@
 //! **Schedules** are durable if asked: a firing is noted in the commit that writes its message, see
 //! [schedules](#schedules).
 //!
-//! **Not durable** are, for now, logs and the positions of their groups, and which keys are parked.
+//! **Parked keys** stay parked, and timers with a name still cancel what they were given to.
+//!
+//! **Not durable** are, for now, logs and the positions of their groups.
 //!
 //! **One at a time.** A second broker, in this process or another, is told who has the file.
 //!

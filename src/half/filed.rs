@@ -9,6 +9,7 @@ use crate::queue::Queue;
 use crate::queue::durable::{Along, Depot, Durable, Rider, UNDECODABLE};
 use crate::runtime::Event;
 use crate::store::{Batch, Change, Durability, Item, Limit, Row, Seq, StoreError, StreamId};
+use crate::timer::TimerRef;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +35,9 @@ struct Wishes {
     until: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ttl: Option<Duration>,
+    /// By its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    timer: Option<String>,
 }
 
 impl Wishes {
@@ -44,13 +48,15 @@ impl Wishes {
             Some(Delay::For(delay)) => (Some(delay), None),
             Some(Delay::Until(time)) => (None, Some(Timestamp::from_system_time(time).0)),
         };
-        Self { delay, until, ttl: extras.ttl }
+        let timer = extras.timer.as_ref().and_then(|timer| timer.name()).map(str::to_owned);
+        Self { delay, until, ttl: extras.ttl, timer }
     }
 
     fn apply<T>(self, message: &mut Message<T>) {
         let extras = message.extras_mut();
         let until = self.until.map(|time| Delay::Until(Timestamp(time).to_system_time()));
         (extras.delay, extras.ttl) = (self.delay.map(Delay::For).or(until), self.ttl);
+        extras.timer = self.timer.map(TimerRef::from);
     }
 }
 

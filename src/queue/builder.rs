@@ -476,8 +476,10 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
     /// * [`Queue::send_in`] sends in a transaction of yours, together with your own rows in the same file.
     /// * Its own dead-letter queue is durable as well. One given with [`QueueBuilder::dead_letter_to`] is what it
     ///   was declared as: a dead letter in memory is lost with the process.
-    /// * A named [timer](crate::Message::with_timer) no longer finds a message of an earlier run. What
-    ///   [parked](QueueBuilder::on_exhausted) a key does not park it after a restart: the message is tried again.
+    /// * A [timer](crate::Message::with_timer) with a name finds a delayed message of an earlier run once its queue is
+    ///   declared; a handle ends with its process. What is cancelled is deleted a few milliseconds later, as what is
+    ///   settled is. A key that is [parked](QueueBuilder::on_exhausted) stays so until it is released or dropped, and
+    ///   a stopped queue until it is resumed, also by a later run; one declared with another policy tries again.
     /// * An [idempotent](QueueBuilder::idempotent) queue remembers over a restart what it has completed, within its
     ///   window: a key is noted in the commit that deletes its message, and deleted once the window has passed. What
     ///   was in hand when the process ended counts as released. Other sorts of keys (by id, by a function) than before

@@ -4,6 +4,7 @@ use crate::clock::Timestamp;
 use crate::message::{Message, Text};
 use crate::queue::core::{Accepted, Core, Patience, Refusal};
 use crate::queue::fifo::Chunk;
+use crate::queue::keyed::Hold;
 use std::convert::Infallible;
 use std::marker::PhantomData;
 
@@ -63,6 +64,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn forget(&self, _: &mut Message<T>) {}
     pub(crate) fn forget_all<'a>(&self, _: impl IntoIterator<Item = &'a mut Message<T>>) {}
     pub(crate) fn note_return(&self, _: &Message<T>, _: Option<Timestamp>) {}
+    pub(crate) fn note_parked(&self, _: &Message<T>, _: &Hold) {}
     pub(crate) fn note_done(&self, _: &mut Message<T>, _: &Text, _: Timestamp, _: u64) {}
     pub(crate) fn is_beyond_reach(&self) -> bool {
         false

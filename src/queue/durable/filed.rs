@@ -6,6 +6,7 @@ use crate::clock::Timestamp;
 use crate::idempotency::DoneStream;
 use crate::message::{Message, Text};
 use crate::queue::core::{Core, Refusal};
+use crate::queue::keyed::Hold;
 use crate::store::{Batch, Change, Durability, Item, Seq, StreamId};
 use std::sync::Arc;
 
@@ -79,13 +80,23 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// A delivery has come back, to be delivered again now or when it is due.
     pub(crate) fn note_return(&self, message: &Message<T>, due: Option<Timestamp>) {
+        self.note_back(message, due, None);
+    }
+
+    /// A delivery has come back, and its key is parked because of it.
+    pub(crate) fn note_parked(&self, message: &Message<T>, hold: &Hold) {
+        self.note_back(message, None, Some(hold));
+    }
+
+    fn note_back(&self, message: &Message<T>, due: Option<Timestamp>, hold: Option<&Hold>) {
         let (Some(filed), Some(place)) = (self.filed.get(), message.place()) else { return };
         // Always a time, be it past: what has none is fresh, and may be read again.
         let due = due.unwrap_or_else(|| self.runtime.clock.now());
-        let change = Change::new()
-            .attempts(message.attempt)
-            .due_at(Some(due.0))
-            .extra(extra_of(message, filed.format.letter(message)));
+        let change = Change::new().attempts(message.attempt).due_at(Some(due.0)).extra(extra_of(
+            message,
+            filed.format.letter(message),
+            hold,
+        ));
         filed.depot.note(Batch::new().update(filed.stream, place, change));
     }
 
