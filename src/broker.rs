@@ -8,6 +8,8 @@ use crate::dead_letter::DeadLetter;
 use crate::describe::{Description, QueueDescription, TopicDescription};
 use crate::error::Error;
 use crate::half::AnyHalves;
+#[cfg(feature = "sqlite")]
+use crate::idempotency::Idempotency;
 use crate::log::{AnyLog, Log, LogBuilder, LogCore};
 use crate::name::Name;
 use crate::queue::core::Core;
@@ -68,7 +70,7 @@ struct Inner {
     runtime: Arc<Runtime>,
     registry: Mutex<Registry>,
     schedules: Arc<Schedules>,
-    /// Names of queues that are being declared.
+    /// Something whose name was reserved is declared.
     #[cfg(feature = "sqlite")]
     declared: crate::sync::Condvar,
     #[cfg(feature = "sqlite")]
@@ -81,7 +83,9 @@ struct Registry {
     topics: BTreeMap<Arc<str>, Arc<dyn AnyTopic>>,
     logs: BTreeMap<Arc<str>, Arc<dyn AnyLog>>,
     closed: bool,
-    /// Names of queues that are being filled from the file.
+    #[cfg(feature = "sqlite")]
+    memories: BTreeMap<String, Idempotency>,
+    /// Names of what is being filled from the file.
     #[cfg(feature = "sqlite")]
     reserved: std::collections::BTreeSet<String>,
 }
@@ -408,13 +412,9 @@ impl Broker {
     pub(crate) fn declare_topic<T: Send + Sync + 'static>(&self, builder: TopicBuilder<T>) -> Result<Topic<T>, Error> {
         let subject = format!("topic {:?}", builder.name());
         #[cfg(feature = "sqlite")]
-        let builder = {
-            let mut builder = builder;
-            match builder.take_durable() {
-                Some(durable) => return self.declare_topic_durably(builder, durable),
-                None => builder,
-            }
-        };
+        if builder.is_durable() {
+            return self.declare_topic_durably(builder);
+        }
         let mut registry = self.inner.registry_for_topic(builder.name());
         if registry.closed {
             return Err(Error::new(subject, "the broker was shut down"));

@@ -810,7 +810,8 @@
 //! * **By what** messages are told apart: by their id, which they must bring along, or by a key of their payload
 //!   ([`idempotent_by`](crate::QueueBuilder::idempotent_by)).
 //! * **The window** is a time and a number, whichever is less. What is in hand is never forgotten. The memory is the
-//!   process's: a restart forgets all of it, except that of a [durable queue](#durable-queues), which is in the file.
+//!   process's: a restart forgets all of it, except what is in the broker's file: that of a [durable queue](#durable-queues), of a
+//!   topic that refuses duplicates durably, and of `Broker::durable_idempotency`.
 //! * **By hand**: [`Idempotency`](crate::Idempotency) has the same claims for consumers that receive by themselves, or
 //!   for anything else that must not be done twice.
 //! * **At the other end** a topic can [refuse](crate::TopicBuilder::refuse_duplicates) what was published before.

@@ -6,7 +6,10 @@ mod common;
 
 use common::store::Folder;
 use postroom::store::Durability;
-use postroom::{Broker, ManualClock, Message, Queue, Simulation, Window};
+use postroom::{
+    Broker, CheckBack, Claimed, ManualClock, Message, Obstacle, PublishError, Queue, Resolution, Simulation, Topic,
+    TransactionError, Window,
+};
 use std::path::Path;
 use std::time::Duration;
 
@@ -224,4 +227,108 @@ fn many_workers_and_many_runs_handle_each_id_once() {
     }
     let seen = seen.lock().unwrap();
     assert_eq!((seen.len(), seen.values().all(|times| *times == 1)), (100, true));
+}
+
+// ---- topics that refuse duplicates --------------------------------------------------------------------
+
+/// A topic that remembers, with a durable queue behind it.
+fn topic(broker: &Broker) -> (Topic<u64>, Queue<u64>) {
+    let check = CheckBack::new(|_| Resolution::Unknown).durable(Durability::Buffered);
+    let topic = broker.topic("t").refuse_duplicates_durably(Window::of(HOUR).max(100)).check_back(check);
+    let topic = topic.declare().unwrap();
+    let queue = broker.queue("behind").capacity(5).durable(Durability::Buffered).declare().unwrap();
+    topic.bind(&queue, "queue").unwrap();
+    (topic, queue)
+}
+
+/// Items in the file's streams of that kind.
+fn in_file(broker: &Broker, kind: &str) -> u64 {
+    flush(broker);
+    let streams = broker.store().unwrap().reader().unwrap().streams().unwrap();
+    streams.iter().filter(|stream| stream.kind == kind).map(|stream| stream.count).sum()
+}
+
+fn is_duplicate(topic: &Topic<u64>, id: u64) -> bool {
+    match topic.try_publish("queue", message(id)) {
+        Err(PublishError::Duplicate(refused)) => !refused.is_under_way(),
+        _ => false,
+    }
+}
+
+#[test]
+fn an_id_that_was_published_in_an_earlier_run_is_refused() {
+    let folder = Folder::new();
+    let broker = Broker::open(folder.file()).unwrap();
+    let (topic_, queue) = topic(&broker);
+    let before = broker.stats().file.unwrap().batches;
+    topic_.publish("queue", message(1)).unwrap();
+    assert_eq!(broker.stats().file.unwrap().batches - before, 1, "its id is in the commit of the message");
+    let crashed = killed(&folder);
+    topic_.publish("nowhere", message(2)).unwrap();
+    broker.transaction(|tx| tx.publish(&topic_, "queue", message(3)).map_err(Into::into)).unwrap();
+    topic_.prepare("queue", message(4)).unwrap().commit().unwrap();
+    assert!((5..=6).all(|id| topic_.publish("queue", message(id)).is_ok()));
+    assert!(matches!(topic_.try_publish("queue", message(7)), Err(PublishError::Full(_))));
+    topic_.publish("nowhere", 8).unwrap();
+    assert_eq!((in_file(&broker, "published"), in_file(&broker, "half messages")), (6, 0));
+    drop((broker, topic_, queue));
+
+    let broker = Broker::open(folder.file()).unwrap();
+    let (topic_, queue) = topic(&broker);
+    assert!((1..=6).all(|id| is_duplicate(&topic_, id)));
+    let staged = broker.transaction(|tx| tx.publish(&topic_, "queue", message(3)).map_err(Into::into)).unwrap_err();
+    let TransactionError::Refused(unpublished) = staged else { panic!("{staged}") };
+    assert!(matches!(unpublished.why(), Obstacle::Duplicate { under_way: false }));
+    let _ = queue.drain();
+    assert!(topic_.publish("queue", message(7)).is_ok(), "what was refused is no duplicate");
+
+    let broker = Broker::open(crashed.file()).unwrap();
+    let (topic_, queue) = topic(&broker);
+    assert_eq!((is_duplicate(&topic_, 1), is_duplicate(&topic_, 2), queue.len()), (true, false, 2));
+}
+
+#[test]
+fn what_a_topic_remembers_in_the_file_is_bounded() {
+    let folder = Folder::new();
+    let broker = Broker::open(folder.file()).unwrap();
+    let (topic_, _queue) = topic(&broker);
+    (0..1000).for_each(|id| _ = topic_.publish("nowhere", message(id)).unwrap());
+    assert!((100..=112).contains(&in_file(&broker, "published")));
+    let other = broker.topic::<u64>("t").refuse_duplicates(Window::of(HOUR).max(100)).declare().unwrap_err();
+    assert!(other.to_string().contains("durably"), "{other}");
+    let without = Broker::new();
+    assert!(without.topic::<u64>("t").refuse_duplicates_durably(HOUR).declare().is_err());
+}
+
+// ---- claims by hand -----------------------------------------------------------------------------------
+
+#[test]
+fn claims_by_hand_are_remembered_once_completed() {
+    let folder = Folder::new();
+    let broker = Broker::open(folder.file()).unwrap();
+    let seen = broker.durable_idempotency("payments", HOUR).unwrap();
+    let claim = |n: u64| match seen.claim(n) {
+        Claimed::New(claim) => claim,
+        other => panic!("{other:?}"),
+    };
+    claim(1).complete();
+    claim(2).release();
+    let open = claim(3);
+    let same = broker.durable_idempotency("payments", HOUR).unwrap();
+    assert!(matches!((same.claim(1), same.claim(3)), (Claimed::Done, Claimed::InProgress)), "it is one memory");
+    let error = broker.durable_idempotency("payments", SECOND).unwrap_err().to_string();
+    assert!(error.contains("it exists with the window"), "{error}");
+    let other = broker.durable_idempotency("mails", HOUR).unwrap();
+    assert!(matches!(other.claim(1), Claimed::New(_)));
+    flush(&broker);
+    let killed = killed(&folder);
+    drop(open);
+
+    let broker = Broker::open(killed.file()).unwrap();
+    let seen = broker.durable_idempotency("payments", HOUR).unwrap();
+    assert!(matches!(seen.claim(1), Claimed::Done));
+    assert!((2..4).all(|n| matches!(seen.claim(n), Claimed::New(_))));
+    assert_eq!(in_file(&broker, "idempotency"), 1);
+    drop(broker);
+    assert!(Broker::new().durable_idempotency("payments", HOUR).is_err());
 }

@@ -2,6 +2,8 @@
 
 use super::{Broker, Builder, Inner, Registry, same_queue, same_topic};
 use crate::error::Error;
+use crate::idempotency::{Idempotency, Window};
+use crate::queue::builder::name_problems;
 use crate::queue::durable::{Depot, Durable};
 use crate::queue::{NO_STORE, Queue, QueueBuilder, dead_letter_name};
 use crate::runtime::Runtime;
@@ -118,9 +120,9 @@ impl Broker {
     /// As for queues: what is in the file is read while no lock is held, and the names are nobody else's meanwhile.
     pub(super) fn declare_topic_durably<T: Send + Sync + 'static>(
         &self,
-        builder: TopicBuilder<T>,
-        durable: Durable<T>,
+        mut builder: TopicBuilder<T>,
     ) -> Result<Topic<T>, Error> {
+        let durable = builder.take_durable();
         let subject = format!("topic {:?}", builder.name());
         let Some(depot) = &self.inner.depot else { return Err(Error::new(subject, NO_STORE)) };
         let dead_name = format!("{}.half.dead", builder.name());
@@ -144,9 +146,12 @@ impl Broker {
         };
         let topic = builder.build(Arc::clone(&self.inner.runtime), dead_name);
         let dead = topic.core.own_dead_letters();
-        let halves = topic.core.halves().expect("a check-back says how they are kept");
-        let opened = halves.open_file(depot, durable, dead.clone().map(Queue::from_core).as_ref());
-        opened.map_err(|problems| Error::unless_none(subject.clone(), problems).expect_err("there are some"))?;
+        let opened = topic.core.open_published(depot);
+        opened.map_err(|error| Error::new(subject.clone(), format!("its file: {error}")))?;
+        if let Some((halves, durable)) = topic.core.halves().zip(durable) {
+            let opened = halves.open_file(depot, durable, dead.clone().map(Queue::from_core).as_ref());
+            opened.map_err(|problems| Error::unless_none(subject.clone(), problems).expect_err("there are some"))?;
+        }
         let mut registry = self.inner.registry.lock();
         if registry.closed {
             drop(registry);
@@ -160,9 +165,73 @@ impl Broker {
     }
 }
 
+impl Broker {
+    /// A memory of what is done that is kept in the broker's file under a name: what was completed in an earlier run
+    /// is done, a claim that was open when the process ended is released. Asked for again, it is the same one.
+    ///
+    /// A completion is written a few milliseconds later, with one of the next commits, and before whatever is settled
+    /// or published after it. What is out of the window is deleted.
+    ///
+    /// ```
+    /// use postroom::{Broker, Claimed};
+    /// use std::time::Duration;
+    ///
+    /// # let path = std::env::temp_dir().join(format!("postroom-doc-memory-{}.db", std::process::id()));
+    /// let pay = |id: u64| -> Result<bool, postroom::Error> {
+    ///     let broker = Broker::open(&path)?;
+    ///     let seen = broker.durable_idempotency("payments", Duration::from_secs(3600))?;
+    ///     match seen.claim(id) {
+    ///         Claimed::New(claim) => claim.complete(),
+    ///         Claimed::Done | Claimed::InProgress => return Ok(false),
+    ///     }
+    ///     Ok(true)
+    /// };
+    /// assert!(pay(17)?);
+    /// assert!(!pay(17)? && pay(18)?);
+    /// # for end in ["", ".lock"] { let _ = std::fs::remove_file(format!("{}{end}", path.display())); }
+    /// # Ok::<(), postroom::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// A window of no time or no keys, or another one than the name has; an empty name or one with control characters;
+    /// a broker without a file, or that was shut down.
+    pub fn durable_idempotency(
+        &self,
+        name: impl Into<String>,
+        window: impl Into<Window>,
+    ) -> Result<Idempotency, Error> {
+        let (name, window) = (name.into(), window.into());
+        let subject = format!("idempotency {name:?}");
+        let mut problems = name_problems(&name);
+        problems.extend(window.problems());
+        Error::unless_none(subject.clone(), problems)?;
+        let Some(depot) = &self.inner.depot else { return Err(Error::new(subject, NO_STORE)) };
+        let _reservation = {
+            let reserved = memory_reservation(&name);
+            let mut registry = self.inner.registry_once_free(&reserved);
+            if registry.closed {
+                return Err(Error::new(subject, "the broker was shut down"));
+            }
+            if let Some(existing) = registry.memories.get(&name) {
+                return existing.if_within(window).map_err(|problem| Error::new(subject, problem));
+            }
+            registry.reserved.insert(reserved.clone());
+            Reservation { inner: &self.inner, names: vec![reserved] }
+        };
+        let opened = Idempotency::in_file(Arc::clone(&self.inner.runtime.clock), depot, &name, window);
+        let memory = opened.map_err(|error| Error::new(subject, format!("its file: {error}")))?;
+        self.inner.registry.lock().memories.insert(name, memory.clone());
+        Ok(memory)
+    }
+}
+
 /// Names have no control characters.
 fn topic_reservation(name: &str) -> String {
     format!("topic\n{name}")
+}
+
+fn memory_reservation(name: &str) -> String {
+    format!("idempotency\n{name}")
 }
 
 /// Names that nobody else may declare meanwhile.
@@ -193,9 +262,12 @@ impl Inner {
 
     /// Waits while a topic of this name is being declared.
     pub(super) fn registry_for_topic(&self, name: &str) -> MutexGuard<'_, Registry> {
-        let name = topic_reservation(name);
+        self.registry_once_free(&topic_reservation(name))
+    }
+
+    fn registry_once_free(&self, name: &str) -> MutexGuard<'_, Registry> {
         let mut registry = self.registry.lock();
-        while registry.reserved.contains(&name) {
+        while registry.reserved.contains(name) {
             self.declared.wait(&mut registry);
         }
         registry

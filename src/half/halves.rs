@@ -274,6 +274,7 @@ impl<T: Send + Sync + 'static> Halves<T> {
                 Ok(receipt)
             }
             Err(error) => {
+                rider.revoke();
                 let why = HalfError::Refused { by: error.by().to_owned(), why: (&error).into() };
                 let mut message = error.into_message();
                 message.restore_place(place);

@@ -49,13 +49,22 @@ impl DoneStream {
 
     /// Notes that a key is done, and forgets all before `oldest`.
     pub(crate) fn note(&self, id: u64, key: &Text, now: Timestamp, oldest: Seq) -> Batch {
+        self.insertion(id, key, now).and(self.trimming(oldest))
+    }
+
+    /// Notes that a key is done.
+    pub(crate) fn insertion(&self, id: u64, key: &Text, now: Timestamp) -> Batch {
         let item = Item { id, published_at: now.0, key: Some(key.as_str().to_owned()), ..Item::default() };
-        let batch = Batch::new().insert(self.stream, item);
+        Batch::new().insert(self.stream, item)
+    }
+
+    /// Forgets all before `oldest`, if that is worth the while.
+    pub(crate) fn trimming(&self, oldest: Seq) -> Batch {
         if oldest < self.trimmed.load(Ordering::Relaxed) + self.step {
-            return batch;
+            return Batch::new();
         }
         self.trimmed.store(oldest, Ordering::Relaxed);
-        batch.trim(self.stream, oldest)
+        Batch::new().trim(self.stream, oldest)
     }
 }
 

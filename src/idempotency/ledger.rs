@@ -87,13 +87,8 @@ impl<W> Ledger<W> {
         }
     }
 
-    /// The work is done; who has waited for that.
-    pub(crate) fn complete(&self, key: &Text, now: Timestamp) -> Vec<W> {
-        self.complete_noting(key, now, |_| {})
-    }
-
-    /// The same; `note` is told the number of the oldest key that is still remembered, in the order of completion and
-    /// before anybody finds this one done. It runs under the lock.
+    /// The work is done; who has waited for that. `note` is told the number of the oldest key that is still remembered,
+    /// in the order of completion and before anybody finds this one done. It runs under the lock.
     pub(crate) fn complete_noting(&self, key: &Text, now: Timestamp, note: impl FnOnce(u64)) -> Vec<W> {
         let mut book = self.book.lock();
         let ended = book.finish(key.clone(), now.after(self.window.time));
@@ -195,6 +190,12 @@ mod tests {
 
     fn ledger(seconds: u64, max: usize) -> Ledger<u32> {
         Ledger::new(Window::of(Duration::from_secs(seconds)).max(max))
+    }
+
+    impl<W> Ledger<W> {
+        fn complete(&self, key: &Text, now: Timestamp) -> Vec<W> {
+            self.complete_noting(key, now, |_| {})
+        }
     }
 
     fn at(seconds: u64) -> Timestamp {

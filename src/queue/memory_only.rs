@@ -43,6 +43,7 @@ impl Rider {
     pub(crate) fn is_some(&self) -> bool {
         false
     }
+    pub(crate) fn revoke(self) {}
     pub(crate) fn end(self) {}
 }
 

@@ -41,6 +41,18 @@ impl Rider {
         }
     }
 
+    /// Does this as well.
+    pub(crate) fn add(&self, batch: Batch) {
+        let Some(change) = &self.0 else { return };
+        let mut mine = change.batch.lock();
+        *mine = Some(mine.take().unwrap_or_default().and(batch));
+    }
+
+    /// The message is not published after all.
+    pub(crate) fn revoke(self) {
+        self.0.iter().for_each(|change| drop(change.batch.lock().take()));
+    }
+
     /// The message is where it belongs. If that is no durable queue, the change is made now, behind whatever was
     /// written for the message.
     pub(crate) fn end(self) {
