@@ -110,12 +110,12 @@ fn a_parked_key_is_parked_again_with_all_that_is_known_of_it() {
 fn a_parked_message_holds_no_capacity_after_a_restart() {
     let mut world = World::new(Exhausted::Park);
     let run = world.parked();
-    let room = |run: &Run| run.queue.capacity() as usize - run.queue.len();
+    let room = |run: &Run| run.queue.capacity() - run.queue.len();
     let before = room(&run);
     let run = world.killed(run);
     assert_eq!(room(&run), before);
     let one_more = (0..).take_while(|_| run.queue.try_send("d".to_owned()).is_ok()).count();
-    assert_eq!(one_more, run.queue.capacity() as usize - 1, "only the one behind it does");
+    assert_eq!(one_more, run.queue.capacity() - 1, "only the one behind it does");
 }
 
 #[test]

@@ -19,7 +19,7 @@ impl<T: Send + Sync + 'static> Halves<T> {
     pub(super) fn erase(&self, _: &mut Message<T>) {}
     pub(super) fn note_check(&self, _: Option<u64>, _: u32, _: Timestamp) {}
     pub(super) fn rider(&self, _: Option<u64>) -> Rider {
-        Rider::default()
+        Rider
     }
     pub(super) fn depart(&self, _: &mut Message<T>) -> Along {
         Along::nothing()

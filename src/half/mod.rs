@@ -173,7 +173,7 @@ impl<T: Send + Sync + 'static> Topic<T> {
     /// If the producer vanishes in between, the topic's [`CheckBack`] asks what became of the transaction, and the
     /// message is published, dropped, or in the end a dead letter: never lost, and never published unasked. So
     /// what is saved and what is published agree, without a transaction over both. The message itself lives in
-    /// memory, and is gone when the process dies, unless the check-back is [durable](CheckBack::durable): then this
+    /// memory, and is gone when the process dies, unless the check-back is `durable` (feature `sqlite`): then this
     /// waits until it is in the broker's file.
     ///
     /// ```

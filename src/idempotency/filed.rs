@@ -3,7 +3,7 @@
 use super::{Ledger, Window};
 use crate::clock::Timestamp;
 use crate::message::Text;
-use crate::store::{Batch, Item, Limit, Seq, Store, StoreError, StreamId};
+use crate::store::{Batch, Durability, Item, Limit, Seq, Store, StoreError, StreamId};
 use crate::sync::{AtomicU64, Ordering};
 
 /// How much is read at once.
@@ -33,7 +33,11 @@ impl DoneStream {
         let others = found.as_ref().is_some_and(|stream| stream.settings != by);
         let (stream, next) = match found {
             Some(stream) if !others => (stream.id, stream.next),
-            Some(stream) => (store.declare(kind, name, by)?, stream.next),
+            Some(stream) => {
+                let afresh = Batch::new().trim(stream.id, Seq::MAX).settings(stream.id, by);
+                store.commit(afresh, Durability::Sync)?;
+                (stream.id, stream.next)
+            }
             None => (store.declare(kind, name, by)?, 0),
         };
         let window = ledger.window();

@@ -310,7 +310,7 @@ impl ScheduleBuilder {
             }
         };
         self.broker.schedule_table().declare(&self.name, plan, problems, |name, plan| {
-            let rule = rule.expect("a problem otherwise").from_where_it_was(next.flatten(), runtime.clock.now());
+            let rule = rule.expect("a problem otherwise").going_on(next.flatten(), runtime.clock.now());
             Entry::start(name, plan, rule, runtime, book, job)
         })
     }

@@ -49,7 +49,7 @@ impl Rule {
 
     /// The rule with its first firing: the one that was noted as the next in an earlier run, if that is not too far
     /// ahead to be right. An interval goes on from there.
-    pub(crate) fn from_where_it_was(self, noted: Option<Timestamp>, now: Timestamp) -> (Self, Option<Timestamp>) {
+    pub(crate) fn going_on(self, noted: Option<Timestamp>, now: Timestamp) -> (Self, Option<Timestamp>) {
         let fresh = self.first_from(now);
         match (self, noted.filter(|&noted| fresh.is_none_or(|fresh| noted <= fresh))) {
             (Self::Every { period, .. }, Some(first)) => (Self::Every { period, first }, Some(first)),

@@ -122,7 +122,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
 
     #[cfg(not(feature = "sqlite"))]
     fn note_with(&self, _: &mut Message<T>, _: bool) -> Rider {
-        Rider::default()
+        Rider
     }
 
     /// Has it remember in the broker's file what is published, and what was in earlier runs.
