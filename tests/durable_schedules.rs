@@ -103,9 +103,9 @@ fn what_was_missed_while_the_process_was_down_is_made_up_for_as_asked() {
 fn a_restart_between_two_firings_changes_nothing() {
     let mut world = World::new();
     let mut run = world.run();
-    for minute in 1..=60 {
+    for minute in (2..=60).step_by(2) {
         run.schedule(Missed::All);
-        run.simulation.advance(MINUTE);
+        run.simulation.advance(2 * MINUTE);
         assert_eq!(run.jobs.len(), minute / 10, "after {minute} minutes");
         run.flush();
         run = world.killed(run);
@@ -195,6 +195,24 @@ fn another_rule_a_removed_one_and_one_that_is_not_durable_begin_afresh() {
     let plain = run.broker.schedule("tick").every(9 * MINUTE).send(&run.jobs, || 1).unwrap();
     run.simulation.run_until_idle();
     assert_eq!((world.minutes(plain.next().unwrap()), run.jobs.len()), (77.0, 0));
+}
+
+#[test]
+fn one_that_removes_itself_leaves_nothing_in_the_file() {
+    let world = World::new();
+    let run = world.run();
+    let broker = run.broker.clone();
+    let remove = move || {
+        broker.schedule_named("tick").unwrap().remove();
+        1
+    };
+    run.broker.schedule("tick").every(10 * MINUTE).durable().send(&run.jobs, remove).unwrap();
+    run.simulation.advance(15 * MINUTE);
+    assert_eq!((run.jobs.len(), run.broker.schedules().len()), (1, 0));
+    drop(run);
+    let run = world.run();
+    let schedule = run.schedule(Missed::Once);
+    assert_eq!(world.minutes(schedule.next().unwrap()), 25.0, "it begins afresh");
 }
 
 #[test]

@@ -201,11 +201,11 @@ impl ScheduleBuilder {
     ///     let (broker, simulation) = Broker::builder().clock(clock.clone()).store(&path).build_simulated()?;
     ///     let jobs: Queue<String> = broker.queue("jobs").durable(Durability::Sync).declare()?;
     ///     broker.schedule("daily").every(24 * HOUR).durable().send(&jobs, || "report".to_string())?;
-    ///     simulation.advance(20 * HOUR);
+    ///     simulation.advance(10 * HOUR);
     ///     Ok(jobs.len())
     /// };
     /// assert_eq!(run()?, 0);
-    /// clock.advance(10 * HOUR); // the process is down
+    /// clock.advance(20 * HOUR); // the process is down
     /// assert_eq!(run()?, 1);
     /// # for end in ["", ".lock"] { let _ = std::fs::remove_file(format!("{}{end}", path.display())); }
     /// # Ok::<(), postroom::Error>(())
@@ -440,8 +440,9 @@ impl Schedule {
         if let Some(table) = self.table.upgrade() {
             table.forget(&self.entry);
         }
+        self.entry.state.lock().removed = true;
         self.entry.end();
-        self.entry.book.iter().for_each(Book::forget);
+        self.entry.forget();
     }
 
     /// When it fires next; `None` while it is paused, and once it has been removed or has no time left.
@@ -621,6 +622,7 @@ struct State {
     timed: Option<TimedId>,
     next: Option<Timestamp>,
     paused: bool,
+    removed: bool,
     fired: u64,
     failed: u64,
     missed: u64,
@@ -642,6 +644,7 @@ impl Entry {
             timed: None,
             next,
             paused: false,
+            removed: false,
             fired: 0,
             failed: 0,
             missed: 0,
@@ -708,6 +711,11 @@ impl Entry {
         }
     }
 
+    /// What the file says of it.
+    fn forget(&self) {
+        self.book.iter().for_each(Book::forget);
+    }
+
     fn is_running(&self) -> bool {
         let state = self.state.lock();
         state.job.is_some() && !state.paused
@@ -746,6 +754,10 @@ impl Timed for Entry {
         }
         if due.fire == 0 && due.left_out > 0 {
             self.book.iter().for_each(|book| book.note(due.next));
+        }
+        if self.state.lock().removed {
+            // The firing under way has noted the next one.
+            self.forget();
         }
         // It may have been removed meanwhile, and this be the last of its job.
         drop_contained(job);
