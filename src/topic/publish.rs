@@ -17,8 +17,7 @@ use std::sync::Arc;
 impl<T: Send + Sync + 'static> TopicCore<T> {
     #[inline]
     pub(crate) fn stamp(&self, message: &mut Message<T>, key: Text) {
-        self.runtime.prepare(message);
-        message.routing_key = key;
+        self.stamp_with(message, self.runtime.stamp_for(message), key);
     }
 
     #[inline]
