@@ -99,9 +99,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         message: Message<T>,
         patience: Patience,
     ) -> Result<Receipt, PublishError<T>> {
-        // A route may hold the last handle to a queue, whose messages must not be dropped under the lock.
-        let mut outdated = Vec::new();
-        let route = self.lanes[thread_slot() % LANES].lock().look_up(self, &message.routing_key, &mut outdated).clone();
+        let route = self.remembered_route(&message.routing_key);
         self.publish_slowly(&route, message, patience)
     }
 
@@ -177,8 +175,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         }
         self.runtime.prepare_all(chunk.iter_mut());
         let n = chunk.len();
-        let mut outdated = Vec::new();
-        let route = self.lanes[thread_slot() % LANES].lock().look_up(self, key, &mut outdated).clone();
+        let route = self.remembered_route(key);
         let limited = self.limited.load(Ordering::Relaxed);
         if let (Route::One(queue), false) = (&route, limited) {
             let result = queue.accept_chunk(chunk);
@@ -204,10 +201,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
 
     /// The queue that everything with this key goes to, if there is just one.
     pub(crate) fn only_queue(&self, key: &str) -> Option<QueueRef> {
-        // Dropped after the lock: a route may hold the last handle to a queue.
-        let mut outdated = Vec::new();
-        let mut lane = self.lanes[thread_slot() % LANES].lock();
-        match lane.look_up(self, &Text::new(key), &mut outdated) {
+        match self.remembered_route(&Text::new(key)) {
             Route::One(queue) => Some(queue.identity()),
             _ => None,
         }
