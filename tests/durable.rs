@@ -351,6 +351,33 @@ fn a_transaction_is_one_commit_and_is_seen_at_once() {
     assert_eq!(texts(&jobs(&broker)), ["b"]);
 }
 
+/// Its destructor panics even while another one's panic is on its way up, which would end the process.
+struct Stubborn;
+
+impl Drop for Stubborn {
+    fn drop(&mut self) {
+        panic!("{}", common::ON_PURPOSE);
+    }
+}
+
+#[test]
+fn a_transaction_keeps_the_panics_of_what_nobody_wants_apart() {
+    quiet();
+    let folder = Folder::new();
+    let broker = open(&folder);
+    let queue = jobs(&broker);
+    let nowhere: Topic<Stubborn> = broker.topic("nowhere").declare().unwrap();
+    broker
+        .transaction(|tx| {
+            tx.publish(&nowhere, "k", Stubborn)?;
+            tx.publish(&nowhere, "k", Stubborn)?;
+            tx.send(&queue, "a".to_string())?;
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!((texts(&queue), nowhere.stats().unroutable), (vec!["a".to_string()], 2));
+}
+
 #[test]
 fn many_may_be_under_way_and_share_commits() {
     let folder = Folder::new();
