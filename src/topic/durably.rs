@@ -1,12 +1,12 @@
 //! A publish that reaches a durable queue: everything else gets the message once the file has it.
 
-use super::accept::{Full, order_keys, promise_all, refusal_error};
+use super::accept::{Full, order_keys, promise_all, redeem_rings, refusal_error};
 use crate::error::PublishError;
 use crate::log::{LogCore, Placed};
 use crate::message::{Message, Text};
 use crate::queue::core::{Core, Patience};
 use crate::queue::durable::{Delivered, Errand, Others, Parcel, Pending, Stowed};
-use crate::subscriber::ring::{Ring, for_subscribers};
+use crate::subscriber::ring::Ring;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -78,14 +78,8 @@ impl<T: Send + Sync + 'static> Others<T> for Beside<T> {
         }
     }
 
-    fn last(self: Box<Self>, mut message: Message<T>, errands: &mut Vec<Errand>) {
-        errands.push(Box::new(move || {
-            // Those who watch cannot reply, and must not keep the requester waiting.
-            message.forget_request();
-            let timer = message.take_timer();
-            let message = for_subscribers(message);
-            self.rings.iter().for_each(|ring| ring.redeem(Arc::clone(&message), timer.clone()));
-        }));
+    fn last(self: Box<Self>, message: Message<T>, errands: &mut Vec<Errand>) {
+        errands.push(Box::new(move || redeem_rings(&self.rings, message)));
     }
 
     fn forgo(self: Box<Self>) {

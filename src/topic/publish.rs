@@ -1,6 +1,6 @@
 //! The way of a message from a producer into what takes it.
 
-use super::accept::{accept_all, accept_logged, accept_one, refusal_error};
+use super::accept::{accept_all, accept_logged, accept_one, redeem_rings, refusal_error};
 use super::route::{Found, Known, LANES, Lane, Route, Unresolved, Wide};
 use super::{Receipt, TopicCore};
 use crate::deadlock::QueueRef;
@@ -9,7 +9,7 @@ use crate::message::{Message, MessageId, Stamp, Text};
 use crate::queue::core::{Core, Patience, Refusal};
 use crate::queue::throttle::Throttle;
 use crate::runtime::thread_slot;
-use crate::subscriber::ring::{Ring, Waste, for_subscribers};
+use crate::subscriber::ring::{Ring, Waste};
 use crate::sync::{MutexGuard, Ordering};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -244,15 +244,11 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             return accept_all(&wide.queues, &wide.rings, message, patience);
         }
         // Nobody sees it now, but it is remembered unless it is refused. Only a closed ring does not take it.
-        let copies: Vec<_> = wide.rings.iter().map(|_| message.share()).collect();
+        let copy = message.share();
         let routed = self.unroutable(message, patience)?;
-        let is_delayed = copies.first().is_some_and(|copy| copy.due().is_some());
-        for (ring, mut copy) in wide.rings.iter().zip(copies) {
-            if ring.pledge(is_delayed).is_ok() {
-                let timer = copy.take_timer();
-                ring.redeem(for_subscribers(copy), timer);
-            }
-        }
+        let is_delayed = copy.due().is_some();
+        let open: Vec<_> = wide.rings.iter().filter(|ring| ring.pledge(is_delayed).is_ok()).cloned().collect();
+        redeem_rings(&open, copy);
         Ok(routed)
     }
 
