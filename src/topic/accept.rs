@@ -29,7 +29,7 @@ pub(super) fn accept_all<T: Send + Sync + 'static>(
     patience: Patience,
 ) -> Result<usize, PublishError<T>> {
     #[cfg(feature = "sqlite")]
-    if queues.iter().any(|queue| queue.is_durable()) {
+    if durably::first_durable(queues).is_some() {
         return durably::accept_all(queues, rings, Vec::new(), message, patience);
     }
     accept_all_after(queues, rings, message, patience, |_| {})
@@ -114,7 +114,7 @@ pub(super) fn accept_logged<T: Send + Sync + 'static>(
         return Ok(logs.len());
     }
     #[cfg(feature = "sqlite")]
-    if queues.iter().any(|queue| queue.is_durable()) {
+    if durably::first_durable(queues).is_some() {
         let keyed = logs.iter().cloned().zip(keys).collect();
         return match durably::accept_all(queues, rings, keyed, message, patience) {
             Ok(others) => Ok(logs.len() + others),

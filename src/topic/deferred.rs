@@ -168,16 +168,16 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         }
         self.stamp(&mut message, Text::new(key));
         let id = message.id;
-        match &self.remembered_route(&message.routing_key) {
-            Route::One(queue) if queue.is_durable() => begin(queue, message, Some(Arc::clone(me))),
-            Route::Many(queues) if queues.iter().any(|queue| queue.is_durable()) => {
-                let by = queues.iter().find(|queue| queue.is_durable()).expect("there is one");
+        let route = self.remembered_route(&message.routing_key);
+        match (&route, durably::first_durable(route.only_queues())) {
+            (Route::One(queue), Some(_)) => begin(queue, message, Some(Arc::clone(me))),
+            (Route::Many(queues), Some(by)) => {
                 match durably::begin(queues, &[], Vec::new(), message, Patience::Forever) {
                     Ok(pending) => Ticket::pending(id, pending, by, Some(Arc::clone(me))),
                     Err(refused) => Ticket::known(id, Err(refused)),
                 }
             }
-            route => Ticket::known(id, self.publish_slowly(route, message, Patience::Forever)),
+            _ => Ticket::known(id, self.publish_slowly(&route, message, Patience::Forever)),
         }
     }
 }

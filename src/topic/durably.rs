@@ -10,6 +10,11 @@ use crate::subscriber::ring::Ring;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
+/// The queue that a publish to all of these is told as refused by, if the file cannot take it.
+pub(super) fn first_durable<T: Send + Sync + 'static>(queues: &[Arc<Core<T>>]) -> Option<&Arc<Core<T>>> {
+    queues.iter().find(|queue| queue.is_durable())
+}
+
 pub(super) fn accept_all<T: Send + Sync + 'static>(
     queues: &[Arc<Core<T>>],
     rings: &[Arc<Ring<T>>],
@@ -18,7 +23,8 @@ pub(super) fn accept_all<T: Send + Sync + 'static>(
     patience: Patience,
 ) -> Result<usize, PublishError<T>> {
     let pending = begin(queues, rings, logs, message, patience)?;
-    conclude(queues, pending.wait())
+    let refused = |refused| refusal_error(first_durable(queues).expect("there is one"), refused);
+    pending.wait().map_err(refused)
 }
 
 /// The same up to the commit. Logs have promised already.
@@ -49,16 +55,6 @@ pub(super) fn begin<T: Send + Sync + 'static>(
     };
     let queues = SmallVec::from_iter(queues.iter().map(Arc::clone));
     Ok(Parcel { queues, pledges, keys, message, others }.send(stowed))
-}
-
-pub(super) fn conclude<T: Send + Sync + 'static>(
-    queues: &[Arc<Core<T>>],
-    delivered: Delivered<T>,
-) -> Result<usize, PublishError<T>> {
-    delivered.map_err(|refused| {
-        let by = queues.iter().find(|queue| queue.is_durable()).unwrap_or(&queues[0]);
-        refusal_error(by, refused)
-    })
 }
 
 /// Logs and subscribers.

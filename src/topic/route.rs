@@ -108,6 +108,18 @@ impl<T: Send + Sync + 'static> Lane<T> {
 /// What a lane has forgotten.
 pub(super) type Outdated<T> = (Text, Route<T>);
 
+#[cfg(feature = "sqlite")]
+impl<T> Route<T> {
+    /// The queues it leads to, if it leads to nothing else.
+    pub(super) fn only_queues(&self) -> &[Arc<Core<T>>] {
+        match self {
+            Self::One(queue) => std::slice::from_ref(queue),
+            Self::Many(queues) => queues,
+            _ => &[],
+        }
+    }
+}
+
 impl<T> Clone for Route<T> {
     fn clone(&self) -> Self {
         match self {
