@@ -135,21 +135,10 @@ impl<T: Send + Sync + 'static> Core<T> {
         patience: Patience,
     ) -> Result<Pending<Delivered<T>>, (Message<T>, Refusal)> {
         let Some(me) = self.weak().upgrade() else { return Err((message, Refusal::Closed)) };
-        let queues = [me];
-        let key = match self.order_key(&message) {
-            Ok(key) => key,
-            Err(refusal) => return Err((message, refusal)),
-        };
-        let stowed = match Stowed::of(&queues, &message) {
-            Ok(stowed) => stowed,
-            Err((_, refusal)) => return Err((message, refusal)),
-        };
-        let pledge = match self.pledge_patiently(patience) {
-            Ok(pledge) => pledge,
-            Err(refusal) => return Err((message, refusal)),
-        };
-        let (pledges, keys) = (SmallVec::from_iter([pledge]), SmallVec::from_iter([key]));
-        Ok(Parcel { queues: SmallVec::from_iter(queues), pledges, keys, message, others: None }.send(stowed))
+        let Prepared { message, key, item, pledge } = self.prepare(message, patience)?;
+        let (queues, pledges) = (SmallVec::from_iter([me]), SmallVec::from_iter([pledge]));
+        let (keys, stowed) = (SmallVec::from_iter([key]), Stowed { items: SmallVec::from_iter([Some(item)]) });
+        Ok(Parcel { queues, pledges, keys, message, others: None }.send(stowed))
     }
 
     fn pledge_patiently(&self, patience: Patience) -> Result<Pledge, Refusal> {
