@@ -8,8 +8,8 @@ use common::store::Folder;
 use common::{eventually, quiet, within};
 use postroom::store::{Durability, Limit};
 use postroom::{
-    Broker, Codec, CodecError, Exhausted, ManualClock, Message, Obstacle, Overflow, PublishError, Queue, Reason, Retry,
-    SendError, Simulation, Topic, TransactionError,
+    Broker, Codec, CodecError, Exhausted, Expired, ManualClock, Message, Obstacle, Overflow, PublishError, Queue,
+    Reason, Retry, SendError, Simulation, Topic, TransactionError,
 };
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -235,6 +235,29 @@ fn dead_letters_keep_everything_and_find_their_way_back() {
     drop((broker, queue));
     let (broker, _simulation) = simulated(&folder, &clock);
     assert_eq!((declare(&broker).len(), declare(&broker).dead_letters().len()), (0, 0));
+}
+
+#[test]
+fn what_expired_while_the_file_was_closed_is_among_the_dead_letters() {
+    for levels in [1, 2] {
+        let folder = Folder::new();
+        let declare = |broker: &Broker| -> Queue<u32> {
+            let queue = broker.queue("jobs").ttl(Duration::from_millis(20)).expired(Expired::DeadLetter);
+            queue.priority_levels(levels).durable(Durability::Buffered).declare().unwrap()
+        };
+        let broker = open(&folder);
+        declare(&broker).send_batch(0..500).unwrap();
+        let left = killed(&folder);
+        thread::sleep(Duration::from_millis(30));
+
+        let broker = open(&left);
+        let queue = declare(&broker);
+        eventually("all have expired", || queue.dead_letters().len() == 500);
+        drop((broker, queue));
+        let broker = open(&left);
+        let queue = declare(&broker);
+        assert_eq!((queue.len(), queue.dead_letters().len()), (0, 500));
+    }
 }
 
 #[test]
