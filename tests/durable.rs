@@ -646,6 +646,8 @@ fn payloads_are_never_dropped_by_the_thread_that_writes() {
     let folder = Folder::new();
     let broker = open(&folder);
     let topic: Topic<Dropped> = broker.topic("work").declare().unwrap();
+    let queue = broker.queue("latest").capacity(2).overflow(Overflow::DropOldest);
+    let latest: Queue<Dropped> = queue.durable(Durability::Buffered).declare().unwrap();
     for (name, policy) in [("a", Overflow::DropOldest), ("b", Overflow::DropNewest), ("c", Overflow::DeadLetter)] {
         let queue: Queue<Dropped> =
             broker.queue(name).capacity(1).overflow(policy).durable(Durability::Buffered).declare().unwrap();
@@ -657,11 +659,14 @@ fn payloads_are_never_dropped_by_the_thread_that_writes() {
         drop(topic.publish_deferred("x", Dropped));
         let send = Message::new(Dropped).with_delay(Duration::from_secs(60)).with_timer("t");
         let _ = topic.publish("x", send);
+        // It replaces the one before of that name, and the oldest of all.
+        latest.send(Dropped).unwrap();
+        latest.send(Message::new(Dropped).with_delay(Duration::from_secs(60)).with_timer("u")).unwrap();
     }
     broker.store().unwrap().close().unwrap();
     assert!(topic.publish("x", Dropped).is_err());
     drop(topic.publish_deferred("x", Dropped));
-    drop((broker, topic));
+    drop((broker, topic, latest));
     let threads = DROPPED_ON.lock().unwrap();
     assert!(threads.len() > 20 && threads.iter().all(|name| name != "postroom-store"), "{threads:?}");
 }

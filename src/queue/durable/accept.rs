@@ -256,11 +256,11 @@ impl<T: Send + Sync + 'static> Core<T> {
             return Accepted::Queued;
         }
         if self.settings.overflow == Overflow::DropOldest {
-            let (accepted, thrown_away) = self.replace_oldest_quietly(message);
+            let (accepted, replaced) = self.replace_oldest_quietly(message);
             self.pledge_kept();
             errands.push(Box::new(move || {
                 self.drop_spilled();
-                thrown_away.into_iter().for_each(|oldest| self.drop_overflowed(oldest));
+                self.drop_replaced(replaced);
             }));
             return accepted;
         }
