@@ -283,6 +283,28 @@ fn a_full_backlog_drops_its_oldest() {
 }
 
 #[test]
+fn what_a_full_queue_did_not_take_is_not_read_from_the_file() {
+    let folder = Folder::new();
+    let broker = open(&folder);
+    let queue = broker.queue("numbers").capacity(4).overflow(Overflow::DropOldest);
+    let queue: Queue<u32> = queue.durable(Durability::Buffered).window(2).declare().unwrap();
+    queue.send_batch(0..4).unwrap();
+    let in_hand = [queue.recv().unwrap(), queue.recv().unwrap()];
+    queue.send_batch(4..6).unwrap();
+    // All that fills the queue is in the file, so this one is dropped; its row stays until somebody asks.
+    let dropped = queue.send_deferred(6);
+    eventually("it has been there", || dropped.is_done());
+    let first = queue.recv().unwrap();
+    queue.send(7).unwrap();
+    assert_eq!(**first, 2);
+    first.ack().unwrap();
+    assert_eq!(take_all(&queue), [3, 4, 5, 7]);
+    assert_eq!(dropped.wait().unwrap().routed(), 0);
+    in_hand.into_iter().for_each(|delivery| delivery.ack().unwrap());
+    assert_eq!((queue.stats().dropped, queue.stats().unaccounted()), (1, 0));
+}
+
+#[test]
 fn more_dead_letters_than_fit_memory_are_redriven() {
     let folder = Folder::new();
     let broker = open(&folder);
