@@ -6,13 +6,13 @@ mod common;
 
 use common::store::Folder;
 use common::{eventually, quiet, within};
-use postroom::store::{Durability, Limit};
+use postroom::store::{Durability, Limit, StoreError};
 use postroom::{
     Broker, Codec, CodecError, Exhausted, Expired, ManualClock, Message, Obstacle, Overflow, PublishError, Queue,
     Reason, Retry, SendError, Simulation, Topic, TransactionError,
 };
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -258,6 +258,32 @@ fn what_expired_while_the_file_was_closed_is_among_the_dead_letters() {
         let queue = declare(&broker);
         assert_eq!((queue.len(), queue.dead_letters().len()), (0, 500));
     }
+}
+
+#[test]
+fn what_a_full_queue_gives_up_on_is_safe_before_anybody_hears_of_it() {
+    within(LIMIT, || {
+        let folder = Folder::new();
+        let broker = open(&folder);
+        let queue = broker.queue("jobs").capacity(1).overflow(Overflow::DeadLetter);
+        let queue: Queue<String> = queue.durable(SYNC).declare().unwrap();
+        queue.send("a".to_string()).unwrap();
+        let store = broker.store().unwrap();
+        let mut mine = store.connect().unwrap();
+        let (said, heard) = mpsc::channel();
+        let sender = queue.clone();
+        let early = store.transaction(&mut mine, |_| -> Result<_, StoreError> {
+            // Nothing is written meanwhile.
+            thread::spawn(move || said.send(sender.send("b".to_string()).is_ok()));
+            Ok(heard.recv_timeout(Duration::from_millis(200)))
+        });
+        assert_eq!(early.unwrap(), Err(mpsc::RecvTimeoutError::Timeout));
+        eventually("it is a dead letter", || queue.dead_letters().len() == 1);
+        assert_eq!((texts(&queue), queue.stats().unaccounted()), (vec!["a".to_string()], 0));
+        drop((broker, queue));
+        let broker = open(&folder);
+        assert_eq!((texts(&jobs(&broker)), jobs(&broker).dead_letters().len()), (vec!["a".to_string()], 1));
+    });
 }
 
 #[test]

@@ -291,6 +291,11 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.wake_everyone();
     }
 
+    /// A full queue has shown it, but does not take it among its own.
+    pub(crate) fn pass_over(&self, message: &mut Message<T>) {
+        self.intake.lock().pass_over(message);
+    }
+
     /// Whether [`Core::drop_spilled`] has something to drop.
     pub(crate) fn has_spilled(&self) -> bool {
         !self.intake.lock().spill.waste.is_empty()

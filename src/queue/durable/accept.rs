@@ -113,10 +113,10 @@ impl<T: Send + Sync + 'static> Parcel<T> {
 }
 
 impl<T: Send + Sync + 'static> Core<T> {
-    /// Whether the file gets a message with such a promise. What a full queue throws away or gives up on does not
-    /// pass through it.
+    /// Whether the file gets a message with such a promise: not if a full queue throws it away. What it gives up on
+    /// moves on from there, so that whoever has heard `Ok` has it safe.
     pub(super) fn keeps(&self, pledge: &Pledge) -> bool {
-        self.is_durable() && (pledge.has_slot() || self.settings.overflow == Overflow::DropOldest)
+        self.is_durable() && (pledge.has_slot() || self.settings.overflow != Overflow::DropNewest)
     }
 
     pub(crate) fn filed(&self) -> &Filed<T> {
@@ -242,7 +242,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn redeem_quietly(
         self: Arc<Self>,
         pledge: Pledge,
-        message: Message<T>,
+        mut message: Message<T>,
         errands: &mut Vec<Errand>,
     ) -> Accepted {
         if pledge.has_slot() {
@@ -264,6 +264,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             }));
             return accepted;
         }
+        self.pass_over(&mut message);
         let dropped = self.settings.overflow == Overflow::DropNewest;
         errands.push(Box::new(move || {
             let _ = self.redeem(pledge, message);
