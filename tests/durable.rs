@@ -654,6 +654,22 @@ fn ids_of_one_run_are_not_assigned_in_another() {
     assert_eq!((ids.len(), ids[0].get()), (3, 1));
 }
 
+#[test]
+fn what_the_file_does_not_get_overtakes_nothing_that_it_gets() {
+    let folder = Folder::new();
+    let broker = open(&folder);
+    let topic: Topic<u32> = broker.topic("work").declare().unwrap();
+    let first: Queue<u32> =
+        broker.queue("first").capacity(1).overflow(Overflow::DropNewest).durable(SYNC).declare().unwrap();
+    let all: Queue<u32> = broker.queue("all").declare().unwrap();
+    topic.bind(&first, "#").unwrap();
+    topic.bind(&all, "#").unwrap();
+    let tickets: Vec<_> = (0..20).map(|n| topic.publish_deferred("n", n)).collect();
+    tickets.into_iter().for_each(|ticket| _ = ticket.wait().unwrap());
+    assert_eq!(all.list(99).iter().map(|message| **message).collect::<Vec<_>>(), (0..20).collect::<Vec<_>>());
+    assert_eq!((first.len(), first.stats().dropped), (1, 19));
+}
+
 /// Notes on which thread it is dropped.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Dropped;
