@@ -7,7 +7,7 @@ mod common;
 use common::store::Folder;
 use common::{eventually, within};
 use postroom::store::{Batch, Durability, Item, Options, Store};
-use postroom::{Broker, Message, Overflow, Queue, RecvError, Retry, Topic};
+use postroom::{Broker, Codec, CodecError, Json, Message, Overflow, Queue, RecvError, Retry, Topic};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -260,6 +260,55 @@ fn a_backlog_can_be_purged_drained_and_closed() {
     assert!(matches!(queue.recv(), Err(RecvError::Closed)));
     drop((broker, queue));
     assert_eq!(numbers(&open(&folder)).len(), 0);
+}
+
+/// Decodes nothing while somebody holds the gate.
+struct Gated(Arc<Mutex<()>>);
+
+impl Codec<u32> for Gated {
+    fn name(&self) -> &str {
+        "gated"
+    }
+    fn encode(&self, n: &u32) -> Result<Vec<u8>, CodecError> {
+        Json.encode(n)
+    }
+    fn decode(&self, bytes: &[u8]) -> Result<u32, CodecError> {
+        drop(self.0.lock());
+        Json.decode(bytes)
+    }
+}
+
+#[test]
+fn a_purge_leaves_nothing_that_somebody_is_about_to_read() {
+    within(LIMIT, || {
+        let (folder, gate) = (Folder::new(), Arc::new(Mutex::new(())));
+        let broker = open(&folder);
+        let queue = broker.queue("numbers").durable_with(Durability::Buffered, Gated(Arc::clone(&gate))).window(10);
+        let queue: Queue<u32> = queue.declare().unwrap();
+        queue.send_batch(0..100).unwrap();
+        (0..10).for_each(|_| queue.recv().unwrap().ack().unwrap());
+        let closed = gate.lock().unwrap();
+        let other = queue.clone();
+        let reader = thread::spawn(move || {
+            let delivery = other.recv().unwrap();
+            let number = **delivery;
+            delivery.ack().unwrap();
+            number
+        });
+        // It has found nothing in memory, and is held up while it decodes.
+        thread::sleep(Duration::from_millis(50));
+        let other = queue.clone();
+        let purge = thread::spawn(move || other.purge());
+        thread::sleep(Duration::from_millis(50));
+        drop(closed);
+        let purged = purge.join().unwrap();
+        assert_eq!(queue.len(), 0);
+        queue.send(100).unwrap();
+        // The reader may have come first to something that the purge read.
+        let read = reader.join().unwrap();
+        assert_eq!((purged, queue.len()), if read == 100 { (90, 0) } else { (89, 1) });
+        assert_eq!(queue.stats().unaccounted(), 0);
+    });
 }
 
 #[test]

@@ -30,6 +30,10 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn load_more(&self) -> bool {
         false
     }
+    #[inline]
+    pub(crate) fn load_rest(&self) -> bool {
+        false
+    }
     pub(super) fn load_again(&self) {}
     pub(super) fn drop_spilled(&self) {}
 }

@@ -34,6 +34,8 @@ pub(super) struct Spill<T> {
     count: u64,
     /// Somebody is reading.
     reading: bool,
+    /// Counts readings, and those whose outcome nobody wants any more.
+    turn: u64,
     /// Reading has failed, and rests.
     resting: bool,
     /// Those before may have been in hand in an earlier run.
@@ -55,6 +57,7 @@ impl<T> Default for Spill<T> {
             known: 0,
             count: 0,
             reading: false,
+            turn: 0,
             resting: false,
             old_before: 0,
             passed: VecDeque::new(),
@@ -72,6 +75,13 @@ impl<T> Spill<T> {
         self.last = last;
         self.known = last + 1;
         self.count += count;
+    }
+
+    /// Ends a reading, if it was not [taken over](Core::load_rest).
+    fn end_reading(&mut self, turn: u64) -> bool {
+        let its_turn = self.turn == turn;
+        self.reading &= !its_turn;
+        its_turn
     }
 
     fn pass_over(&mut self, place: Seq) {
@@ -175,25 +185,41 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     #[cold]
     fn load(&self, window: usize) -> bool {
-        let (unread, counted) = {
+        let (unread, counted, turn) = {
             let mut intake = self.intake.lock();
             if intake.tail.about() >= window.div_ceil(2) || !intake.wants_reading() {
                 return false;
             }
             let spill = &mut intake.spill;
             spill.reading = true;
+            spill.turn += 1;
             let Spill { from, last, old_before, ref passed, .. } = *spill;
-            (Unread { from, last, old_before, passed: passed.iter().cloned().collect() }, spill.count)
+            (Unread { from, last, old_before, passed: passed.iter().cloned().collect() }, spill.count, spill.turn)
         };
         match self.read_portion(&unread) {
-            Ok(loaded) => self.take_in(loaded, unread.last, counted),
+            Ok(loaded) => self.take_in(loaded, unread.last, counted, turn),
             Err(_) => {
                 let spill = &mut self.intake.lock().spill;
-                (spill.reading, spill.resting) = (false, true);
+                spill.resting |= spill.end_reading(turn);
                 self.arm(self.runtime.clock.now().after(AGAIN));
                 return false;
             }
         }
+        true
+    }
+
+    /// As [`Core::load_more`], for whoever clears the queue: takes over from another who is reading, whose outcome is
+    /// dropped, so that nothing is left behind. `false` if nothing is unread, or reading has failed.
+    pub(crate) fn load_rest(&self) -> bool {
+        {
+            let spill = &mut self.intake.lock().spill;
+            if spill.count == 0 || spill.resting {
+                return false;
+            }
+            spill.turn += u64::from(spill.reading);
+            spill.reading = false;
+        }
+        self.load_more();
         true
     }
 
@@ -219,7 +245,10 @@ impl<T: Send + Sync + 'static> Core<T> {
             match self.restored(&row, row.seq < unread.old_before) {
                 Ok(message) => loaded.messages.push(message),
                 Err(error) => {
-                    put_apart(self, &row, error)?;
+                    if let Err(error) = put_apart(self, &row, error) {
+                        loaded.messages.into_iter().for_each(drop_contained);
+                        return Err(error);
+                    }
                     loaded.undecodable += 1;
                 }
             }
@@ -236,10 +265,13 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     /// `counted` messages up to `last` were only in the file when the reading began.
-    fn take_in(&self, loaded: Loaded<T>, last: Seq, counted: u64) {
+    fn take_in(&self, loaded: Loaded<T>, last: Seq, counted: u64, turn: u64) {
         let (mut outlet, mut intake) = self.both_sides();
         let spill = &mut intake.spill;
-        spill.reading = false;
+        if !spill.end_reading(turn) {
+            drop((outlet, intake));
+            return loaded.messages.into_iter().for_each(drop_contained);
+        }
         // Some may have been deleted by others.
         let missing = if loaded.last.is_none_or(|seq| seq >= last) { counted - loaded.rows.min(counted) } else { 0 };
         spill.count -= loaded.rows.min(counted) + missing;
