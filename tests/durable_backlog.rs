@@ -7,7 +7,7 @@ mod common;
 use common::store::Folder;
 use common::{eventually, within};
 use postroom::store::{Batch, Durability, Item, Options, Store};
-use postroom::{Broker, Codec, CodecError, Json, Message, Overflow, Queue, RecvError, Retry, Topic};
+use postroom::{Broker, Codec, CodecError, Expired, Json, Message, Overflow, Queue, RecvError, Retry, Topic};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -260,6 +260,21 @@ fn a_backlog_can_be_purged_drained_and_closed() {
     assert!(matches!(queue.recv(), Err(RecvError::Closed)));
     drop((broker, queue));
     assert_eq!(numbers(&open(&folder)).len(), 0);
+}
+
+#[test]
+fn a_backlog_that_expires_makes_room_without_a_consumer() {
+    within(LIMIT, || {
+        let folder = Folder::new();
+        let broker = open(&folder);
+        let queue = broker.queue("numbers").capacity(100).ttl(Duration::from_millis(50)).expired(Expired::Drop);
+        let queue: Queue<u32> = queue.durable(Durability::Buffered).window(10).declare().unwrap();
+        queue.send_batch(0..100).unwrap();
+        // Each waits until there is room.
+        queue.send_batch(100..300).unwrap();
+        eventually("all have expired", || queue.stats().expired == 300);
+        assert_eq!((queue.len(), queue.stats().unaccounted()), (0, 0));
+    });
 }
 
 /// Decodes nothing while somebody holds the gate.
