@@ -12,6 +12,7 @@ use crate::queue::throttle::Throttle;
 use crate::request::Fate;
 use crate::runtime::Event;
 use crate::simulation::Until;
+use crate::snooze::Snooze;
 use crate::sync::{MutexGuard, Ordering, current_thread};
 use std::sync::Weak;
 
@@ -128,7 +129,7 @@ impl<T: Send + Sync + 'static> Core<T> {
                 }
                 return self.overflow(message);
             }
-            if (self.runtime.is_simulated() || !self.writing.again(&mut round))
+            if !self.snoozes(&self.writing, &mut round)
                 && let Err(refusal) = self.wait_for_room(patience)
             {
                 return Err((message, refusal));
@@ -174,7 +175,7 @@ impl<T: Send + Sync + 'static> Core<T> {
                     round = 0;
                 }
                 Err(Refusal::Full) if self.waits(Patience::Forever) => {
-                    if self.runtime.is_simulated() || !self.writing.again(&mut round) {
+                    if !self.snoozes(&self.writing, &mut round) {
                         self.wait_for_room(Patience::Forever)?;
                     }
                 }
@@ -274,6 +275,11 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Whether a publish with this patience waits for room here.
     pub(crate) fn waits(&self, patience: Patience) -> bool {
         self.settings.overflow == Overflow::Wait && !matches!(patience, Patience::None)
+    }
+
+    /// Waits a moment, if that may help; `false` says to wait for as long as it takes.
+    pub(super) fn snoozes(&self, kind: &Snooze, round: &mut u32) -> bool {
+        !self.runtime.is_simulated() && kind.again(round)
     }
 
     /// Blocks until there is room, holding nothing. A worker says which one it is, so that it can be told

@@ -8,9 +8,20 @@
 
 use crate::sync::{AtomicBool, Ordering, cores, spin_loop, yield_now};
 
-const SPINS: u32 = 4;
-const YIELDS: u32 = 4;
+/// How many rounds a thread spins,
+pub(crate) const SPINS: u32 = 4;
+/// and how many rounds there are before it sleeps.
+pub(crate) const ROUNDS: u32 = 8;
 const SLEPT: u32 = u32::MAX;
+
+/// One round.
+pub(crate) fn pause(round: u32) {
+    if round < SPINS {
+        (0..20).for_each(|_| spin_loop());
+    } else {
+        yield_now();
+    }
+}
 
 /// Of the threads that wait for the same.
 #[derive(Default)]
@@ -26,17 +37,14 @@ impl Snooze {
         if cores() == 1 {
             return false;
         }
-        if *round < SPINS {
-            (0..20).for_each(|_| spin_loop());
-        } else if *round < SPINS + YIELDS && self.pays.load(Ordering::Relaxed) {
-            yield_now();
-        } else {
-            self.note(false);
-            *round = SLEPT;
-            return false;
+        if *round < SPINS || (*round < ROUNDS && self.pays.load(Ordering::Relaxed)) {
+            pause(*round);
+            *round += 1;
+            return true;
         }
-        *round += 1;
-        true
+        self.note(false);
+        *round = SLEPT;
+        false
     }
 
     /// It has been worth while, after so many rounds.
@@ -71,7 +79,7 @@ mod tests {
         snooze.over(0);
         assert!(!snooze.pays.load(Ordering::Relaxed), "it was there at once");
         snooze.over(2);
-        assert_eq!(rounds(&snooze, &mut 0), if alone { 0 } else { SPINS + YIELDS });
+        assert_eq!(rounds(&snooze, &mut 0), if alone { 0 } else { ROUNDS });
         let now = if alone { 0 } else { SPINS };
         assert!(alone || rounds(&snooze, &mut 0) == now, "that wait was long");
     }
