@@ -132,8 +132,8 @@ impl<T: Send + Sync + 'static> CheckBack<T> {
     ///   it.
     /// * To commit it is one commit of the file: it is deleted there and written for all durable queues that it
     ///   reaches. After a crash at any moment there is either the half message or the message. Where it goes to
-    ///   queues in memory or logs, to a queue that gives up on it because it is full, or is dropped, the file hears
-    ///   of it a few milliseconds later; after a crash before that it is asked about again.
+    ///   queues in memory or logs only, a full queue throws it away, or it is rolled back, the file hears of it a few
+    ///   milliseconds later; after a crash before that it is asked about again.
     /// * A later run that declares the topic on the file has all that were open. They are asked about when it is their
     ///   time, with the answers so far counted, but no sooner than [`CheckBack::first`] after the declaration: until
     ///   then everything should be bound that their messages are for. If the listener says commit and nothing matches

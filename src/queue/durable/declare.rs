@@ -93,15 +93,16 @@ impl<T: Send + Sync + 'static> Durable<T> {
         queue: &Queue<T>,
         dead: Option<&Queue<DeadLetter<T>>>,
     ) -> Result<(), Vec<String>> {
+        let (durability, window) = (self.durability, self.window);
         let format = Arc::new(Plain(self.coding.clone()));
-        let (depot, durability, window) = (Arc::clone(depot), self.durability, self.window);
-        let done = remember_done(&depot, &queue.core).map_err(in_words)?;
-        let filed = Filed { depot: Arc::clone(&depot), stream: streams.messages, durability, format, window, done };
+        let done = remember_done(depot, &queue.core).map_err(in_words)?;
+        let filed = Filed { depot: Arc::clone(depot), stream: streams.messages, durability, format, window, done };
         let _ = queue.core.filed.set(filed);
-        recover(&queue.core).map_err(in_words)?;
+        // The dead letters first: what has expired in the queue itself joins them as soon as it is there.
         if let (Some(dead), Some(stream)) = (dead, streams.letters) {
-            self.fill_letters(&depot, stream, dead, Origin::Queue(Arc::downgrade(&queue.core)))?;
+            self.fill_letters(depot, stream, dead, Origin::Queue(Arc::downgrade(&queue.core)))?;
         }
+        recover(&queue.core).map_err(in_words)?;
         Ok(())
     }
 

@@ -82,7 +82,7 @@ pub(super) struct Extra {
 /// Why and since when a key is parked.
 #[derive(Debug, Serialize, Deserialize)]
 struct Held {
-    reason: Why,
+    reason: Reason,
     since: u64,
 }
 
@@ -97,52 +97,12 @@ pub(super) struct Failed {
 /// What a dead letter says beyond its message.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Letter {
-    reason: Why,
+    reason: Reason,
     queue: String,
     at: u64,
     published_at: u64,
     attempts: u32,
     history: Vec<Failed>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Why {
-    Exhausted,
-    Permanent,
-    Rejected(String),
-    Expired,
-    Overflow,
-    Unresolved,
-    KeyDropped,
-}
-
-impl From<&Reason> for Why {
-    fn from(reason: &Reason) -> Self {
-        match reason {
-            Reason::Exhausted => Self::Exhausted,
-            Reason::Permanent => Self::Permanent,
-            Reason::Rejected(words) => Self::Rejected(words.clone()),
-            Reason::Expired => Self::Expired,
-            Reason::Overflow => Self::Overflow,
-            Reason::Unresolved => Self::Unresolved,
-            Reason::KeyDropped => Self::KeyDropped,
-        }
-    }
-}
-
-impl From<Why> for Reason {
-    fn from(why: Why) -> Self {
-        match why {
-            Why::Exhausted => Self::Exhausted,
-            Why::Permanent => Self::Permanent,
-            Why::Rejected(words) => Self::Rejected(words),
-            Why::Expired => Self::Expired,
-            Why::Overflow => Self::Overflow,
-            Why::Unresolved => Self::Unresolved,
-            Why::KeyDropped => Self::KeyDropped,
-        }
-    }
 }
 
 impl From<&Attempt> for Failed {
@@ -162,7 +122,7 @@ pub(super) fn extra_of<T>(message: &Message<T>, letter: Option<Letter>, hold: Op
     let extras = message.extras.as_deref();
     let counts_from = extras.and_then(|extras| extras.counts_from).map(|from| from.0);
     let history: Vec<Failed> = message.history().iter().map(Failed::from).collect();
-    let held = hold.map(|hold| Held { reason: (&hold.reason).into(), since: hold.since.0 });
+    let held = hold.map(|hold| Held { reason: hold.reason.clone(), since: hold.since.0 });
     let timer = extras.filter(|extras| extras.due.is_some()).and_then(|extras| extras.timer.as_ref()?.name());
     let waits = held.is_some() || timer.is_some();
     if history.is_empty() && counts_from.is_none() && !message.redelivered && letter.is_none() && !waits {
@@ -211,7 +171,7 @@ pub(super) fn message_of<T>(format: &dyn Format<T>, item: &Item) -> Result<Messa
 /// Why the item's key is parked because of it, if it is.
 pub(super) fn hold_of(item: &Item) -> Option<Hold> {
     let extra: Extra = serde_json::from_slice(item.extra.as_deref()?).ok()?;
-    extra.held.map(|held| Hold { reason: held.reason.into(), since: Timestamp(held.since) })
+    extra.held.map(|held| Hold { reason: held.reason, since: Timestamp(held.since) })
 }
 
 fn restore_envelope<T>(message: &mut Message<T>, item: &Item) {
@@ -261,7 +221,7 @@ impl<T: Send + Sync + 'static> Format<DeadLetter<T>> for Letters<T> {
     fn letter(&self, message: &Message<DeadLetter<T>>) -> Option<Letter> {
         let letter = message.payload();
         Some(Letter {
-            reason: letter.reason().into(),
+            reason: letter.reason().clone(),
             queue: letter.queue().to_owned(),
             at: Timestamp::from_system_time(letter.at()).0,
             published_at: letter.message().published_at.0,
@@ -278,6 +238,6 @@ impl<T: Send + Sync + 'static> Format<DeadLetter<T>> for Letters<T> {
         message.published_at = Timestamp(letter.published_at);
         message.extras_mut().history = letter.history.into_iter().map(Attempt::from).collect();
         let origin = self.origin.lock().if_named(&letter.queue);
-        Ok(DeadLetter::restored(message, letter.reason.into(), letter.queue.into(), Timestamp(letter.at), origin))
+        Ok(DeadLetter::restored(message, letter.reason, letter.queue.into(), Timestamp(letter.at), origin))
     }
 }
