@@ -9,6 +9,7 @@ use common::{ON_PURPOSE, eventually, quiet, within};
 use postroom::store::Durability;
 use postroom::{Broker, ManualClock, Message, Missed, Overflow, Queue, Schedule, ScheduleBuilder, Simulation, Topic};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -137,6 +138,39 @@ fn each_of_many_firings_that_are_made_up_for_is_noted_with_its_own_message() {
     run.schedule(Missed::All);
     assert_eq!((run.jobs.len(), run.batches() - before), (12, 14), "one each, the declaration, and the flush");
     let run = world.killed(run);
+    run.schedule(Missed::All);
+    assert_eq!(run.jobs.len(), 12);
+}
+
+#[test]
+fn a_crash_while_it_makes_up_for_many_loses_and_repeats_none() {
+    let world = World::new();
+    let run = world.run();
+    run.schedule(Missed::All);
+    drop(run);
+    world.clock.advance(2 * HOUR);
+    let run = world.run();
+    let copy = Folder::new();
+    let (from, to) = (world.folder.file(), copy.file());
+    let calls = AtomicU64::new(0);
+    let job = move || {
+        let n = calls.fetch_add(1, Ordering::SeqCst);
+        if n == 5 {
+            for end in ["", "-wal"] {
+                let _ = std::fs::copy(format!("{}{end}", from.display()), format!("{}{end}", to.display()));
+            }
+        }
+        n
+    };
+    let schedule = run.broker.schedule("tick").every(10 * MINUTE).missed(Missed::All).durable();
+    schedule.send(&run.jobs, job).unwrap();
+    run.simulation.run_until_idle();
+    assert_eq!(run.jobs.len(), 12);
+    drop(run);
+
+    let world = World { folder: copy, ..world };
+    let run = world.run();
+    assert_eq!(run.jobs.len(), 5, "the crash");
     run.schedule(Missed::All);
     assert_eq!(run.jobs.len(), 12);
 }
