@@ -61,7 +61,7 @@ pub(crate) type Delivered<T> = Result<usize, (Message<T>, Refusal)>;
 
 impl<T: Send + Sync + 'static> Parcel<T> {
     /// Hands it to the store; waits until that has room, holding promises but no lock.
-    pub(crate) fn send(self, stowed: Stowed) -> Pending<Delivered<T>> {
+    pub(crate) fn send(mut self, stowed: Stowed) -> Pending<Delivered<T>> {
         let (mut batch, mut mode, mut depot) = (Batch::new(), Durability::Buffered, None::<Arc<Depot>>);
         let mut stored: SmallVec<[bool; 2]> = SmallVec::new();
         for ((queue, pledge), item) in self.queues.iter().zip(&self.pledges).zip(stowed.items) {
@@ -74,6 +74,12 @@ impl<T: Send + Sync + 'static> Parcel<T> {
             }
         }
         let depot = depot.expect("one of the queues is durable");
+        // Where a full queue throws its copy away there is nothing to write; that is noted once it is gone.
+        if let Some(rider) = self.message.take_rider()
+            && self.queues.iter().zip(&stored).all(|(queue, stored)| *stored || !queue.is_durable())
+        {
+            batch = rider.join(batch, &depot);
+        }
         depot.store.wait_for_room();
         depot.commit(batch, mode, move |result, errands| self.arrive(&stored, result, errands))
     }
