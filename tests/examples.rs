@@ -188,6 +188,7 @@ fn examples_without_arguments_refuse_any_and_show_their_header() {
         "07_ordered",
         "08_delayed",
         "09_retry",
+        "10_transactions",
         "message_bus",
         "data_hub",
     ] {
@@ -224,6 +225,9 @@ fn transactions_hold() {
         "neither is, since operation 1, for queue \"shipments\": \"shipments\" is full",
     ]);
     run("10_transactions", &["--seed", "7"], "").succeeds();
+    for seed in [&["--seed"][..], &["--seed", "many"]] {
+        run("10_transactions", seed, "").ends_with(2).complains(&["10_transactions: --seed needs a number"]);
+    }
 }
 
 #[test]
@@ -521,7 +525,7 @@ mod shop_with_a_database {
 #[test]
 #[cfg(not(feature = "sqlite"))]
 fn examples_that_can_be_durable_say_what_they_lack() {
-    for example in ["01_decoupling", "08_delayed"] {
+    for example in ["01_decoupling", "08_delayed", "10_transactions"] {
         run(example, &["--durable", "x.db"], "").ends_with(2).complains(&["cargo run --features sqlite"]);
     }
 }
@@ -574,8 +578,32 @@ mod durable {
     }
 
     #[test]
+    fn transactions_go_on_where_they_were_killed() {
+        let file = fresh("transactions");
+        let args = ["--durable", &file];
+        let rows = |table| {
+            let count = format!("SELECT count(*) FROM {table}");
+            Connection::open(&file).unwrap().query_row(&count, [], |row| row.get::<_, i64>(0)).unwrap()
+        };
+        start_until("10_transactions", &args, "half of them are dealt with").kill();
+        let placed = rows("placed");
+        assert!(placed >= 400 && placed >= rows("billed"), "{placed} placed, {} billed", rows("billed"));
+        // Early, when it has told of what it has found, or while it looks.
+        start_until("10_transactions", &args, "4. The same orders").kill();
+        let placed = rows("placed");
+        run("10_transactions", &args, "").succeeds().says(&[
+            &format!("{placed} orders were placed before, and {} now", 844 - placed),
+            "one file:     844 saved,   0 of them lost,   0 invented",
+        ]);
+        // A new beginning, so the seed may be another.
+        run("10_transactions", &["--durable", &file, "--seed", "7"], "")
+            .succeeds()
+            .says(&["0 orders were placed before"]);
+    }
+
+    #[test]
     fn those_that_can_be_durable_refuse_what_they_cannot_use() {
-        for example in ["01_decoupling", "08_delayed"] {
+        for example in ["01_decoupling", "08_delayed", "10_transactions"] {
             run(example, &["--durable"], "").ends_with(2).complains(&["--durable needs the path"]);
             run(example, &["--durable", "a", "b"], "").ends_with(2).complains(&["--durable needs the path"]);
             run(example, &["--durable", "no/such/folder/a.db"], "").ends_with(2).complains(&["no/such/folder"]);
