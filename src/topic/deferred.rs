@@ -7,7 +7,7 @@ use crate::error::PublishError;
 use crate::message::{Message, MessageId, Text};
 use crate::queue::Queue;
 use crate::queue::core::{Core, Patience};
-use crate::queue::durable::{Delivered, Pending};
+use crate::queue::durable::{Landed, Pending};
 use crate::runtime::thread_slot;
 use crate::sync::Ordering;
 use std::fmt;
@@ -25,7 +25,7 @@ pub struct Ticket<T: Send + Sync + 'static> {
 enum State<T: Send + Sync + 'static> {
     Known(Result<Receipt, PublishError<T>>),
     /// With the queue that would refuse, and the topic that counts.
-    Pending(Pending<Delivered<T>>, Arc<Core<T>>, Option<Arc<TopicCore<T>>>),
+    Pending(Pending<Landed<T>>, Arc<Core<T>>, Option<Arc<TopicCore<T>>>),
 }
 
 impl<T: Send + Sync + 'static> Ticket<T> {
@@ -35,7 +35,7 @@ impl<T: Send + Sync + 'static> Ticket<T> {
 
     fn pending(
         id: MessageId,
-        pending: Pending<Delivered<T>>,
+        pending: Pending<Landed<T>>,
         core: &Arc<Core<T>>,
         topic: Option<Arc<TopicCore<T>>>,
     ) -> Self {
@@ -76,7 +76,7 @@ impl<T: Send + Sync + 'static> Ticket<T> {
         match self.state.take().expect("asked once") {
             State::Known(result) => result,
             State::Pending(pending, core, topic) => {
-                let routed = pending.wait().map_err(|refused| refusal_error(&core, refused))?;
+                let routed = pending.wait().delivered().map_err(|refused| refusal_error(&core, refused))?;
                 topic.iter().for_each(|topic| topic.count(1));
                 Ok(Receipt { id: self.id, routed })
             }

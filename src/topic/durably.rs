@@ -5,7 +5,7 @@ use crate::error::PublishError;
 use crate::log::{LogCore, Placed};
 use crate::message::{Message, Text};
 use crate::queue::core::{Core, Patience};
-use crate::queue::durable::{Delivered, Errand, Others, Parcel, Pending, Stowed};
+use crate::queue::durable::{Delivered, Errand, Landed, Others, Parcel, Pending, Stowed};
 use crate::subscriber::ring::{Ring, for_subscribers};
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ pub(super) fn accept_all<T: Send + Sync + 'static>(
     patience: Patience,
 ) -> Result<usize, PublishError<T>> {
     let pending = begin(queues, rings, logs, message, patience)?;
-    conclude(queues, pending.wait())
+    conclude(queues, pending.wait().delivered())
 }
 
 /// The same up to the commit. Logs have promised already.
@@ -28,7 +28,7 @@ pub(super) fn begin<T: Send + Sync + 'static>(
     logs: Vec<(Arc<LogCore<T>>, Option<Text>)>,
     mut message: Message<T>,
     patience: Patience,
-) -> Result<Pending<Delivered<T>>, PublishError<T>> {
+) -> Result<Pending<Landed<T>>, PublishError<T>> {
     let found = order_keys(queues, &message).and_then(|keys| Ok((keys, Stowed::of(queues, &message)?)));
     let (keys, stowed) = match found {
         Ok(found) => found,

@@ -59,9 +59,22 @@ pub(crate) struct Parcel<T> {
 /// How many queues took it, or the message and why none did.
 pub(crate) type Delivered<T> = Result<usize, (Message<T>, Refusal)>;
 
+/// That, and the queues: perhaps these are their last handles, and then their messages go with them, which must not
+/// happen on the writer's thread.
+pub(crate) struct Landed<T> {
+    delivered: Delivered<T>,
+    _queues: SmallVec<[Arc<Core<T>>; 2]>,
+}
+
+impl<T> Landed<T> {
+    pub(crate) fn delivered(self) -> Delivered<T> {
+        self.delivered
+    }
+}
+
 impl<T: Send + Sync + 'static> Parcel<T> {
     /// Hands it to the store; waits until that has room, holding promises but no lock.
-    pub(crate) fn send(self, stowed: Stowed) -> Pending<Delivered<T>> {
+    pub(crate) fn send(self, stowed: Stowed) -> Pending<Landed<T>> {
         let (mut batch, mut mode, mut depot) = (Batch::new(), Durability::Buffered, None::<Arc<Depot>>);
         let mut stored: SmallVec<[bool; 2]> = SmallVec::new();
         for ((queue, pledge), item) in self.queues.iter().zip(&self.pledges).zip(stowed.items) {
@@ -78,14 +91,14 @@ impl<T: Send + Sync + 'static> Parcel<T> {
         depot.commit(batch, mode, move |result, errands| self.arrive(&stored, result, errands))
     }
 
-    fn arrive(self, stored: &[bool], result: Result<&[Seq], StoreError>, errands: &mut Vec<Errand>) -> Delivered<T> {
+    fn arrive(self, stored: &[bool], result: Result<&[Seq], StoreError>, errands: &mut Vec<Errand>) -> Landed<T> {
         let Self { queues, pledges, keys, mut message, mut others } = self;
         let places = match result {
             Ok(places) => places,
             Err(error) => {
                 queues.iter().zip(pledges).for_each(|(queue, pledge)| queue.forgo(pledge));
                 others.into_iter().for_each(|others| others.forgo());
-                return Err((message, Refusal::NotStored(error)));
+                return Landed { delivered: Err((message, Refusal::NotStored(error))), _queues: queues };
             }
         };
         if let Some(others) = &mut others {
@@ -106,9 +119,7 @@ impl<T: Send + Sync + 'static> Parcel<T> {
         if let (Some(others), Some(message)) = (others, own) {
             others.last(message, errands);
         }
-        // Perhaps the last handles, and then their messages go with them.
-        errands.push(Box::new(move || drop(queues)));
-        Ok(routed)
+        Landed { delivered: Ok(routed), _queues: queues }
     }
 }
 
@@ -125,7 +136,7 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// As [`Core::accept`], by way of the file: waits for the commit whatever the patience says.
     pub(crate) fn accept_durably(&self, message: Message<T>, patience: Patience) -> Arrival<T> {
-        self.begin_durably(message, patience)?.wait().map(Accepted::of_routed)
+        self.begin_durably(message, patience)?.wait().delivered().map(Accepted::of_routed)
     }
 
     /// The same up to the commit.
@@ -133,7 +144,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         &self,
         message: Message<T>,
         patience: Patience,
-    ) -> Result<Pending<Delivered<T>>, (Message<T>, Refusal)> {
+    ) -> Result<Pending<Landed<T>>, (Message<T>, Refusal)> {
         let Some(me) = self.weak().upgrade() else { return Err((message, Refusal::Closed)) };
         let queues = [me];
         let key = match self.order_key(&message) {

@@ -18,7 +18,7 @@ mod letters;
 mod recover;
 mod same_file;
 
-pub(crate) use self::accept::{Delivered, Others, Parcel, Stowed};
+pub(crate) use self::accept::{Delivered, Landed, Others, Parcel, Stowed};
 pub(crate) use self::declare::{Durable, WINDOW};
 pub(crate) use self::depot::{Depot, Errand, Pending};
 pub(crate) use self::filed::Filed;
