@@ -140,6 +140,7 @@
 
 // In reading order.
 mod sync;
+mod snooze;
 mod error;
 mod codec;
 mod message;
