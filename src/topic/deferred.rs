@@ -1,14 +1,13 @@
 //! Publishing without waiting for the commit.
 
 use super::accept::refusal_error;
-use super::route::{LANES, Route};
+use super::route::Route;
 use super::{Receipt, Topic, TopicCore, durably};
 use crate::error::PublishError;
 use crate::message::{Message, MessageId, Text};
 use crate::queue::Queue;
 use crate::queue::core::{Core, Patience};
-use crate::queue::durable::{Landed, Pending};
-use crate::runtime::thread_slot;
+use crate::queue::durable::{Delivered, Pending};
 use crate::sync::Ordering;
 use std::fmt;
 use std::sync::Arc;
@@ -25,7 +24,7 @@ pub struct Ticket<T: Send + Sync + 'static> {
 enum State<T: Send + Sync + 'static> {
     Known(Result<Receipt, PublishError<T>>),
     /// With the queue that would refuse, and the topic that counts.
-    Pending(Pending<Landed<T>>, Arc<Core<T>>, Option<Arc<TopicCore<T>>>),
+    Pending(Pending<Delivered<T>>, Arc<Core<T>>, Option<Arc<TopicCore<T>>>),
 }
 
 impl<T: Send + Sync + 'static> Ticket<T> {
@@ -35,7 +34,7 @@ impl<T: Send + Sync + 'static> Ticket<T> {
 
     fn pending(
         id: MessageId,
-        pending: Pending<Landed<T>>,
+        pending: Pending<Delivered<T>>,
         core: &Arc<Core<T>>,
         topic: Option<Arc<TopicCore<T>>>,
     ) -> Self {
@@ -75,13 +74,31 @@ impl<T: Send + Sync + 'static> Ticket<T> {
     fn conclude(&mut self) -> Result<Receipt, PublishError<T>> {
         match self.state.take().expect("asked once") {
             State::Known(result) => result,
+            State::Pending(pending, core, topic) => concluded(self.id, pending.wait(), &core, topic.as_deref()),
+        }
+    }
+
+    /// Waits for nothing: `tell` hears of it, here if it is known already, otherwise on the scheduler's thread.
+    pub(crate) fn then(mut self, tell: impl FnOnce(Result<Receipt, PublishError<T>>) + Send + 'static) {
+        let id = self.id;
+        match self.state.take().expect("asked once") {
+            State::Known(result) => tell(result),
             State::Pending(pending, core, topic) => {
-                let routed = pending.wait().delivered().map_err(|refused| refusal_error(&core, refused))?;
-                topic.iter().for_each(|topic| topic.count(1));
-                Ok(Receipt { id: self.id, routed })
+                pending.then(move |delivered| tell(concluded(id, delivered, &core, topic.as_deref())));
             }
         }
     }
+}
+
+fn concluded<T: Send + Sync + 'static>(
+    id: MessageId,
+    delivered: Delivered<T>,
+    core: &Core<T>,
+    topic: Option<&TopicCore<T>>,
+) -> Result<Receipt, PublishError<T>> {
+    let routed = delivered.map_err(|refused| refusal_error(core, refused))?;
+    topic.iter().for_each(|topic| topic.count(1));
+    Ok(Receipt { id, routed })
 }
 
 impl<T: Send + Sync + 'static> Drop for Ticket<T> {
@@ -127,20 +144,27 @@ impl<T: Send + Sync + 'static> Topic<T> {
     /// # Ok::<(), postroom::Error>(())
     /// ```
     pub fn publish_deferred(&self, key: impl AsRef<str>, message: impl Into<Message<T>>) -> Ticket<T> {
-        self.core.publish_deferred(&self.core, key.as_ref(), message.into())
+        self.publish_later(key.as_ref(), message.into(), Patience::Forever)
+    }
+
+    pub(crate) fn publish_later(&self, key: &str, message: Message<T>, patience: Patience) -> Ticket<T> {
+        self.core.publish_deferred(&self.core, key, message, patience)
     }
 }
 
 impl<T: Send + Sync + 'static> Queue<T> {
     /// As [`Queue::send`], without waiting for the commit of a durable queue; see [`Topic::publish_deferred`].
     pub fn send_deferred(&self, message: impl Into<Message<T>>) -> Ticket<T> {
-        let mut message = message.into();
+        self.send_later(message.into(), Patience::Forever)
+    }
+
+    pub(crate) fn send_later(&self, mut message: Message<T>, patience: Patience) -> Ticket<T> {
         self.core.stamp(&mut message);
         let id = message.id;
         if self.core.is_durable() {
-            return begin(&self.core, message, None);
+            return begin(&self.core, message, None, patience);
         }
-        let accepted = self.core.accept(message, Patience::Forever);
+        let accepted = self.core.accept(message, patience);
         let routed = accepted.map(|accepted| usize::from(accepted.is_routed()));
         let result = routed.map_err(|refused| refusal_error(&self.core, refused));
         Ticket::known(id, result.map(|routed| Receipt { id, routed }))
@@ -151,36 +175,33 @@ fn begin<T: Send + Sync + 'static>(
     core: &Arc<Core<T>>,
     message: Message<T>,
     topic: Option<Arc<TopicCore<T>>>,
+    patience: Patience,
 ) -> Ticket<T> {
     let id = message.id;
-    match core.begin_durably(message, Patience::Forever) {
+    match core.begin_durably(message, patience) {
         Ok(pending) => Ticket::pending(id, pending, core, topic),
         Err(refused) => Ticket::known(id, Err(refusal_error(core, refused))),
     }
 }
 
 impl<T: Send + Sync + 'static> TopicCore<T> {
-    fn publish_deferred(&self, me: &Arc<Self>, key: &str, mut message: Message<T>) -> Ticket<T> {
+    fn publish_deferred(&self, me: &Arc<Self>, key: &str, mut message: Message<T>, patience: Patience) -> Ticket<T> {
         if self.limited.load(Ordering::Relaxed) {
             let given = message.id;
-            let result = self.publish(key, message, Patience::Forever);
+            let result = self.publish(key, message, patience);
             let id = result.as_ref().map_or(given, Receipt::id);
             return Ticket::known(id, result);
         }
         self.stamp(&mut message, Text::new(key));
         let id = message.id;
-        let mut outdated = Vec::new();
-        let route = self.lanes[thread_slot() % LANES].lock().look_up(self, &message.routing_key, &mut outdated).clone();
-        match &route {
-            Route::One(queue) if queue.is_durable() => begin(queue, message, Some(Arc::clone(me))),
-            Route::Many(queues) if queues.iter().any(|queue| queue.is_durable()) => {
-                let by = queues.iter().find(|queue| queue.is_durable()).expect("there is one");
-                match durably::begin(queues, &[], Vec::new(), message, Patience::Forever) {
-                    Ok(pending) => Ticket::pending(id, pending, by, Some(Arc::clone(me))),
-                    Err(refused) => Ticket::known(id, Err(refused)),
-                }
-            }
-            route => Ticket::known(id, self.publish_slowly(route, message, Patience::Forever)),
+        let route = self.remembered_route(&message.routing_key);
+        match (&route, durably::first_durable(route.only_queues())) {
+            (Route::One(queue), Some(_)) => begin(queue, message, Some(Arc::clone(me)), patience),
+            (Route::Many(queues), Some(by)) => match durably::begin(queues, &[], Vec::new(), message, patience) {
+                Ok(pending) => Ticket::pending(id, pending, by, Some(Arc::clone(me))),
+                Err(refused) => Ticket::known(id, Err(refused)),
+            },
+            _ => Ticket::known(id, self.publish_slowly(&route, message, patience)),
         }
     }
 }

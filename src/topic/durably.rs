@@ -1,14 +1,19 @@
 //! A publish that reaches a durable queue: everything else gets the message once the file has it.
 
-use super::accept::{Full, order_keys, promise_all, refusal_error};
+use super::accept::{Full, order_keys, promise_all, redeem_rings, refusal_error};
 use crate::error::PublishError;
 use crate::log::{LogCore, Placed};
 use crate::message::{Message, Text};
 use crate::queue::core::{Core, Patience};
-use crate::queue::durable::{Delivered, Errand, Landed, Others, Parcel, Pending, Stowed};
-use crate::subscriber::ring::{Ring, for_subscribers};
+use crate::queue::durable::{Delivered, Errand, Others, Parcel, Pending, Stowed};
+use crate::subscriber::ring::Ring;
 use smallvec::SmallVec;
 use std::sync::Arc;
+
+/// The queue that a publish to all of these is told as refused by, if the file cannot take it.
+pub(super) fn first_durable<T: Send + Sync + 'static>(queues: &[Arc<Core<T>>]) -> Option<&Arc<Core<T>>> {
+    queues.iter().find(|queue| queue.is_durable())
+}
 
 pub(super) fn accept_all<T: Send + Sync + 'static>(
     queues: &[Arc<Core<T>>],
@@ -18,7 +23,8 @@ pub(super) fn accept_all<T: Send + Sync + 'static>(
     patience: Patience,
 ) -> Result<usize, PublishError<T>> {
     let pending = begin(queues, rings, logs, message, patience)?;
-    conclude(queues, pending.wait().delivered())
+    let refused = |refused| refusal_error(first_durable(queues).expect("there is one"), refused);
+    pending.wait().map_err(refused)
 }
 
 /// The same up to the commit. Logs have promised already.
@@ -28,7 +34,7 @@ pub(super) fn begin<T: Send + Sync + 'static>(
     logs: Vec<(Arc<LogCore<T>>, Option<Text>)>,
     mut message: Message<T>,
     patience: Patience,
-) -> Result<Pending<Landed<T>>, PublishError<T>> {
+) -> Result<Pending<Delivered<T>>, PublishError<T>> {
     let found = order_keys(queues, &message).and_then(|keys| Ok((keys, Stowed::of(queues, &message)?)));
     let (keys, stowed) = match found {
         Ok(found) => found,
@@ -51,16 +57,6 @@ pub(super) fn begin<T: Send + Sync + 'static>(
     Ok(Parcel { queues, pledges, keys, message, others }.send(stowed))
 }
 
-pub(super) fn conclude<T: Send + Sync + 'static>(
-    queues: &[Arc<Core<T>>],
-    delivered: Delivered<T>,
-) -> Result<usize, PublishError<T>> {
-    delivered.map_err(|refused| {
-        let by = queues.iter().find(|queue| queue.is_durable()).unwrap_or(&queues[0]);
-        refusal_error(by, refused)
-    })
-}
-
 /// Logs and subscribers.
 struct Beside<T: Send + Sync + 'static> {
     /// The record is taken out when it is written.
@@ -78,14 +74,8 @@ impl<T: Send + Sync + 'static> Others<T> for Beside<T> {
         }
     }
 
-    fn last(self: Box<Self>, mut message: Message<T>, errands: &mut Vec<Errand>) {
-        errands.push(Box::new(move || {
-            // Those who watch cannot reply, and must not keep the requester waiting.
-            message.forget_request();
-            let timer = message.take_timer();
-            let message = for_subscribers(message);
-            self.rings.iter().for_each(|ring| ring.redeem(Arc::clone(&message), timer.clone()));
-        }));
+    fn last(self: Box<Self>, message: Message<T>, errands: &mut Vec<Errand>) {
+        errands.push(Box::new(move || redeem_rings(&self.rings, message)));
     }
 
     fn forgo(self: Box<Self>) {

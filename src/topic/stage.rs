@@ -1,12 +1,11 @@
 //! What a transaction needs of a topic: where a message would go, and what comes of it once it has gone.
 
-use super::route::{Found, LANES, Route, Unresolved};
+use super::route::{Found, Route, Unresolved};
 use super::{Duplicate, TopicCore};
 use crate::log::LogCore;
 use crate::message::{Message, MessageId, Text};
 use crate::queue::core::Core;
 use crate::queue::throttle::Throttle;
-use crate::runtime::thread_slot;
 use crate::subscriber::ring::Ring;
 use crate::sync::Ordering;
 use crate::transaction::{Obstacle, key_in};
@@ -22,6 +21,9 @@ pub(crate) struct Destinations<T> {
     /// Nothing matches it.
     pub(crate) unroutable: bool,
 }
+
+/// Queues, subscribers, logs, and whether somebody reads what the subscribers get.
+type Reached<T> = (Vec<Arc<Core<T>>>, Vec<Arc<Ring<T>>>, Vec<Arc<LogCore<T>>>, bool);
 
 impl<T: Send + Sync + 'static> TopicCore<T> {
     /// Where a stamped message goes. Runs filters, routers and functions for ordering keys.
@@ -43,16 +45,14 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         Ok(Destinations { queues, rings, logs: logs.collect::<Result<_, _>>()?, unroutable })
     }
 
-    fn reached(
-        &self,
-        message: &Message<T>,
-    ) -> Result<(Vec<Arc<Core<T>>>, Vec<Arc<Ring<T>>>, Vec<Arc<LogCore<T>>>, bool), (Arc<str>, Obstacle)> {
-        // Dropped after the lock: a route may hold the last handle to a queue.
-        let mut outdated = Vec::new();
-        let known = {
-            let mut lane = self.lanes[thread_slot() % LANES].lock();
-            lane.look_up(self, &message.routing_key, &mut outdated).clone()
-        };
+    /// Whether a message would be dropped because nothing matches it. A panic on the way is no answer.
+    pub(crate) fn leads_nowhere(&self, message: &Message<T>) -> bool {
+        let nobody = |(queues, _, logs, subscribed): Reached<T>| queues.is_empty() && logs.is_empty() && !subscribed;
+        self.alternate.is_none() && self.reached(message).is_ok_and(nobody)
+    }
+
+    fn reached(&self, message: &Message<T>) -> Result<Reached<T>, (Arc<str>, Obstacle)> {
+        let known = self.remembered_route(&message.routing_key);
         let route = if matches!(known, Route::Asks) { self.route_of(message)? } else { known };
         Ok(match route {
             Route::Nowhere => (Vec::new(), Vec::new(), Vec::new(), false),

@@ -59,22 +59,9 @@ pub(crate) struct Parcel<T> {
 /// How many queues took it, or the message and why none did.
 pub(crate) type Delivered<T> = Result<usize, (Message<T>, Refusal)>;
 
-/// That, and the queues: perhaps these are their last handles, and then their messages go with them, which must not
-/// happen on the writer's thread.
-pub(crate) struct Landed<T> {
-    delivered: Delivered<T>,
-    _queues: SmallVec<[Arc<Core<T>>; 2]>,
-}
-
-impl<T> Landed<T> {
-    pub(crate) fn delivered(self) -> Delivered<T> {
-        self.delivered
-    }
-}
-
 impl<T: Send + Sync + 'static> Parcel<T> {
     /// Hands it to the store; waits until that has room, holding promises but no lock.
-    pub(crate) fn send(self, stowed: Stowed) -> Pending<Landed<T>> {
+    pub(crate) fn send(mut self, stowed: Stowed) -> Pending<Delivered<T>> {
         let (mut batch, mut mode, mut depot) = (Batch::new(), Durability::Buffered, None::<Arc<Depot>>);
         let mut stored: SmallVec<[bool; 2]> = SmallVec::new();
         for ((queue, pledge), item) in self.queues.iter().zip(&self.pledges).zip(stowed.items) {
@@ -87,18 +74,24 @@ impl<T: Send + Sync + 'static> Parcel<T> {
             }
         }
         let depot = depot.expect("one of the queues is durable");
+        // Where a full queue throws its copy away there is nothing to write; that is noted once it is gone.
+        if let Some(rider) = self.message.take_rider()
+            && self.queues.iter().zip(&stored).all(|(queue, stored)| *stored || !queue.is_durable())
+        {
+            batch = rider.join(batch, &depot);
+        }
         depot.store.wait_for_room();
         depot.commit(batch, mode, move |result, errands| self.arrive(&stored, result, errands))
     }
 
-    fn arrive(self, stored: &[bool], result: Result<&[Seq], StoreError>, errands: &mut Vec<Errand>) -> Landed<T> {
+    fn arrive(self, stored: &[bool], result: Result<&[Seq], StoreError>, errands: &mut Vec<Errand>) -> Delivered<T> {
         let Self { queues, pledges, keys, mut message, mut others } = self;
         let places = match result {
             Ok(places) => places,
             Err(error) => {
                 queues.iter().zip(pledges).for_each(|(queue, pledge)| queue.forgo(pledge));
                 others.into_iter().for_each(|others| others.forgo());
-                return Landed { delivered: Err((message, Refusal::NotStored(error))), _queues: queues };
+                return Err((message, Refusal::NotStored(error)));
             }
         };
         if let Some(others) = &mut others {
@@ -119,15 +112,17 @@ impl<T: Send + Sync + 'static> Parcel<T> {
         if let (Some(others), Some(message)) = (others, own) {
             others.last(message, errands);
         }
-        Landed { delivered: Ok(routed), _queues: queues }
+        // Perhaps the last handles, and then their messages go with them.
+        errands.push(Box::new(move || drop(queues)));
+        Ok(routed)
     }
 }
 
 impl<T: Send + Sync + 'static> Core<T> {
-    /// Whether the file gets a message with such a promise. What a full queue throws away or gives up on does not
-    /// pass through it.
+    /// Whether the file gets a message with such a promise: not if a full queue throws it away. What it gives up on
+    /// moves on from there, so that whoever has heard `Ok` has it safe.
     pub(super) fn keeps(&self, pledge: &Pledge) -> bool {
-        self.is_durable() && (pledge.has_slot() || self.settings.overflow == Overflow::DropOldest)
+        self.is_durable() && (pledge.has_slot() || self.settings.overflow != Overflow::DropNewest)
     }
 
     pub(crate) fn filed(&self) -> &Filed<T> {
@@ -136,7 +131,7 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// As [`Core::accept`], by way of the file: waits for the commit whatever the patience says.
     pub(crate) fn accept_durably(&self, message: Message<T>, patience: Patience) -> Arrival<T> {
-        self.begin_durably(message, patience)?.wait().delivered().map(Accepted::of_routed)
+        self.begin_durably(message, patience)?.wait().map(Accepted::of_routed)
     }
 
     /// The same up to the commit.
@@ -144,23 +139,12 @@ impl<T: Send + Sync + 'static> Core<T> {
         &self,
         message: Message<T>,
         patience: Patience,
-    ) -> Result<Pending<Landed<T>>, (Message<T>, Refusal)> {
+    ) -> Result<Pending<Delivered<T>>, (Message<T>, Refusal)> {
         let Some(me) = self.weak().upgrade() else { return Err((message, Refusal::Closed)) };
-        let queues = [me];
-        let key = match self.order_key(&message) {
-            Ok(key) => key,
-            Err(refusal) => return Err((message, refusal)),
-        };
-        let stowed = match Stowed::of(&queues, &message) {
-            Ok(stowed) => stowed,
-            Err((_, refusal)) => return Err((message, refusal)),
-        };
-        let pledge = match self.pledge_patiently(patience) {
-            Ok(pledge) => pledge,
-            Err(refusal) => return Err((message, refusal)),
-        };
-        let (pledges, keys) = (SmallVec::from_iter([pledge]), SmallVec::from_iter([key]));
-        Ok(Parcel { queues: SmallVec::from_iter(queues), pledges, keys, message, others: None }.send(stowed))
+        let Prepared { message, key, item, pledge } = self.prepare(message, patience)?;
+        let (queues, pledges) = (SmallVec::from_iter([me]), SmallVec::from_iter([pledge]));
+        let (keys, stowed) = (SmallVec::from_iter([key]), Stowed { items: SmallVec::from_iter([Some(item)]) });
+        Ok(Parcel { queues, pledges, keys, message, others: None }.send(stowed))
     }
 
     fn pledge_patiently(&self, patience: Patience) -> Result<Pledge, Refusal> {
@@ -264,7 +248,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn redeem_quietly(
         self: Arc<Self>,
         pledge: Pledge,
-        message: Message<T>,
+        mut message: Message<T>,
         errands: &mut Vec<Errand>,
     ) -> Accepted {
         if pledge.has_slot() {
@@ -278,14 +262,15 @@ impl<T: Send + Sync + 'static> Core<T> {
             return Accepted::Queued;
         }
         if self.settings.overflow == Overflow::DropOldest {
-            let (accepted, thrown_away) = self.replace_oldest_quietly(message);
+            let (accepted, replaced) = self.replace_oldest_quietly(message);
             self.pledge_kept();
             errands.push(Box::new(move || {
                 self.drop_spilled();
-                thrown_away.into_iter().for_each(|oldest| self.drop_overflowed(oldest));
+                self.drop_replaced(replaced);
             }));
             return accepted;
         }
+        self.pass_over(&mut message);
         let dropped = self.settings.overflow == Overflow::DropNewest;
         errands.push(Box::new(move || {
             let _ = self.redeem(pledge, message);

@@ -5,7 +5,7 @@ use crate::outcome::{contained, drop_contained};
 use crate::runtime::{Registration, Runtime};
 use crate::scheduler::Timed;
 use crate::store::{Batch, Call, Durability, Seq, Sleeper, Store, StoreError, StreamId, Wake};
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{AtomicUsize, Condvar, Mutex, Ordering};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
@@ -18,6 +18,8 @@ pub(crate) struct Depot {
     simulated: bool,
     errands: Arc<Errands>,
     arrivals: Arc<Arrivals>,
+    /// Commits whose outcome has not been shown.
+    under_way: AtomicUsize,
     alarm: Registration,
     runtime: Arc<Runtime>,
 }
@@ -67,7 +69,8 @@ impl Depot {
             let queue = hears.0.lock().get(&stream.get()).and_then(Weak::upgrade);
             queue.into_iter().for_each(|queue| queue.arrived(places.start, places.end));
         });
-        Arc::new(Self { store, simulated, errands, arrivals, alarm, runtime: Arc::clone(runtime) })
+        let under_way = AtomicUsize::new(0);
+        Arc::new(Self { store, simulated, errands, arrivals, under_way, alarm, runtime: Arc::clone(runtime) })
     }
 
     /// In a simulation everybody waits, so that the same seed gives the same run.
@@ -90,7 +93,7 @@ impl Depot {
     }
 
     /// Hands a batch in. `show` is called after its commit, on the writer's thread (or on this one, if there is
-    /// nothing to commit or the store is closed).
+    /// nothing to commit, nor anything under way that it could overtake, or the store is closed).
     pub(crate) fn commit<R: Send + 'static>(
         self: &Arc<Self>,
         batch: Batch,
@@ -98,13 +101,14 @@ impl Depot {
         show: impl FnOnce(Result<&[Seq], StoreError>, &mut Vec<Errand>) -> R + Send + 'static,
     ) -> Pending<R> {
         let slot = Arc::new(Slot { state: Mutex::new(State::Waiting), came: Condvar::new() });
+        let is_alone = self.under_way.fetch_add(1, Ordering::SeqCst) == 0;
         let answer = Answer { slot: Some(Arc::clone(&slot)), depot: Arc::clone(self) };
         let call: Call = Box::new(move |result| {
             let mut errands = Vec::new();
             let shown = show(result, &mut errands);
             answer.give(shown, errands)
         });
-        if batch.is_empty() {
+        if batch.is_empty() && is_alone {
             drop(call(Ok(&[])));
         } else if let Err(call) = self.store.submit_call(batch, durability, call) {
             drop(call(Err(StoreError::Closed)));
@@ -143,6 +147,8 @@ enum State<R> {
     Here(R, Vec<Errand>),
     /// Nobody waits.
     Abandoned,
+    /// Nobody waits, and this is to be told on the scheduler's thread.
+    Handed(Box<dyn FnOnce(R) + Send>),
     /// Nobody will answer: something went wrong on the writer's thread.
     Lost,
     Taken,
@@ -173,6 +179,22 @@ impl<R: Send + 'static> Pending<R> {
         }
     }
 
+    /// Waits for nothing: `tell` hears of it, on the scheduler's thread or, if it is known already, here.
+    pub(crate) fn then(mut self, tell: impl FnOnce(R) + Send + 'static) {
+        self.taken = true;
+        let mut state = self.slot.state.lock();
+        match std::mem::replace(&mut *state, State::Taken) {
+            State::Here(shown, errands) => {
+                drop(state);
+                run(errands);
+                tell(shown);
+            }
+            State::Waiting => *state = State::Handed(Box::new(tell)),
+            // Something went wrong, and nobody will answer.
+            _ => {}
+        }
+    }
+
     pub(crate) fn is_done(&self) -> bool {
         !matches!(*self.slot.state.lock(), State::Waiting)
     }
@@ -191,6 +213,7 @@ impl<R: Send + 'static> Drop for Pending<R> {
     }
 }
 
+/// Owed for a commit, which is under way as long as this lives.
 struct Answer<R: Send + 'static> {
     slot: Option<Arc<Slot<R>>>,
     depot: Arc<Depot>,
@@ -201,13 +224,21 @@ impl<R: Send + 'static> Answer<R> {
     fn give(mut self, shown: R, mut errands: Vec<Errand>) -> Option<Wake> {
         let slot = self.slot.take()?;
         let mut state = slot.state.lock();
-        if matches!(*state, State::Abandoned) {
-            drop(state);
-            errands.push(Box::new(move || drop(shown)));
-            self.depot.later(errands);
-            return None;
+        match std::mem::replace(&mut *state, State::Taken) {
+            State::Abandoned => {
+                drop(state);
+                errands.push(Box::new(move || drop(shown)));
+                self.depot.later(errands);
+                return None;
+            }
+            State::Handed(tell) => {
+                drop(state);
+                errands.push(Box::new(move || tell(shown)));
+                self.depot.later(errands);
+                return None;
+            }
+            _ => *state = State::Here(shown, errands),
         }
-        *state = State::Here(shown, errands);
         drop(state);
         Some(Wake(slot))
     }
@@ -215,6 +246,7 @@ impl<R: Send + 'static> Answer<R> {
 
 impl<R: Send + 'static> Drop for Answer<R> {
     fn drop(&mut self) {
+        self.depot.under_way.fetch_sub(1, Ordering::SeqCst);
         if let Some(slot) = self.slot.take() {
             let mut state = slot.state.lock();
             if matches!(*state, State::Waiting) {
