@@ -14,23 +14,38 @@
 //! the committed ones. Last, a step that publishes several events at once, all of them or none. The clock is
 //! virtual, so the minutes take no time.
 //!
+//! A half message is for a database elsewhere. With `--durable PATH` the orders' table and the queue are in that one
+//! file, and a fourth part places the same orders there, on the real clock: one transaction has the row and the event,
+//! so there is nothing to check back. Kill the program whenever you like and start it again with the same path: it says
+//! what it has found, goes on with the orders that have no row, and at the end exactly those with a row are billed,
+//! each of them once, although some events may come twice. Another `--seed` is for another file.
+//!
 //! `cargo run --release --example 10_transactions -- [--seed N]`
+//! `cargo run --release --features sqlite --example 10_transactions -- [--seed N] --durable orders.db`
 
 #![allow(unreachable_pub)] // in a program, plain `pub` is easier to read than `pub(crate)`
+
+mod common;
+#[path = "common/durable.rs"]
+#[allow(dead_code)] // it keeps no ledgers, and without the feature nothing at all
+mod durable;
 
 use chance::{Chance, Outcome};
 use database::Database;
 use names::{OrderPlaced, SHIPMENTS};
 use postroom::{Broker, CheckBack, Message, Published, Queue, Simulation, Topic, TransactionError};
 use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// All that the modules know of each other.
 mod names {
     use postroom::{QueueName, TopicName};
+    use serde::{Deserialize, Serialize};
 
-    #[derive(Debug, Clone)]
+    #[derive(Debug, Clone, Serialize, Deserialize)]
     pub struct OrderPlaced {
         pub order: u64,
     }
@@ -210,10 +225,107 @@ mod shop {
     }
 }
 
+/// The orders' table and the queue in one file: no half message, no check-back, no relay.
+#[cfg(feature = "sqlite")]
+mod one_file {
+    use crate::chance::Outcome;
+    use crate::database::Refused;
+    use crate::durable;
+    use crate::names::{BILLING, OrderPlaced};
+    use postroom::rusqlite::Connection;
+    use postroom::store::{Store, StoreError};
+    use postroom::{Broker, Message, Queue};
+    use std::collections::BTreeSet;
+    use std::path::Path;
+    use std::time::Duration;
+
+    type AnyError = Box<dyn std::error::Error>;
+
+    const TABLES: &str = "
+        CREATE TABLE IF NOT EXISTS placed (number INTEGER PRIMARY KEY);
+        CREATE TABLE IF NOT EXISTS billed (number INTEGER PRIMARY KEY);";
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    pub fn run(file: &Path, outcomes: &[(u64, Outcome)]) -> Result<(), AnyError> {
+        println!("\n4. The same orders, their rows and events in one file, on the real clock.");
+        let broker = durable::broker(Some(file));
+        let store = broker.store().expect("opened with one").clone();
+        let mut db = store.connect()?;
+        db.execute_batch(TABLES)?;
+        let billing = durable::queue(&broker, BILLING).declare()?;
+        durable::say_what_was_there(&broker);
+        bill(&store, &billing)?;
+
+        let before = numbers(&db, "SELECT number FROM placed")?;
+        for (n, &(order, outcome)) in outcomes.iter().enumerate() {
+            if n == outcomes.len() / 2 {
+                println!("   half of them are dealt with");
+            }
+            if !before.contains(&order) {
+                place(&store, &mut db, &billing, order, outcome)?;
+            }
+        }
+        let now = numbers(&db, "SELECT number FROM placed")?.len() - before.len();
+        println!("   {} orders were placed before, and {now} now", before.len());
+        check(&broker, &db, outcomes)?;
+        assert!(broker.shutdown(PATIENCE).is_clean());
+        // Together: with one of them, the next run would not balance.
+        Ok(db.execute_batch("BEGIN; DROP TABLE placed; DROP TABLE billed; COMMIT")?)
+    }
+
+    /// One transaction for the row and the event. Whatever ends it early, a crash included, ends both.
+    fn place(
+        store: &Store,
+        db: &mut Connection,
+        billing: &Queue<OrderPlaced>,
+        order: u64,
+        outcome: Outcome,
+    ) -> Result<(), AnyError> {
+        let placed = store.transaction(db, |tx| {
+            tx.execute("INSERT INTO placed VALUES (?1)", [order.cast_signed()])?;
+            billing.send_in(tx, OrderPlaced { order })?;
+            if commits(outcome) { Ok(()) } else { Err(AnyError::from(Refused)) }
+        });
+        placed.or_else(|error| if error.is::<Refused>() { Ok(()) } else { Err(error) })
+    }
+
+    fn commits(outcome: Outcome) -> bool {
+        matches!(outcome, Outcome::Commits | Outcome::CrashesAfter | Outcome::HangsThenCommits)
+    }
+
+    /// What was billed shortly before a kill may come again, and is in the table already.
+    fn bill(store: &Store, billing: &Queue<OrderPlaced>) -> Result<(), AnyError> {
+        let (store, db) = (store.clone(), std::sync::Mutex::new(store.connect()?));
+        billing.consumer().start_batch(100, Duration::from_millis(50), move |events: &[Message<OrderPlaced>]| {
+            store.transaction(&mut db.lock().unwrap(), |tx| -> Result<(), StoreError> {
+                let mut insert = tx.prepare_cached("INSERT OR IGNORE INTO billed VALUES (?1)")?;
+                events.iter().try_for_each(|event| Ok(insert.execute([event.order.cast_signed()]).map(drop)?))
+            })
+        })?;
+        Ok(())
+    }
+
+    fn check(broker: &Broker, db: &Connection, outcomes: &[(u64, Outcome)]) -> Result<(), AnyError> {
+        assert!(broker.wait_idle(PATIENCE), "billing did not finish in time");
+        let (placed, billed) = (numbers(db, "SELECT number FROM placed")?, numbers(db, "SELECT number FROM billed")?);
+        let (lost, invented) = (placed.difference(&billed).count(), billed.difference(&placed).count());
+        println!("   one file:     {} saved, {lost:>3} of them lost, {invented:>3} invented", placed.len());
+        assert_eq!((lost, invented), (0, 0), "exactly the orders with a row are billed");
+        let due: BTreeSet<u64> = outcomes.iter().filter(|(_, outcome)| commits(*outcome)).map(|(n, _)| *n).collect();
+        assert_eq!(placed, due, "is it the same seed as before?");
+        assert!(broker.stats().queues.iter().all(|queue| queue.unaccounted() == 0));
+        Ok(())
+    }
+
+    fn numbers(db: &Connection, sql: &str) -> postroom::rusqlite::Result<BTreeSet<u64>> {
+        db.prepare(sql)?.query_map([], |row| row.get(0).map(i64::cast_unsigned))?.collect()
+    }
+}
+
 const ORDERS: u64 = 1_000;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let seed = seed()?;
+    let (seed, file) = arguments();
     four_ways()?;
     let outcomes: Vec<(u64, Outcome)> = {
         let mut chance = Chance::new(seed);
@@ -223,16 +335,23 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     naive("told first ", &outcomes, shop::place_told_first)?;
     naive("saved first", &outcomes, shop::place_saved_first)?;
     with_half_messages(&outcomes)?;
-    all_or_nothing()
+    all_or_nothing()?;
+    #[cfg(feature = "sqlite")]
+    file.map_or(Ok(()), |file| one_file::run(&file, &outcomes))?;
+    #[cfg(not(feature = "sqlite"))]
+    drop(file);
+    Ok(())
 }
 
-fn seed() -> Result<u64, Box<dyn std::error::Error>> {
-    let mut args = std::env::args().skip(1);
-    match (args.next().as_deref(), args.next()) {
-        (None, _) => Ok(10),
-        (Some("--seed"), Some(seed)) => Ok(seed.parse()?),
-        _ => Err("usage: 10_transactions [--seed N]".into()),
+fn arguments() -> (u64, Option<PathBuf>) {
+    let mut args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let mut seed = 10;
+    if let Some(at) = args.iter().position(|arg| arg == "--seed") {
+        let number = args.get(at + 1).and_then(|arg| arg.to_str()?.parse().ok());
+        seed = number.unwrap_or_else(|| durable::refuse("--seed needs a number; see --help"));
+        args.drain(at..at + 2);
     }
+    (seed, durable::path_among(include_str!("10_transactions.rs"), args.into_iter()))
 }
 
 /// One order each: committed, rolled back, and vanished before and after the commit.

@@ -1131,7 +1131,8 @@
 //! **Coming back.** A queue that is declared on a file which has its messages gets them all: in their order, with
 //! attempts and history; delays, retries and times to live run on while nobody has the file open. In a queue that is
 //! not ordered, what had been delivered before comes first. Settings may change between runs, but neither the order
-//! nor the codec. A payload that its codec refuses is put apart, told of as an
+//! nor the codec. Consumers get what is there as soon as they start: where one of them publishes, declare and bind
+//! whatever is to hear of it first. A payload that its codec refuses is put apart, told of as an
 //! [event](crate::Event::Undecodable), and stays in the file.
 //!
 //! **A backlog** stays in the file. Memory has the first few thousand messages of a queue, so opening a file with

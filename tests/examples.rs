@@ -188,6 +188,7 @@ fn examples_without_arguments_refuse_any_and_show_their_header() {
         "07_ordered",
         "08_delayed",
         "09_retry",
+        "10_transactions",
         "message_bus",
         "data_hub",
     ] {
@@ -224,6 +225,9 @@ fn transactions_hold() {
         "neither is, since operation 1, for queue \"shipments\": \"shipments\" is full",
     ]);
     run("10_transactions", &["--seed", "7"], "").succeeds();
+    for seed in [&["--seed"][..], &["--seed", "many"]] {
+        run("10_transactions", seed, "").ends_with(2).complains(&["10_transactions: --seed needs a number"]);
+    }
 }
 
 #[test]
@@ -366,11 +370,18 @@ fn the_shop_refuses_arguments_it_does_not_know() {
         (&["--orders", "1000001"], "at most 1000000"),
         (&["a", "b"], "one file at a time"),
         (&["--database"], "--database needs a file name"),
+        (&["--durable"], "--durable needs the path of one file"),
         (&["-", "--orders", "5"], "does not go with a file"),
     ] {
         run("shop", args, "").ends_with(2).complains(&[complaint, "usage: shop"]);
     }
-    run("shop", &["--help"], "").succeeds().says(&["usage: shop", "--threads", "--database", "Exit code 2"]);
+    run("shop", &["--help"], "").succeeds().says(&[
+        "usage: shop",
+        "--threads",
+        "--database",
+        "--durable",
+        "Exit code 2",
+    ]);
 }
 
 #[test]
@@ -382,6 +393,7 @@ fn the_shop_without_a_database_says_how_to_get_one() {
         "The books balance: 3 orders placed, 3 paid",
     ]);
     run("shop", &["--database", "shop.db"], "").ends_with(2).complains(&["built without one"]);
+    run("shop", &["--durable", "shop.db"], "").ends_with(2).complains(&["cargo run --features sqlite,json"]);
 }
 
 #[cfg(feature = "sqlite")]
@@ -521,7 +533,7 @@ mod shop_with_a_database {
 #[test]
 #[cfg(not(feature = "sqlite"))]
 fn examples_that_can_be_durable_say_what_they_lack() {
-    for example in ["01_decoupling", "08_delayed"] {
+    for example in ["01_decoupling", "08_delayed", "10_transactions"] {
         run(example, &["--durable", "x.db"], "").ends_with(2).complains(&["cargo run --features sqlite"]);
     }
 }
@@ -574,8 +586,79 @@ mod durable {
     }
 
     #[test]
+    fn transactions_go_on_where_they_were_killed() {
+        let file = fresh("transactions");
+        let args = ["--durable", &file];
+        let rows = |table| {
+            let count = format!("SELECT count(*) FROM {table}");
+            Connection::open(&file).unwrap().query_row(&count, [], |row| row.get::<_, i64>(0)).unwrap()
+        };
+        start_until("10_transactions", &args, "half of them are dealt with").kill();
+        let placed = rows("placed");
+        assert!(placed >= 400 && placed >= rows("billed"), "{placed} placed, {} billed", rows("billed"));
+        // Early, when it has told of what it has found, or while it looks.
+        start_until("10_transactions", &args, "4. The same orders").kill();
+        let placed = rows("placed");
+        run("10_transactions", &args, "").succeeds().says(&[
+            &format!("{placed} orders were placed before, and {} now", 844 - placed),
+            "one file:     844 saved,   0 of them lost,   0 invented",
+        ]);
+        // A new beginning, so the seed may be another.
+        run("10_transactions", &["--durable", &file, "--seed", "7"], "")
+            .succeeds()
+            .says(&["0 orders were placed before"]);
+    }
+
+    #[test]
+    fn the_shop_goes_on_where_it_was_killed() {
+        for mode in [&["--threads"][..], &[]] {
+            let file = fresh("shop");
+            let args = [&["--orders", "300", "--durable", &file], mode].concat();
+            let first = start_until("shop", &args, "each is placed when");
+            let holder = format!("process {}", first.child.id());
+            run("shop", &args, "").ends_with(2).complains(&["shop: ", "is in use by", &holder]);
+            let placed = || {
+                let count =
+                    |db: Connection| db.query_row("SELECT count(*) FROM orders", [], |row| row.get::<_, i64>(0));
+                Connection::open(&file).and_then(count).unwrap_or(0)
+            };
+            let start = Instant::now();
+            while placed() < 100 {
+                assert!(start.elapsed() < LIMIT, "100 orders are not placed");
+                thread::sleep(Duration::from_millis(1));
+            }
+            first.kill();
+            // In the middle of all that the first has left.
+            start_until("shop", &args, "found from before: ").kill();
+            let placed_by_then = placed();
+            run("shop", &args, "").succeeds().says(&[
+                &format!("{placed_by_then} were placed by earlier runs; each goes on where it was"),
+                "found from before: ",
+                "The books balance: 300 orders placed, ",
+                &format!("In the file: 300 orders, {placed_by_then} of them placed by earlier runs"),
+            ]);
+            let again = run("shop", &args, "").succeeds();
+            again.says(&["300 were in the database already", "The books balance: 300 orders placed, "]);
+        }
+    }
+
+    #[test]
+    fn the_shop_says_of_a_file_why_it_cannot_be_used() {
+        let text = written("shop-no.db", "words, and more of them. ".repeat(99).as_bytes());
+        let many = ["--durable", "a.db", "--orders", "20001"];
+        for (args, complaint) in [
+            (&["--durable", text.to_str().unwrap()][..], "shop-no.db"),
+            (&["--durable", "no/such/folder/a.db"], "no/such/folder"),
+            (&["--durable", "a.db", "--database", "b.db"], "does not go with --database"),
+            (&many, "at most 20000 with --durable"),
+        ] {
+            run("shop", args, "").ends_with(2).complains(&["shop: ", complaint]);
+        }
+    }
+
+    #[test]
     fn those_that_can_be_durable_refuse_what_they_cannot_use() {
-        for example in ["01_decoupling", "08_delayed"] {
+        for example in ["01_decoupling", "08_delayed", "10_transactions"] {
             run(example, &["--durable"], "").ends_with(2).complains(&["--durable needs the path"]);
             run(example, &["--durable", "a", "b"], "").ends_with(2).complains(&["--durable needs the path"]);
             run(example, &["--durable", "no/such/folder/a.db"], "").ends_with(2).complains(&["no/such/folder"]);

@@ -11,9 +11,14 @@ use std::path::{Path, PathBuf};
 
 /// The file asked for, if any.
 pub fn path_argument(source: &str) -> Option<PathBuf> {
-    let mut args = std::env::args_os().skip(1);
-    if args.next()? != "--durable" {
-        super::common::takes_no_arguments(source);
+    path_among(source, std::env::args_os().skip(1))
+}
+
+/// The same for an example that has taken arguments of its own away.
+pub fn path_among(source: &str, mut args: impl Iterator<Item = OsString>) -> Option<PathBuf> {
+    let first = args.next()?;
+    if first != "--durable" {
+        super::common::answer(source, &first.to_string_lossy());
     }
     match (args.next(), args.next()) {
         (Some(path), None) if cfg!(feature = "sqlite") => Some(path.into()),
@@ -22,7 +27,7 @@ pub fn path_argument(source: &str) -> Option<PathBuf> {
     }
 }
 
-fn refuse(problem: &str) -> ! {
+pub fn refuse(problem: &str) -> ! {
     let program = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
     eprintln!("{}: {problem}", program.file_stem().unwrap_or_default().to_string_lossy());
     std::process::exit(2);

@@ -1,9 +1,11 @@
 //! Tells customers that their order is paid.
 
+use crate::keeping::{Book, Keeping, Ready};
 use crate::names::{COURIER, Carrier, MAIL, ORDERS, Order, PAID};
 use crate::settings::Settings;
 use crate::time::Time;
-use postroom::{Broker, DeadLetter, Error, Message, Queue, Retry};
+use crate::unsolved::Unsolved;
+use postroom::{Broker, Error, Message, Retry};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,15 +17,16 @@ pub struct MailServer {
     call: Duration,
     repaired: AtomicBool,
     connections: AtomicU64,
-    told: Mutex<BTreeMap<u64, (String, Carrier)>>,
+    told: Mutex<Book<u64, (String, Carrier)>>,
 }
 
 const REFUSED_CONNECTIONS: u64 = 300;
 
 impl MailServer {
-    pub fn new(time: &Time) -> Self {
+    pub fn open(time: &Time, keeping: &Keeping) -> Result<Self, Box<dyn std::error::Error>> {
         let call = time.call(Duration::from_micros(100));
-        Self { call, repaired: AtomicBool::default(), connections: AtomicU64::default(), told: Mutex::default() }
+        let told = Mutex::new(keeping.book("told")?);
+        Ok(Self { call, repaired: AtomicBool::default(), connections: AtomicU64::default(), told })
     }
 
     fn send(&self, order: &Order, by: Carrier) -> io::Result<()> {
@@ -42,23 +45,23 @@ impl MailServer {
 
     /// Who got a mail, and who is to bring the parcel, by order.
     pub fn told(&self) -> BTreeMap<u64, (String, Carrier)> {
-        self.told.lock().unwrap().clone()
+        BTreeMap::clone(&self.told.lock().unwrap())
     }
 }
 
-pub fn start(
+pub fn open(
     broker: &Broker,
     time: &Time,
-    unsolved: &Queue<DeadLetter<Order>>,
+    unsolved: &Unsolved,
     server: Arc<MailServer>,
     settings: Arc<Settings>,
-) -> Result<(), Error> {
+) -> Result<Ready, Error> {
     let retry = Retry::fixed(time.seconds(1)).max_attempts(3);
-    let queue = broker.queue(MAIL).capacity(5_000).retry(retry).dead_letter_to(unsolved).declare()?;
+    let queue = unsolved.queue(MAIL, |mail| mail.capacity(5_000).retry(retry))?;
     broker.topic(ORDERS).declare()?.bind(&queue, PAID)?;
-    queue.consumer().workers(4).start(move |order: &Message<Order>| {
+    let send = move |order: &Message<Order>| {
         let by = if settings.is_on(COURIER) { Carrier::Courier } else { Carrier::Post };
         server.send(order, by)
-    })?;
-    Ok(())
+    };
+    Ok(Box::new(move || queue.consumer().workers(4).start(send).map(drop)))
 }

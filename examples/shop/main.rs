@@ -22,6 +22,13 @@
 //! the shop again on the same `--database`, and every order that is neither shipped nor cancelled comes first, from
 //! the beginning. So none is lost, and one that was shipped in the moment before a kill is shipped again.
 //!
+//! With `--durable PATH` everything survives, in one file. The queues are in it, and each module's book is a table
+//! beside them, so an order goes on where it was when the shop was killed. Orders are placed without outbox and relay:
+//! since the database is the broker's own file, one transaction has the row and the message. A few messages come twice,
+//! which changes nothing, since every module goes by the number of the order. The journal, a log, is in memory: it has
+//! what happened since the start. No module begins to work before all are bound, because a queue from the file may have
+//! messages at once, and what they lead to is to be heard by everybody.
+//!
 //! **What to expect on screen.** How many orders came in, and how many were told to come again; what the owner
 //! was told of; what is unsolved, by reason, before and after the repair, and what was cancelled; offers made
 //! to those who found things sold out; the figures of the day, counted on the way and once more from the log;
@@ -31,6 +38,7 @@
 //! shop takes a moment, in virtual time; `--threads` runs it on threads and the real clock.
 //!
 //! `cargo run --release --features sqlite,json --example shop -- --help`
+//! `cargo run --release --features sqlite,json --example shop -- --durable shop.db`
 //!
 //! Without the features, orders are placed on the topic directly, and die with the process like everything else.
 
@@ -39,14 +47,10 @@
 mod names;
 mod args;
 mod time;
+mod keeping;
 mod source;
 mod settings;
 mod orders;
-#[cfg(feature = "sqlite")]
-#[path = "placing_sqlite/mod.rs"]
-mod placing;
-#[cfg(not(feature = "sqlite"))]
-#[path = "placing_memory.rs"]
 mod placing;
 mod stock;
 mod payment;
@@ -62,17 +66,18 @@ mod books;
 use crate::args::{Args, Command};
 use crate::books::Books;
 use crate::journal::{Audit, Figures};
+use crate::keeping::Keeping;
 use crate::mail::MailServer;
 use crate::names::{Card, Order, Setting};
 use crate::orders::Intake;
 use crate::payment::Till;
-use crate::placing::Placing;
 use crate::sales::Sales;
 use crate::settings::{Office, Settings};
 use crate::shipping::Ramp;
 use crate::stock::{TO_PAY_MINUTES, Warehouse};
+use crate::unsolved::Unsolved;
 use crate::watch::Watch;
-use postroom::{Broker, DeadLetter, Log, Queue, Start};
+use postroom::{Broker, DeadLetter, Log, Start};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -103,36 +108,41 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     print_panics_in_one_line();
     // Opened before anything is started, so that a wrong name costs nothing.
     let source = source::open(&args.source)?;
-    let placing = Placing::open(args.database.as_deref())?;
     let watch = Arc::new(Watch::default());
     let ears = watch.clone();
-    let (broker, time) = time::start(args.threads, args.seed, move |event| ears.hear(event))?;
+    let (broker, time) = time::start(args.threads, args.seed, args.durable.as_deref(), move |event| ears.hear(event))?;
+    let keeping = Keeping::of(&broker)?;
+    let placing = placing::open(args.database.as_deref(), &keeping)?;
 
     // The wiring: from here on, the modules meet only in the broker.
-    let warehouse = Arc::new(Warehouse::stocked());
-    let till = Arc::new(Till::new(args.seed, &time));
-    let ramp = Arc::new(Ramp::new(args.seed));
-    let mail_server = Arc::new(MailServer::new(&time));
-    let office = open_office(&broker)?;
-    let unsolved = unsolved::declare(&broker)?;
+    let warehouse = Arc::new(Warehouse::open(&keeping)?);
+    let till = Arc::new(Till::open(args.seed, &time, &keeping)?);
+    let ramp = Arc::new(Ramp::open(args.seed, &keeping)?);
+    let mail_server = Arc::new(MailServer::open(&time, &keeping)?);
+    let mut sales = Sales::open(&broker, &keeping)?;
+    let office = open_office(&broker, &keeping)?;
+    let unsolved = Unsolved::declare(&broker, &keeping)?;
     let [for_shipping, for_mail, for_prices] =
         ["shipping", "mail", "prices"].map(|module| Settings::of(&broker, module));
     let copies = [for_shipping?, for_mail?, for_prices?];
     let [for_shipping, for_mail, for_prices] = copies.clone();
-    stock::start(&broker, &time, &unsolved, warehouse.clone())?;
-    payment::start(&broker, &time, &unsolved, till.clone())?;
-    let parcels = shipping::start(&broker, &time, &unsolved, ramp.clone(), for_shipping)?;
-    mail::start(&broker, &time, &unsolved, mail_server.clone(), for_mail)?;
+    let mut modules = vec![stock::open(&broker, &time, &unsolved, warehouse.clone())?];
+    modules.push(payment::open(&broker, &time, &unsolved, till.clone())?);
+    let (parcels, shipping) = shipping::open(&broker, &time, (&keeping, &unsolved), ramp.clone(), for_shipping)?;
+    modules.push(shipping);
+    modules.push(mail::open(&broker, &time, &unsolved, mail_server.clone(), for_mail)?);
     prices::start(&broker, for_prices)?;
     watch::start(&broker, &time, watch.clone())?;
     let journal = journal::declare(&broker)?;
     let (audit, figures) = (Arc::new(Audit::default()), Arc::new(Mutex::new(Figures::default())));
     audit.start(&journal)?;
     journal::start_analytics(&journal, &time, figures.clone())?;
+    modules.into_iter().try_for_each(|module| module())?;
     placing.start(&broker, &time)?;
 
     println!("1. Orders come in, all at once: {source}.");
     placing.print();
+    say_what_was_there(&broker);
     let start = Instant::now();
     let mut orders = Intake::open(&broker, time.clone(), placing.clone())?;
     let read = orders.take_all(source);
@@ -149,7 +159,10 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     watch.print();
 
     println!("\n2. Unsolved by then.");
-    unsolved::print(&unsolved);
+    unsolved.print();
+    if keeping.is_on() {
+        println!("   {} letters of what came twice thrown away", unsolved.throw_away_doubles(&till.charged())?);
+    }
 
     println!("\n3. Repair: the mail server is up again, customers give a new card for an expired one.");
     let noon = time.now();
@@ -165,7 +178,7 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     time.pass(time.minutes(TO_PAY_MINUTES));
     assert!(broker.wait_idle(PATIENCE), "the shop did not come to rest");
     println!("   half an hour later, what stays unsolved:");
-    unsolved::print(&unsolved);
+    unsolved.print();
     let cancelled = till.cancelled().len();
     println!(
         "   {cancelled} were not paid within {TO_PAY_MINUTES} minutes and are cancelled: their items are for sale again"
@@ -175,9 +188,8 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         "\n4. {MORE_LAMPS} lamps are delivered. Sales asks around, and makes offers to those who found them sold out."
     );
     warehouse.deliver("lamp", MORE_LAMPS);
-    let sales = Sales::new(&broker)?;
-    let offers = sales.make_offers(&unsolved)?;
-    println!("   {} customers take the offer", offers.len());
+    let taken = sales.make_offers(&unsolved)?;
+    println!("   {taken} customers take the offer");
     let nobody = sales.ask_for_gift_wrap("lamp");
     println!("   gift wrap? {nobody}");
     assert!(nobody.is_unpublished());
@@ -185,13 +197,17 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     check_settings(&broker, &office, &copies)?;
 
     println!("\n5. The journal.");
+    if keeping.is_on() {
+        unsolved.throw_away_doubles(&till.charged())?;
+    }
     let books = Books {
         orders: &orders,
         unsolved: &unsolved,
         warehouse: &warehouse,
         till: &till,
         ramp: &ramp,
-        offers: &offers,
+        offers: sales.offers(),
+        continued: keeping.is_on() && !placing.left_over().is_empty(),
     };
     let figures = figures.lock().unwrap();
     read_again(&journal, &figures, noon)?;
@@ -200,21 +216,32 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     println!("\n6. The queues.");
     books::print_queues(&broker.stats());
     books.check(&mail_server, &broker.stats());
-    books.check_placed(&placing)?;
+    books.check_placed(&*placing)?;
     let report = broker.shutdown(PATIENCE);
     assert!(report.is_clean(), "{report}");
     placing.close()?;
     Ok(read?)
 }
 
-/// The settings of the morning.
-fn open_office(broker: &Broker) -> Result<Office, postroom::Error> {
-    let office = Office::open(broker)?;
-    for (item, cents) in source::PRICE_LIST {
-        office.decide(&names::price(item), Setting::Price(cents));
+/// The settings of the morning, or those that were decided later in an earlier run.
+fn open_office(broker: &Broker, keeping: &Keeping) -> Result<Office, Box<dyn std::error::Error>> {
+    let office = Office::open(broker, keeping)?;
+    let decided = office.decided();
+    let morning = source::PRICE_LIST.map(|(item, cents)| (names::price(item), Setting::Price(cents)));
+    for (name, setting) in morning.into_iter().chain([(names::COURIER.to_owned(), Setting::Switch(false))]) {
+        office.decide(&name, decided.get(&name).copied().unwrap_or(setting));
     }
-    office.decide(names::COURIER, Setting::Switch(false));
     Ok(office)
+}
+
+/// What earlier runs have left in the queues.
+fn say_what_was_there(broker: &Broker) {
+    let stats = broker.stats();
+    let found = stats.queues.iter().filter(|queue| queue.recovered > 0);
+    let words: Vec<_> = found.map(|queue| format!("{} in {}", queue.recovered, queue.name)).collect();
+    if !words.is_empty() {
+        println!("   found from before: {}", words.join(", "));
+    }
 }
 
 /// Every module knows what the office has decided; a new one does from its start.
@@ -248,12 +275,12 @@ fn read_again(journal: &Log<Order>, live: &Figures, noon: SystemTime) -> Result<
 }
 
 /// Sends back what somebody has done something about.
-fn repair(unsolved: &Queue<DeadLetter<Order>>) -> Result<(), postroom::Error> {
-    let mails = unsolved.redrive().filter(|letter| letter.queue() == names::MAIL.as_str()).run()?;
-    let of_payment = |letter: &DeadLetter<Order>| letter.queue() == names::PAYMENT.as_str();
-    let cards = unsolved.redrive().filter(|letter| of_payment(letter) && letter.card == Card::Expired);
-    let cards = cards.edit(|letter| Order { card: Card::Good, ..letter.payload().clone() }).run()?;
-    println!("   redriven: {} mails, {} payments with a new card", mails.moved, cards.moved);
+fn repair(unsolved: &Unsolved) -> Result<(), postroom::Error> {
+    let of = |letter: &DeadLetter<Order>, queue: &str| letter.queue() == queue;
+    let mails = unsolved.send_back(|letter| of(letter, names::MAIL.as_str()), Order::clone)?;
+    let expired = |letter: &DeadLetter<Order>| of(letter, names::PAYMENT.as_str()) && letter.card == Card::Expired;
+    let cards = unsolved.send_back(expired, |order| Order { card: Card::Good, ..order.clone() })?;
+    println!("   redriven: {mails} mails, {cards} payments with a new card");
     Ok(())
 }
 

@@ -2,7 +2,6 @@
 
 use postroom::{DeadLetter, LogName, Message, QueueName, TopicName};
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -34,6 +33,10 @@ pub enum Card {
 /// Where customers come in, no faster than the shop can bear. Answered with an `Answer`.
 pub const GATE: TopicName<Order> = TopicName::new("gate");
 pub const ORDER_DESK: QueueName<Order> = QueueName::new("order-desk");
+
+/// What is placed, where the orders are in the broker's file.
+#[cfg(feature = "sqlite")]
+pub const TRAY: QueueName<Order> = QueueName::new("tray");
 
 /// What a customer hears, or why the order could not be placed.
 pub type Answer = Result<Placed, String>;
@@ -75,7 +78,7 @@ pub fn unpaid(order: u64) -> String {
 }
 
 /// The steps of an order that is paid, in their order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Step {
     Picked,
     Packed,
@@ -95,21 +98,22 @@ impl Step {
 }
 
 /// An order is to take this step.
+#[derive(Serialize, Deserialize)]
 pub struct Parcel {
-    pub order: Arc<Order>,
+    pub order: Order,
     pub to: Step,
 }
 
 pub const PARCELS: QueueName<Parcel> = QueueName::new("parcels");
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Carrier {
     Post,
     Courier,
 }
 
 /// What the office decides; the name of a setting is the message's key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Setting {
     /// Of one piece, in cents.
     Price(u64),

@@ -28,7 +28,7 @@ pub struct Intake {
 
 impl Intake {
     /// The limit is the gate's alone: behind it is the desk, which places what passes.
-    pub fn open(broker: &Broker, time: Time, placing: Arc<Placing>) -> Result<Self, Error> {
+    pub fn open(broker: &Broker, time: Time, placing: Arc<dyn Placing>) -> Result<Self, Error> {
         let gate = broker.topic(GATE).admission(time.per_second(50).burst(50)).declare()?;
         let desk = broker.queue(ORDER_DESK).declare()?;
         gate.bind(&desk, PLACED)?;

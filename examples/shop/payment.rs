@@ -1,9 +1,12 @@
 //! Charges cards through a gateway that has its moments, and gives up on who does not pay in time.
 
+use crate::keeping::{Book, Keeping, Ready};
 use crate::names::{CANCELLED, Card, DUE, ORDERS, Order, PAID, PAYMENT, PAYMENT_DUE, RESERVED, unpaid};
 use crate::source::Dice;
 use crate::time::Time;
-use postroom::{Broker, CircuitBreaker, Classify, DeadLetter, Error, Failure, Message, Queue, Retry};
+use crate::unsolved::Unsolved;
+use postroom::{Broker, CircuitBreaker, Classify, Error, Failure, Message, Retry};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +22,7 @@ struct Gateway {
     call: Duration,
     calls: AtomicU64,
     /// By order: the number under which it takes money only once.
-    charged: Mutex<BTreeMap<u64, u64>>,
+    charged: Mutex<Book<u64, u64>>,
 }
 
 impl Gateway {
@@ -36,7 +39,10 @@ impl Gateway {
         if self.has_a_bad_moment(order) {
             return Err("gateway busy").transient();
         }
-        self.charged.lock().unwrap().entry(order.id).or_insert(order.cents);
+        let mut charged = self.charged.lock().unwrap();
+        if !charged.contains_key(&order.id) {
+            charged.insert(order.id, order.cents);
+        }
         Ok(())
     }
 
@@ -54,20 +60,21 @@ impl Gateway {
 /// Decides about each order once: paid or cancelled.
 pub struct Till {
     gateway: Gateway,
-    decided: Mutex<BTreeMap<u64, Decision>>,
+    decided: Mutex<Book<u64, Decision>>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Decision {
     Paid,
     Cancelled,
 }
 
 impl Till {
-    pub fn new(seed: u64, time: &Time) -> Self {
+    pub fn open(seed: u64, time: &Time, keeping: &Keeping) -> Result<Self, Box<dyn std::error::Error>> {
         let call = time.call(Duration::from_micros(200));
-        let gateway = Gateway { seed, call, calls: AtomicU64::default(), charged: Mutex::default() };
-        Self { gateway, decided: Mutex::default() }
+        let charged = Mutex::new(keeping.book("charged")?);
+        let gateway = Gateway { seed, call, calls: AtomicU64::default(), charged };
+        Ok(Self { gateway, decided: Mutex::new(keeping.book("decided")?) })
     }
 
     fn charge(&self, order: &Message<Order>) -> Result<(), Failure> {
@@ -89,12 +96,17 @@ impl Till {
 
     /// What holds from now on: this, or what was decided before.
     fn decide(&self, order: u64, decision: Decision) -> Decision {
-        *self.decided.lock().unwrap().entry(order).or_insert(decision)
+        let mut decided = self.decided.lock().unwrap();
+        if let Some(before) = decided.get(&order) {
+            return *before;
+        }
+        decided.insert(order, decision);
+        decision
     }
 
     /// How much was charged for each order that is paid.
     pub fn charged(&self) -> BTreeMap<u64, u64> {
-        self.gateway.charged.lock().unwrap().clone()
+        BTreeMap::clone(&self.gateway.charged.lock().unwrap())
     }
 
     pub fn cancelled(&self) -> BTreeSet<u64> {
@@ -105,43 +117,40 @@ impl Till {
 
 /// Charges no faster than the gateway allows, and leaves it alone while it is down: then orders wait in the
 /// queue instead of using up their attempts.
-pub fn start(broker: &Broker, time: &Time, unsolved: &Queue<DeadLetter<Order>>, till: Arc<Till>) -> Result<(), Error> {
+pub fn open(broker: &Broker, time: &Time, unsolved: &Unsolved, till: Arc<Till>) -> Result<Ready, Error> {
     let retry = Retry::exponential(time.seconds(1)).max_attempts(8).jitter(0.5);
-    let queue = broker
-        .queue(PAYMENT)
-        .capacity(5_000)
-        .rate_limit(time.per_second(40))
-        .retry(retry)
-        .dead_letter_to(unsolved)
-        .declare()?;
+    let rate = time.per_second(40);
+    let queue = unsolved.queue(PAYMENT, |payment| payment.capacity(5_000).rate_limit(rate).retry(retry))?;
     let orders = broker.topic(ORDERS).declare()?;
     orders.bind(&queue, RESERVED)?;
+    let cancel_unpaid = cancel_unpaid(broker, unsolved, till.clone())?;
     let breaker = CircuitBreaker::new(20, 0.5).pause(time.seconds(30));
-    let (cashier, timers) = (till.clone(), broker.clone());
-    queue.consumer().workers(8).circuit_breaker(breaker).start(
-        move |order: &Message<Order>| -> Result<(), Failure> {
-            cashier.charge(order)?;
-            // Saves the timer its work. If it has just fired, it finds the order paid.
-            timers.cancel_timer(&unpaid(order.id));
-            orders.publish(PAID, order.event())?;
-            Ok(())
-        },
-    )?;
-    cancel_unpaid(broker, unsolved, till)
+    let timers = broker.clone();
+    let charge = move |order: &Message<Order>| -> Result<(), Failure> {
+        till.charge(order)?;
+        // Saves the timer its work. If it has just fired, it finds the order paid.
+        timers.cancel_timer(&unpaid(order.id));
+        orders.publish(PAID, order.event())?;
+        Ok(())
+    };
+    Ok(Box::new(move || {
+        queue.consumer().workers(8).circuit_breaker(breaker).start(charge)?;
+        cancel_unpaid()
+    }))
 }
 
 /// Delayed messages occupy capacity: it has to hold every order that is neither paid nor cancelled.
-fn cancel_unpaid(broker: &Broker, unsolved: &Queue<DeadLetter<Order>>, till: Arc<Till>) -> Result<(), Error> {
-    let queue = broker.queue(PAYMENT_DUE).capacity(100_000).dead_letter_to(unsolved).declare()?;
+fn cancel_unpaid(broker: &Broker, unsolved: &Unsolved, till: Arc<Till>) -> Result<Ready, Error> {
+    let queue = unsolved.queue(PAYMENT_DUE, |due| due.capacity(100_000))?;
     let orders = broker.topic(ORDERS).declare()?;
     orders.bind(&queue, DUE)?;
-    queue.consumer().start(move |order: &Message<Order>| -> Result<(), Failure> {
+    let cancel = move |order: &Message<Order>| -> Result<(), Failure> {
         if till.decide(order.id, Decision::Cancelled) == Decision::Cancelled {
             orders.publish(CANCELLED, order.event())?;
         }
         Ok(())
-    })?;
-    Ok(())
+    };
+    Ok(Box::new(move || queue.consumer().start(cancel).map(drop)))
 }
 
 /// The worst moment: the money is taken and nobody has been told. The order is delivered again.

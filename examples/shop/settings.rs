@@ -1,5 +1,6 @@
 //! What the office decides, known to every module at once: each keeps a copy and asks nobody.
 
+use crate::keeping::{Book, Keeping};
 use crate::names::{SETTINGS, Setting, price};
 use postroom::{Broker, Error, Message, Subscription, Topic};
 use std::collections::BTreeMap;
@@ -8,12 +9,13 @@ use std::sync::{Arc, Mutex};
 /// Where settings are decided. It knows nobody who listens.
 pub struct Office {
     settings: Topic<Setting>,
-    decided: Mutex<BTreeMap<String, Setting>>,
+    decided: Mutex<Book<String, Setting>>,
 }
 
 impl Office {
-    pub fn open(broker: &Broker) -> Result<Self, Error> {
-        Ok(Self { settings: broker.topic(SETTINGS).keep_latest_by_key().declare()?, decided: Mutex::default() })
+    pub fn open(broker: &Broker, keeping: &Keeping) -> Result<Self, Box<dyn std::error::Error>> {
+        let settings = broker.topic(SETTINGS).keep_latest_by_key().declare()?;
+        Ok(Self { settings, decided: Mutex::new(keeping.book("settings")?) })
     }
 
     pub fn decide(&self, name: &str, setting: Setting) {
@@ -22,7 +24,7 @@ impl Office {
     }
 
     pub fn decided(&self) -> BTreeMap<String, Setting> {
-        self.decided.lock().unwrap().clone()
+        BTreeMap::clone(&self.decided.lock().unwrap())
     }
 }
 

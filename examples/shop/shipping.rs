@@ -1,27 +1,29 @@
 //! Picks, packs and ships what is paid. Each order goes through these steps in their order, whatever the number
 //! of workers; one that is stuck holds up only itself.
 
+use crate::keeping::{Book, Keeping, Ready};
 use crate::names::{COURIER, Carrier, ORDERS, Order, PACKING, PAID, PARCELS, Parcel, SHIPPED, Step};
 use crate::settings::Settings;
 use crate::source::Dice;
 use crate::time::Time;
-use postroom::{Broker, Classify, DeadLetter, Error, Exhausted, Failure, Message, Parked, Queue, Retry};
+use crate::unsolved::Unsolved;
+use postroom::{Broker, Classify, Error, Exhausted, Failure, Message, Parked, Queue, Retry};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-#[derive(Default)]
 pub struct Ramp {
     seed: u64,
-    parcels: Mutex<BTreeMap<u64, (Step, Carrier)>>,
+    parcels: Mutex<Book<u64, (Step, Carrier)>>,
     out_of_order: AtomicU64,
     /// The machine that tapes parcels; one in a thousand jams it until it is repaired.
     repaired: AtomicBool,
 }
 
 impl Ramp {
-    pub fn new(seed: u64) -> Self {
-        Self { seed, ..Self::default() }
+    pub fn open(seed: u64, keeping: &Keeping) -> Result<Self, Box<dyn std::error::Error>> {
+        let parcels = Mutex::new(keeping.book("parcels")?);
+        Ok(Self { seed, parcels, out_of_order: AtomicU64::default(), repaired: AtomicBool::default() })
     }
 
     fn take_step(&self, parcel: &Message<Parcel>, by: Carrier) -> Result<(), Failure> {
@@ -63,36 +65,41 @@ impl Ramp {
     }
 }
 
-pub fn start(
+pub fn open(
     broker: &Broker,
     time: &Time,
-    unsolved: &Queue<DeadLetter<Order>>,
+    (keeping, unsolved): (&Keeping, &Unsolved),
     ramp: Arc<Ramp>,
     settings: Arc<Settings>,
-) -> Result<Queue<Parcel>, Error> {
-    let parcels = broker
-        .queue(PARCELS)
+) -> Result<(Queue<Parcel>, Ready), Error> {
+    let parcels = keeping
+        .queue(broker, PARCELS)
         .capacity(5_000)
         .ordered_by(|parcel: &Parcel| parcel.order.id)
         .retry(Retry::fixed(time.seconds(1)).max_attempts(3))
         .on_exhausted(Exhausted::Park)
         .declare()?;
     let orders = broker.topic(ORDERS).find()?;
-    let packing = broker.queue(PACKING).capacity(5_000).dead_letter_to(unsolved).declare()?;
+    let packing = unsolved.queue(PACKING, |packing| packing.capacity(5_000))?;
     orders.bind(&packing, PAID)?;
 
     let steps = parcels.clone();
-    packing.consumer().start(move |order: &Message<Order>| {
-        let order = Arc::new(order.payload().clone());
+    let pack = move |order: &Message<Order>| {
+        let order = order.payload();
         Step::ALL.into_iter().try_for_each(|to| steps.send(Parcel { order: order.clone(), to }).map(drop))
-    })?;
-    parcels.consumer().workers(8).start(move |parcel: &Message<Parcel>| -> Result<(), Failure> {
+    };
+    let (queue, step) = (parcels.clone(), move |parcel: &Message<Parcel>| -> Result<(), Failure> {
         let by = if settings.is_on(COURIER) { Carrier::Courier } else { Carrier::Post };
         ramp.take_step(parcel, by)?;
         if parcel.to == Step::Shipped {
             orders.publish(SHIPPED, parcel.order.event())?;
         }
         Ok(())
-    })?;
-    Ok(parcels)
+    });
+    let ready = Box::new(move || {
+        packing.consumer().start(pack)?;
+        queue.consumer().workers(8).start(step)?;
+        Ok(())
+    });
+    Ok((parcels, ready))
 }

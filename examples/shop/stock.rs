@@ -1,11 +1,13 @@
 //! Reserves what was ordered.
 
+use crate::keeping::{Book, Keeping, Ready};
 use crate::names::{
     CANCELLED, DUE, HOW_MANY, InStock, ORDERS, Order, PLACED, QUESTIONS, Question, RESERVED, STOCK, STOCK_DESK,
     STOCK_RELEASE, unpaid,
 };
 use crate::time::Time;
-use postroom::{Broker, Classify, DeadLetter, Error, Failure, Message, Queue};
+use crate::unsolved::Unsolved;
+use postroom::{Broker, Classify, Error, Failure, Message};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -13,12 +15,11 @@ pub struct Warehouse {
     shelves: Mutex<Shelves>,
 }
 
-#[derive(Default)]
 struct Shelves {
-    delivered: BTreeMap<String, u32>,
+    delivered: Book<String, u32>,
     on_hand: BTreeMap<String, u32>,
     /// By order, so that an order delivered twice takes its items once.
-    reserved: BTreeMap<u64, (String, u32)>,
+    reserved: Book<u64, (String, u32)>,
 }
 
 /// Lamps are few: they sell out.
@@ -28,15 +29,26 @@ const IN_THE_MORNING: [(&str, u32); 4] =
 pub const TO_PAY_MINUTES: u32 = 30;
 
 impl Warehouse {
-    pub fn stocked() -> Self {
-        let warehouse = Self { shelves: Mutex::default() };
-        IN_THE_MORNING.iter().for_each(|(item, count)| warehouse.deliver(item, *count));
-        warehouse
+    /// As it was left, or full.
+    pub fn open(keeping: &Keeping) -> Result<Self, Box<dyn std::error::Error>> {
+        let (delivered, reserved) = (keeping.book("delivered")?, keeping.book::<_, (String, u32)>("reserved")?);
+        let mut on_hand: BTreeMap<String, u32> = delivered.clone();
+        for (item, quantity) in reserved.values() {
+            *on_hand.get_mut(item).ok_or("reserved, but never delivered")? -= quantity;
+        }
+        let warehouse = Self { shelves: Mutex::new(Shelves { delivered, on_hand, reserved }) };
+        for (item, count) in IN_THE_MORNING {
+            if !warehouse.shelves.lock().unwrap().delivered.contains_key(item) {
+                warehouse.deliver(item, count);
+            }
+        }
+        Ok(warehouse)
     }
 
     pub fn deliver(&self, item: &str, count: u32) {
         let mut shelves = self.shelves.lock().unwrap();
-        *shelves.delivered.entry(item.to_owned()).or_default() += count;
+        let delivered = shelves.delivered.get(item).copied().unwrap_or(0) + count;
+        shelves.delivered.insert(item.to_owned(), delivered);
         *shelves.on_hand.entry(item.to_owned()).or_default() += count;
     }
 
@@ -80,18 +92,16 @@ impl Warehouse {
 
 /// Items are set aside before anybody has paid for them, so each order starts a timer: when that fires, whoever
 /// takes the money decides. Until then its message waits in their queue.
-pub fn start(
-    broker: &Broker,
-    time: &Time,
-    unsolved: &Queue<DeadLetter<Order>>,
-    warehouse: Arc<Warehouse>,
-) -> Result<(), Error> {
+pub fn open(broker: &Broker, time: &Time, unsolved: &Unsolved, warehouse: Arc<Warehouse>) -> Result<Ready, Error> {
     let orders = broker.topic(ORDERS).declare()?;
-
-    let placed = broker.queue(STOCK).capacity(5_000).dead_letter_to(unsolved).declare()?;
+    let placed = unsolved.queue(STOCK, |stock| stock.capacity(5_000))?;
     orders.bind(&placed, PLACED)?;
+    let cancelled = unsolved.queue(STOCK_RELEASE, |release| release)?;
+    orders.bind(&cancelled, CANCELLED)?;
+    answer_questions(broker, warehouse.clone())?;
+
     let (shelves, next, to_pay) = (warehouse.clone(), orders.clone(), time.minutes(TO_PAY_MINUTES));
-    placed.consumer().workers(2).start(move |order: &Message<Order>| -> Result<(), Failure> {
+    let reserve = move |order: &Message<Order>| -> Result<(), Failure> {
         // Waiting brings no new items.
         shelves.reserve(order).permanent()?;
         // Delivered a second time, the same order only starts the same timer anew.
@@ -99,13 +109,12 @@ pub fn start(
         next.publish(DUE, due)?;
         next.publish(RESERVED, order.event())?;
         Ok(())
-    })?;
-
-    let cancelled = broker.queue(STOCK_RELEASE).dead_letter_to(unsolved).declare()?;
-    orders.bind(&cancelled, CANCELLED)?;
-    let shelves = warehouse.clone();
-    cancelled.consumer().start(move |order: &Message<Order>| shelves.release(order))?;
-    answer_questions(broker, warehouse)
+    };
+    Ok(Box::new(move || {
+        placed.consumer().workers(2).start(reserve)?;
+        cancelled.consumer().start(move |order: &Message<Order>| warehouse.release(order))?;
+        Ok(())
+    }))
 }
 
 fn answer_questions(broker: &Broker, warehouse: Arc<Warehouse>) -> Result<(), Error> {

@@ -15,9 +15,14 @@ pub struct Time {
 pub fn start(
     threads: bool,
     seed: u64,
+    file: Option<&str>,
     on_event: impl Fn(&Event) + Send + Sync + 'static,
 ) -> Result<(Broker, Time), Error> {
     let builder = Broker::builder().seed(seed).on_event(on_event);
+    #[cfg(feature = "sqlite")]
+    let builder = if let Some(file) = file { builder.store(file) } else { builder };
+    #[cfg(not(feature = "sqlite"))]
+    let _ = file; // refused before
     if threads {
         return Ok((builder.build()?, Time { simulation: None, minute: Duration::from_millis(100) }));
     }

@@ -4,13 +4,16 @@ use super::batch::Batch;
 use super::error::StoreError;
 use super::item::Seq;
 use super::options::{Durability, Options};
-use super::ticket::Answer;
+use super::ticket::{Answer, Wake};
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+/// Called with the places of what a batch inserted; says who is to be woken after that.
+pub(crate) type Call = Box<dyn FnOnce(Result<&[Seq], StoreError>) -> Option<Wake> + Send>;
+
 /// Who hears that the batch is committed, with the places of what it inserted, or could not be.
 pub(super) enum Done {
-    Call(Box<dyn FnOnce(Result<&[Seq], StoreError>) + Send>),
+    Call(Call),
     Ticket(Answer),
 }
 
@@ -83,12 +86,12 @@ impl Inbox {
         }
     }
 
-    /// Never blocks. An error means that the entry was dropped: the store is closed.
-    pub(super) fn push(&self, entry: Entry) -> Result<(), StoreError> {
+    /// Never blocks. Gives the entry back if the store is closed.
+    pub(super) fn push(&self, entry: Entry) -> Result<(), Entry> {
         let mut state = self.state.lock();
         if state.closing {
             drop(state);
-            return Err(StoreError::Closed);
+            return Err(entry);
         }
         state.bytes += entry.bytes;
         let lazy = entry.done.is_none();

@@ -148,6 +148,9 @@ pub use same_file::insert_in;
 pub use status::{State, StoreStats};
 pub use ticket::{Seqs, Ticket};
 
+pub(crate) use inbox::Call;
+pub(crate) use ticket::{Sleeper, Wake};
+
 use crate::sync::{JoinHandle, Mutex, ThreadBuilder, current_thread};
 use inbox::{Done, Entry};
 use lock::FileLock;
@@ -226,7 +229,8 @@ impl Store {
     /// If the store is closed.
     pub fn submit_for_ticket(&self, batch: Batch, durability: Durability) -> Result<Ticket, StoreError> {
         let (ticket, answer) = Ticket::new();
-        self.shared.inbox.push(Entry::new(batch, durability, Some(Done::Ticket(answer))))?;
+        let entry = Entry::new(batch, durability, Some(Done::Ticket(answer)));
+        self.shared.inbox.push(entry).map_err(|_| StoreError::Closed)?;
         Ok(ticket)
     }
 
@@ -243,7 +247,20 @@ impl Store {
         durability: Durability,
         done: impl FnOnce(Result<&[Seq], StoreError>) + Send + 'static,
     ) -> Result<(), StoreError> {
-        self.shared.inbox.push(Entry::new(batch, durability, Some(Done::Call(Box::new(done)))))
+        let call = move |result: Result<&[Seq], StoreError>| {
+            done(result);
+            None
+        };
+        self.submit_call(batch, durability, Box::new(call)).map_err(|_| StoreError::Closed)
+    }
+
+    /// The same with a function that says who is to be woken once the others of the commit have been told, too. A
+    /// store that is closed gives it back.
+    pub(crate) fn submit_call(&self, batch: Batch, durability: Durability, call: Call) -> Result<(), Call> {
+        match self.shared.inbox.push(Entry::new(batch, durability, Some(Done::Call(call)))) {
+            Err(Entry { done: Some(Done::Call(call)), .. }) => Err(call),
+            _ => Ok(()),
+        }
     }
 
     /// Hands in a batch that nobody waits for. It shares a commit with others, or gets its own after
@@ -253,7 +270,8 @@ impl Store {
     ///
     /// If the store is closed.
     pub fn submit_lazily(&self, batch: Batch) -> Result<(), StoreError> {
-        self.shared.inbox.push(Entry::new(batch, Durability::Buffered, None))
+        let entry = Entry::new(batch, Durability::Buffered, None);
+        self.shared.inbox.push(entry).map_err(|_| StoreError::Closed)
     }
 
     /// Waits until all that was handed in before is committed; with [`Durability::Sync`], synced too.

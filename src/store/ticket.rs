@@ -73,6 +73,21 @@ impl Ticket {
     }
 }
 
+/// Somebody who waits for an answer that has been given.
+pub(crate) trait Sleeper: Send + Sync {
+    fn wake(&self);
+}
+
+/// Wakes them when it is dropped: after the answers to others of the same commit, as [`Answer`] does.
+#[must_use]
+pub(crate) struct Wake(pub(crate) Arc<dyn Sleeper>);
+
+impl Drop for Wake {
+    fn drop(&mut self) {
+        self.0.wake();
+    }
+}
+
 /// Wakes whoever waits when it is dropped, which is apart from giving the answer so that a commit can give all of
 /// its answers first: who waits for several tickets in turn is then woken once, and not for each. Dropped without
 /// having given one, it answers that the store is closed.

@@ -10,7 +10,7 @@ use super::item::Seq;
 use super::lock::FileLock;
 use super::options::Durability;
 use super::shared::Shared;
-use super::ticket::{Answer, Seqs};
+use super::ticket::{Answer, Seqs, Wake};
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 use rusqlite::hooks::Wal;
@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const LAST_ATTEMPTS: u32 = 5;
 /// When batches that nobody waits for are tried again after the disk was full.
 const RETRY: Duration = Duration::from_secs(1);
+/// So many get their answers before the first of them is woken: one who waits for many in turn finds them all.
+const ANSWERED_TOGETHER: usize = 64;
 /// Room for so many batches is kept from one commit to the next.
 const SPARE_ENTRIES: usize = 16 << 10;
 /// Pages in the log that are worth moving while there is nothing else to do.
@@ -93,7 +95,7 @@ struct Writer<'a> {
     held_back: Vec<Entry>,
     results: Results,
     /// Whoever waits for these is yet to be woken.
-    given: Vec<Answer>,
+    given: Vec<Given>,
     tidy: bool,
     page_bytes: u64,
 }
@@ -220,6 +222,9 @@ impl<'a> Writer<'a> {
         let Results { seqs, answers, .. } = &mut self.results;
         for (entry, result) in self.entries.iter_mut().zip(answers.drain(..)) {
             self.given.extend(answer(entry.done.take(), result.map(|range| &seqs[range])));
+            if self.given.len() >= ANSWERED_TOGETHER {
+                self.given.clear();
+            }
         }
         self.given.clear();
         self.entries.clear();
@@ -291,17 +296,23 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Tells who waits; whoever sleeps for a ticket is woken when the answer returned here is dropped.
-fn answer(done: Option<Done>, result: Result<&[Seq], StoreError>) -> Option<Answer> {
+/// Who has an answer, and sleeps until this is dropped.
+enum Given {
+    Ticket { _answer: Answer },
+    Call { _wake: Wake },
+}
+
+/// Tells who waits; whoever sleeps is woken when what is returned here is dropped.
+fn answer(done: Option<Done>, result: Result<&[Seq], StoreError>) -> Option<Given> {
     match done? {
         // Somebody else's code: it may panic, and so may the destructor of what it holds.
         Done::Call(call) => {
-            let _ = catch_unwind(AssertUnwindSafe(|| call(result)));
-            None
+            let wake = catch_unwind(AssertUnwindSafe(|| call(result))).ok()??;
+            Some(Given::Call { _wake: wake })
         }
         Done::Ticket(mut answer) => {
             answer.give(result.map(Seqs::from_slice));
-            Some(answer)
+            Some(Given::Ticket { _answer: answer })
         }
     }
 }

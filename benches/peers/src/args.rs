@@ -22,6 +22,9 @@ pub enum Command {
     List,
     /// Prints how much memory one of so many things takes. For the memory row, which runs this program again.
     Weigh(String, u64),
+    /// A step of the row about reopening, and its contestant, folder and number of messages: it runs this program
+    /// again, too.
+    Reopen([String; 3], u64),
     Help,
 }
 
@@ -45,6 +48,11 @@ pub fn parse(mut words: impl Iterator<Item = String>) -> Result<Command, String>
             "--weigh" => {
                 let count = |word: String| word.parse().map_err(|_| "--weigh needs a count".to_owned());
                 return Ok(Command::Weigh(value("--weigh", words.next())?, count(value("--weigh", words.next())?)?));
+            }
+            "--reopen" => {
+                let mut next = || words.next().ok_or("--reopen needs a step, a contestant, a folder and a count");
+                let named = [next()?, next()?, next()?];
+                return Ok(Command::Reopen(named, next()?.parse().map_err(|_| "--reopen needs a count")?));
             }
             "--plots" => args.plots = Some(value("--plots", words.next())?.into()),
             "--list" => list = true,

@@ -48,12 +48,26 @@ fn main() -> ExitCode {
             }
             None => exit(USAGE, "nothing of that name can be weighed here"),
         },
+        Ok(Command::Reopen([step, name, folder], n)) => match reopen(&step, &name, folder.as_ref(), n) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(message) => exit(USAGE, &message),
+        },
         Ok(Command::Run(args)) => match select(rows::all(), &args.only) {
             Ok(rows) => run(&rows, &args),
             Err(message) => exit(USAGE, &message),
         },
         Err(message) => exit(USAGE, &message),
     }
+}
+
+#[cfg(feature = "durable")]
+fn reopen(step: &str, name: &str, folder: &std::path::Path, n: u64) -> Result<(), String> {
+    work::durable::reopen::here(step, name, folder, n)
+}
+
+#[cfg(not(feature = "durable"))]
+fn reopen(_: &str, _: &str, _: &std::path::Path, _: u64) -> Result<(), String> {
+    Err("built without the feature durable".into())
 }
 
 /// The rows whose name starts with one of the prefixes; all rows if there is none. `S1` is not a prefix of

@@ -4,7 +4,7 @@ use crate::clock::Timestamp;
 use crate::outcome::{contained, drop_contained};
 use crate::runtime::{Registration, Runtime};
 use crate::scheduler::Timed;
-use crate::store::{Batch, Durability, Seq, Store, StoreError, StreamId};
+use crate::store::{Batch, Call, Durability, Seq, Sleeper, Store, StoreError, StreamId, Wake};
 use crate::sync::{AtomicUsize, Condvar, Mutex, Ordering};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -103,16 +103,15 @@ impl Depot {
         let slot = Arc::new(Slot { state: Mutex::new(State::Waiting), came: Condvar::new() });
         let is_alone = self.under_way.fetch_add(1, Ordering::SeqCst) == 0;
         let answer = Answer { slot: Some(Arc::clone(&slot)), depot: Arc::clone(self) };
-        // Kept outside of the closure, so that a store that does not take it does not drop what is in there.
-        let call: Arc<Call<R>> = Arc::new(Mutex::new(Some((Box::new(show), answer))));
+        let call: Call = Box::new(move |result| {
+            let mut errands = Vec::new();
+            let shown = show(result, &mut errands);
+            answer.give(shown, errands)
+        });
         if batch.is_empty() && is_alone {
-            tell(&call, Ok(&[]));
-        } else {
-            let theirs = Arc::clone(&call);
-            let submitted = self.store.submit(batch, durability, move |result| tell(&theirs, result));
-            if let Err(error) = submitted {
-                tell(&call, Err(error));
-            }
+            drop(call(Ok(&[])));
+        } else if let Err(call) = self.store.submit_call(batch, durability, call) {
+            drop(call(Err(StoreError::Closed)));
         }
         Pending { slot, taken: false }
     }
@@ -132,20 +131,15 @@ impl Depot {
     }
 }
 
-type Show<R> = Box<dyn FnOnce(Result<&[Seq], StoreError>, &mut Vec<Errand>) -> R + Send>;
-/// What to call once, whoever comes to it.
-type Call<R> = Mutex<Option<(Show<R>, Answer<R>)>>;
-
-fn tell<R: Send + 'static>(call: &Call<R>, result: Result<&[Seq], StoreError>) {
-    let Some((show, answer)) = call.lock().take() else { return };
-    let mut errands = Vec::new();
-    let shown = show(result, &mut errands);
-    answer.give(shown, errands);
-}
-
 struct Slot<R> {
     state: Mutex<State<R>>,
     came: Condvar,
+}
+
+impl<R: Send> Sleeper for Slot<R> {
+    fn wake(&self) {
+        self.came.notify_all();
+    }
 }
 
 enum State<R> {
@@ -226,24 +220,27 @@ struct Answer<R: Send + 'static> {
 }
 
 impl<R: Send + 'static> Answer<R> {
-    fn give(mut self, shown: R, mut errands: Vec<Errand>) {
-        let Some(slot) = self.slot.take() else { return };
+    /// Whoever waits is yet to be woken.
+    fn give(mut self, shown: R, mut errands: Vec<Errand>) -> Option<Wake> {
+        let slot = self.slot.take()?;
         let mut state = slot.state.lock();
         match std::mem::replace(&mut *state, State::Taken) {
             State::Abandoned => {
                 drop(state);
                 errands.push(Box::new(move || drop(shown)));
-                return self.depot.later(errands);
+                self.depot.later(errands);
+                return None;
             }
             State::Handed(tell) => {
                 drop(state);
                 errands.push(Box::new(move || tell(shown)));
-                return self.depot.later(errands);
+                self.depot.later(errands);
+                return None;
             }
             _ => *state = State::Here(shown, errands),
         }
         drop(state);
-        slot.came.notify_all();
+        Some(Wake(slot))
     }
 }
 

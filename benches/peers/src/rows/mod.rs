@@ -8,6 +8,8 @@ use std::sync::Arc;
 use crate::work::{Contestant, Outcome};
 
 mod broadcast;
+#[cfg(feature = "durable")]
+mod durable;
 mod hand_off;
 #[cfg(feature = "jobs")]
 mod jobs;
@@ -83,6 +85,8 @@ pub fn all() -> Vec<Row> {
         #[cfg(feature = "jobs")]
         jobs::rows(),
         loopback::rows(),
+        #[cfg(feature = "durable")]
+        durable::rows(),
         scale::rows(),
         latency::rows(),
     ];

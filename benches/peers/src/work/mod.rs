@@ -23,6 +23,8 @@ pub mod scale;
 #[cfg(feature = "jobs")]
 pub mod jobs;
 pub mod loopback;
+#[cfg(feature = "durable")]
+pub mod durable;
 
 pub use payload::{Block, Payload, Tally};
 

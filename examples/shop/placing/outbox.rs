@@ -1,20 +1,17 @@
 //! Places orders in a SQLite database: an order's row and its message in one transaction. From there on a relay
 //! has it. The modules behind it work in memory, so what is not finished when the shop is killed begins again.
 
-mod file;
-
+use super::file::{self, File};
+use super::{AnyError, Placing};
 use crate::names::{CANCELLED, ORDER_BOOK, ORDERS, Order, PLACED, Placed, SHIPPED};
 use crate::time::Time;
-use file::File;
 use postroom::rusqlite::{self, Connection, ErrorCode, TransactionBehavior, params};
 use postroom::{Broker, Failure, Message, Relay, Retry, SqliteOutbox};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-type AnyError = Box<dyn std::error::Error>;
-
-pub struct Placing {
+pub struct Outbox {
     file: File,
     db: Arc<Mutex<Connection>>,
     outbox: SqliteOutbox,
@@ -35,7 +32,7 @@ const SCHEMA: &str = "CREATE TABLE IF NOT EXISTS orders (
 /// For who would notice that the shop is gone; a relay that was killed leaves it behind.
 const LEASE: Duration = Duration::from_millis(300);
 
-impl Placing {
+impl Outbox {
     /// Opens the database, or one of its own that is removed at the end.
     pub fn open(database: Option<&str>) -> Result<Arc<Self>, AnyError> {
         let file = File::choose(database)?;
@@ -52,9 +49,10 @@ impl Placing {
         let (db, relay) = (Arc::new(Mutex::new(db)), OnceLock::new());
         Ok(Arc::new(Self { file, db, outbox, relay, left_over, unhandled, finished }))
     }
+}
 
-    /// Everybody has to be listening: a message that nobody wants is not kept.
-    pub fn start(&self, broker: &Broker, time: &Time) -> Result<(), AnyError> {
+impl Placing for Outbox {
+    fn start(&self, broker: &Broker, time: &Time) -> Result<(), AnyError> {
         let orders = broker.topic(ORDERS).find()?;
         let path = self.file.path().to_owned();
         // What is handled is deleted: the orders themselves are in their own table.
@@ -73,7 +71,7 @@ impl Placing {
         Ok(())
     }
 
-    pub fn print(&self) {
+    fn print(&self) {
         println!("   each is placed when it and its message are committed to {}", self.file.name());
         let (all, unhandled) = (self.left_over.len(), self.unhandled);
         if all > 0 {
@@ -82,8 +80,7 @@ impl Placing {
         }
     }
 
-    /// An order that the database refuses has no message either.
-    pub fn place(&self, order: &Order) -> Result<Placed, AnyError> {
+    fn place(&self, order: &Order) -> Result<Placed, AnyError> {
         let mut db = self.db.lock().unwrap();
         let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
         self.outbox.put(&tx, ORDERS, PLACED, order.event())?;
@@ -99,12 +96,11 @@ impl Placing {
         Ok(Placed::Now)
     }
 
-    pub fn left_over(&self) -> &BTreeMap<u64, Order> {
+    fn left_over(&self) -> &BTreeMap<u64, Order> {
         &self.left_over
     }
 
-    /// Lets time pass until every order has been handled by those who listen for it.
-    pub fn deliver_all(&self, time: &Time) -> Result<(), AnyError> {
+    fn deliver_all(&self, time: &Time) -> Result<(), AnyError> {
         for _ in 0..100_000 {
             if self.outbox.stats(&self.db.lock().unwrap())?.waiting == 0 {
                 return Ok(());
@@ -115,9 +111,7 @@ impl Placing {
         Err(format!("orders do not get out of the database: {relay:?}").into())
     }
 
-    /// # Panics
-    /// If what is in the database is not what the books say.
-    pub fn check(
+    fn check(
         &self,
         placed: &BTreeMap<u64, Order>,
         shipped: &BTreeSet<u64>,
@@ -143,7 +137,7 @@ impl Placing {
         Ok(())
     }
 
-    pub fn close(&self) -> Result<(), AnyError> {
+    fn close(&self) -> Result<(), AnyError> {
         // Closes the file, whoever else still knows the connection.
         *self.db.lock().unwrap() = Connection::open_in_memory()?;
         Ok(self.file.remove()?)

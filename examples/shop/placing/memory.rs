@@ -1,15 +1,14 @@
 //! Places orders where nothing outlives the process: on the topic, at once.
 
+use super::{AnyError, Placing};
 use crate::names::{ORDERS, Order, PLACED, Placed};
 use crate::time::Time;
-use postroom::{Broker, Error, Topic};
+use postroom::{Broker, Topic};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock};
 
-type AnyError = Box<dyn std::error::Error>;
-
 #[derive(Default)]
-pub struct Placing {
+pub struct Memory {
     orders: OnceLock<Topic<Order>>,
     placed: Mutex<BTreeSet<u64>>,
     left_over: BTreeMap<u64, Order>,
@@ -17,26 +16,28 @@ pub struct Placing {
 
 const WITH_A_DATABASE: &str = "cargo run --release --features sqlite,json --example shop";
 
-impl Placing {
+impl Memory {
     pub fn open(database: Option<&str>) -> Result<Arc<Self>, AnyError> {
         match database {
             None => Ok(Arc::default()),
             Some(_) => Err(format!("--database: this shop was built without one; for that, {WITH_A_DATABASE}").into()),
         }
     }
+}
 
-    pub fn start(&self, broker: &Broker, _: &Time) -> Result<(), Error> {
+impl Placing for Memory {
+    fn start(&self, broker: &Broker, _: &Time) -> Result<(), AnyError> {
         let orders = broker.topic(ORDERS).find()?;
         self.orders.get_or_init(|| orders);
         Ok(())
     }
 
-    pub fn print(&self) {
+    fn print(&self) {
         println!("   (no database: what is placed dies with the process; with one, {WITH_A_DATABASE})");
     }
 
     /// Waits while stock's queue is full, and the customer with it.
-    pub fn place(&self, order: &Order) -> Result<Placed, AnyError> {
+    fn place(&self, order: &Order) -> Result<Placed, AnyError> {
         if !self.placed.lock().unwrap().insert(order.id) {
             return Ok(Placed::Before);
         }
@@ -44,22 +45,20 @@ impl Placing {
         Ok(Placed::Now)
     }
 
-    pub fn left_over(&self) -> &BTreeMap<u64, Order> {
+    fn left_over(&self) -> &BTreeMap<u64, Order> {
         &self.left_over
     }
 
-    pub fn deliver_all(&self, _: &Time) -> Result<(), AnyError> {
+    fn deliver_all(&self, _: &Time) -> Result<(), AnyError> {
         Ok(())
     }
 
-    /// # Panics
-    /// If what was placed is not what the books say.
-    pub fn check(&self, placed: &BTreeMap<u64, Order>, _: &BTreeSet<u64>, _: &BTreeSet<u64>) -> Result<(), AnyError> {
+    fn check(&self, placed: &BTreeMap<u64, Order>, _: &BTreeSet<u64>, _: &BTreeSet<u64>) -> Result<(), AnyError> {
         assert!(self.placed.lock().unwrap().iter().eq(placed.keys()), "orders placed and orders on the topic");
         Ok(())
     }
 
-    pub fn close(&self) -> Result<(), AnyError> {
+    fn close(&self) -> Result<(), AnyError> {
         Ok(())
     }
 }
