@@ -204,6 +204,8 @@ pub use half::{
     Unsettled,
 };
 pub use idempotency::{Claim, Claimed, Idempotency, Window};
+#[cfg(feature = "sqlite")]
+pub use log::LogTicket;
 pub use log::{
     Group, GroupBuilder, GroupConsumerBuilder, Log, LogBuilder, Offset, Reader, Record, Replay, Retention, Start,
 };

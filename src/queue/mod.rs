@@ -109,7 +109,7 @@ impl<T: Send + Sync + 'static> Queue<T> {
         Self::for_letters_as(name, runtime, None)
     }
 
-    fn for_letters_as(name: Arc<str>, runtime: Arc<Runtime>, durable: Option<Mode>) -> Self {
+    pub(crate) fn for_letters_as(name: Arc<str>, runtime: Arc<Runtime>, durable: Option<Mode>) -> Self {
         let settings = Settings { durable, ..Settings::default() };
         Self { core: Core::new(name, settings, KeyRule::Unordered, runtime, None) }
     }

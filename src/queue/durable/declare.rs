@@ -7,6 +7,7 @@ use super::recover::recover;
 use crate::dead_letter::DeadLetter;
 use crate::queue::Queue;
 use crate::queue::builder::{Order, Settings};
+use crate::runtime::Runtime;
 use crate::store::{Durability, StoreError, StreamId};
 use crate::sync::Mutex;
 use serde::{Deserialize, Serialize};
@@ -96,6 +97,24 @@ impl<T: Send + Sync + 'static> Durable<T> {
         }
         Ok(())
     }
+}
+
+/// A queue for the dead letters of something that is no queue, with those of earlier runs.
+pub(crate) fn letters_of_group<T: Send + Sync + 'static>(
+    depot: &Arc<Depot>,
+    coding: Coding<T>,
+    durability: Durability,
+    name: &str,
+    runtime: &Arc<Runtime>,
+) -> Result<Queue<DeadLetter<T>>, Vec<String>> {
+    let noted = Noted { codec: coding.codec.name().to_owned(), order: order_in_words(None).to_owned() };
+    let stream = open_stream(depot, DEAD_LETTERS, name, &noted)?;
+    let queue = Queue::for_letters_as(name.into(), Arc::clone(runtime), Some(durability));
+    queue.core.make_terminal();
+    let format = Arc::new(Letters { coding, origin: Mutex::new(Weak::new()) });
+    let _ = queue.core.filed.set(Filed { depot: Arc::clone(depot), stream, durability, format, window: WINDOW });
+    recover(&queue.core).map_err(in_words)?;
+    Ok(queue)
 }
 
 fn in_words(error: StoreError) -> Vec<String> {

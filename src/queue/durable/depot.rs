@@ -5,7 +5,7 @@ use crate::outcome::{contained, drop_contained};
 use crate::runtime::{Registration, Runtime};
 use crate::scheduler::Timed;
 use crate::store::{Batch, Durability, Seq, Store, StoreError, StreamId};
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
@@ -20,6 +20,8 @@ pub(crate) struct Depot {
     arrivals: Arc<Arrivals>,
     alarm: Registration,
     runtime: Arc<Runtime>,
+    /// Held from the moment records of logs get their time until they are handed in.
+    order: Mutex<()>,
 }
 
 /// A queue that hears of what was put into its stream, on the writer's thread.
@@ -67,7 +69,21 @@ impl Depot {
             let queue = hears.0.lock().get(&stream.get()).and_then(Weak::upgrade);
             queue.into_iter().for_each(|queue| queue.arrived(places.start, places.end));
         });
-        Arc::new(Self { store, simulated, errands, arrivals, alarm, runtime: Arc::clone(runtime) })
+        Arc::new(Self {
+            store,
+            simulated,
+            errands,
+            arrivals,
+            alarm,
+            runtime: Arc::clone(runtime),
+            order: Mutex::new(()),
+        })
+    }
+
+    /// Whoever hands in records of logs holds this meanwhile, so that their times have the order of the file. Nothing
+    /// waits under it.
+    pub(crate) fn in_order(&self) -> MutexGuard<'_, ()> {
+        self.order.lock()
     }
 
     /// In a simulation everybody waits, so that the same seed gives the same run.

@@ -1,7 +1,8 @@
 //! What one queue knows of its stream, and what the file hears of settled messages.
 
+use super::declare::WINDOW;
 use super::depot::Depot;
-use super::format::{Format, extra_of, item_of, message_of};
+use super::format::{Coding, Format, Plain, extra_of, item_of, message_of};
 use crate::clock::Timestamp;
 use crate::message::Message;
 use crate::queue::core::{Core, Refusal};
@@ -15,6 +16,13 @@ pub(crate) struct Filed<T> {
     pub(crate) durability: Durability,
     pub(super) format: Arc<dyn Format<T>>,
     pub(crate) window: usize,
+}
+
+impl<T: Send + Sync + 'static> Filed<T> {
+    /// Of plain messages.
+    pub(crate) fn plain(depot: Arc<Depot>, stream: StreamId, durability: Durability, coding: Coding<T>) -> Self {
+        Self { depot, stream, durability, format: Arc::new(Plain(coding)), window: WINDOW }
+    }
 }
 
 impl<T> Filed<T> {

@@ -19,12 +19,12 @@ mod recover;
 mod same_file;
 
 pub(crate) use self::accept::{Delivered, Others, Parcel, Stowed};
-pub(crate) use self::declare::{Durable, WINDOW};
+pub(crate) use self::declare::{Durable, WINDOW, letters_of_group};
 pub(crate) use self::depot::{Depot, Errand, Pending};
 pub(crate) use self::filed::Filed;
 pub(crate) use self::format::{Coding, Upgrade};
 pub(crate) use self::letters::{Along, Moving};
-pub(crate) use self::recover::put_apart;
+pub(crate) use self::recover::{keep_apart, put_apart};
 
 use crate::store::Durability;
 
