@@ -358,7 +358,7 @@ fn retention_deletes_from_the_file_and_the_log_begins_where_it_began() {
             assert_eq!(in_file(&folder, "log", "numbers/0"), before.len() as u64);
             let broker = open(&folder);
             let log = declare(&broker);
-            assert_eq!((offsets(&log), log.oldest(0), log.end(0)), (before.clone(), oldest.clone(), end.clone()));
+            assert_eq!((offsets(&log), log.oldest(0), log.end(0)), (before.clone(), oldest, end));
             let behind = log.group("behind").start(Start::Earliest).unwrap();
             let trimmed = behind.reader().try_recv().unwrap_err().to_string();
             assert!(trimmed.contains("offset 0 has been trimmed"), "{trimmed}");
