@@ -214,6 +214,64 @@ fn a_reader_that_sleeps_hears_of_an_append_that_nobody_waits_for() {
     });
 }
 
+#[test]
+fn times_do_not_go_back_when_the_clock_has() {
+    let folder = Folder::new();
+    let late = ManualClock::new();
+    late.advance(Duration::from_secs(3600));
+    let (broker, _simulation) = simulated(&folder, &late);
+    let log: Log<String> = broker.log("lines").durable(BUFFERED).declare().unwrap();
+    log.append("late".to_string()).unwrap();
+    drop((broker, log));
+
+    let early = ManualClock::new();
+    let (broker, _simulation) = simulated(&folder, &early);
+    let log: Log<String> = broker.log("lines").durable(BUFFERED).declare().unwrap();
+    let topic: Topic<String> = broker.topic("work").declare().unwrap();
+    topic.bind(&log, "#").unwrap();
+    log.append("early".to_string()).unwrap();
+    topic.publish("a", "early too".to_string()).unwrap();
+    broker.transaction(|tx| tx.append(&log, "and this".to_string()).map_err(Into::into)).unwrap();
+    let before = all(&log);
+    assert!(before.iter().all(|seen| seen.published_at == before[0].published_at));
+    drop((broker, topic, log));
+    let (broker, _simulation) = simulated(&folder, &early);
+    assert_eq!(all(&broker.log("lines").durable(BUFFERED).declare().unwrap()), before);
+    let stored = broker.store().unwrap().reader().unwrap();
+    let times: Vec<u64> = {
+        let stream = stored.stream("log", "lines/0").unwrap().unwrap();
+        stored.read(stream.id, 0, Limit::items(9)).unwrap().iter().map(|row| row.item.published_at).collect()
+    };
+    assert!(times.windows(2).all(|two| two[0] == two[1]), "{times:?}");
+}
+
+#[test]
+fn a_place_that_somebody_else_has_taken_is_left_out() {
+    let folder = Folder::new();
+    let broker = open(&folder);
+    let log = numbers(&broker);
+    let group = log.group("g").start(Start::Earliest).unwrap();
+    log.append(0).unwrap();
+    let store = broker.store().unwrap();
+    let insert = || {
+        let stream = store.reader().unwrap().stream("log", "numbers/0").unwrap().unwrap();
+        let item = postroom::store::Item { payload: b"77".to_vec(), ..Default::default() };
+        store.commit(postroom::store::Batch::new().insert(stream.id, item), BUFFERED).unwrap();
+    };
+    insert();
+    broker.transaction(|tx| tx.append(&log, 2).map_err(Into::into)).unwrap();
+    insert();
+    let topic: Topic<u64> = broker.topic("t").declare().unwrap();
+    topic.bind(&log, "#").unwrap();
+    topic.publish("a", 4).unwrap();
+    insert();
+    assert_eq!(log.append(6).unwrap().offset, 6);
+    assert_eq!((offsets(&log), rest(&group)), (vec![(0, 0), (2, 2), (4, 4), (6, 6)], vec![0, 2, 4, 6]));
+    drop((broker, log, group, topic));
+    let expected = (0..7).map(|at| (at, if at % 2 == 0 { at } else { 77 })).collect::<Vec<_>>();
+    assert_eq!(offsets(&numbers(&open(&folder))), expected);
+}
+
 // ---- groups ------------------------------------------------------------------------------------------
 
 #[test]

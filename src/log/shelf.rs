@@ -112,10 +112,10 @@ impl<T: Send + Sync + 'static> Written<'_, T> {
     pub(crate) fn detach(self) -> Rest<T> {
         let Self { shelf, mut appended, n } = self;
         shelf.start_ageing();
-        let mut told = Vec::new();
+        let awaited = appended.iter().any(|(_, appended)| appended.ring);
+        let told = if awaited { shelf.followers() } else { Vec::new() };
         for (partition, appended) in &mut appended {
             if std::mem::take(&mut appended.ring) {
-                told = shelf.followers();
                 told.iter().for_each(|follower| follower.rung(*partition));
             }
         }
