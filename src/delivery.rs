@@ -65,22 +65,39 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Whether somebody has to be told of it when a delivery is settled.
     #[inline]
     fn settles_with_care(&self) -> bool {
-        self.settings.ack_timeout.is_some() || self.settings.idempotent.is_some() || self.settings.durable.is_some()
+        self.ends_one_by_one() || self.is_durable()
+    }
+
+    /// Whether each message's end is noted apart from the others'.
+    #[inline]
+    fn ends_one_by_one(&self) -> bool {
+        self.settings.ack_timeout.is_some() || self.settings.idempotent.is_some()
     }
 
     /// Acks a message where it lies: it may be large. `slot` is empty afterwards, whatever comes of it.
     #[inline]
     pub(crate) fn ack(&self, slot: &mut Option<Message<T>>, tally: &Tally) -> Result<(), SettleError> {
-        let Some(message) = slot else { return Ok(()) };
         if self.settles_with_care() || self.has_ended() {
             return slot.take().map_or(Ok(()), |message| self.settle(message, Verdict::Ack, tally));
         }
+        self.finish(slot, tally);
+        Ok(())
+    }
+
+    /// It is done with, whatever was noted about it elsewhere.
+    #[inline]
+    fn finish(&self, slot: &mut Option<Message<T>>, tally: &Tally) {
+        let Some(message) = slot else { return };
         let lane = message.take_lane();
-        message.handled(&self.name);
-        clear_contained(slot);
+        if message.ends_silently() {
+            // Most messages do, and the way through a destructor that finds nothing is a long one.
+            std::mem::forget(slot.take());
+        } else {
+            message.handled(&self.name);
+            clear_contained(slot);
+        }
         self.free_lane(lane);
         self.settled(&tally.acked);
-        Ok(())
     }
 
     /// Does what was decided. Counting comes last, so that the message is never nowhere.
@@ -95,12 +112,8 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
         if verdict == Verdict::Ack {
             self.end_claim(&mut message, true);
-            let lane = message.take_lane();
-            message.handled(&self.name);
             self.forget(&mut message);
-            message.dispose();
-            self.free_lane(lane);
-            self.settled(&tally.acked);
+            self.finish(&mut Some(message), tally);
             return Ok(());
         }
         self.settle_otherwise(message, verdict, tally);
@@ -331,12 +344,11 @@ impl<T: Send + Sync + 'static> Core<T> {
         if self.has_ended() {
             return Err(SettleError::ShutDown { queue: Arc::clone(&self.name) });
         }
-        if self.is_durable() && self.settings.ack_timeout.is_none() && self.settings.idempotent.is_none() {
-            self.forget_all(batch.iter_mut());
-        } else if self.settles_with_care() {
+        if self.ends_one_by_one() {
             let results = batch.drain(..).map(|message| self.settle(message, Verdict::Ack, tally));
             return results.fold(Ok(()), Result::and);
         }
+        self.forget_all(batch.iter_mut());
         let n = batch.len();
         let lanes: Vec<u32> = match self.is_ordered() {
             true => batch.iter_mut().filter_map(Message::take_lane).collect(),

@@ -141,6 +141,7 @@
 
 // In reading order.
 mod sync;
+mod snooze;
 mod error;
 mod codec;
 mod message;

@@ -551,12 +551,6 @@ impl<T> Message<T> {
             && matches!((&self.routing_key, &self.body), (Text::Inline { .. }, Body::Own(_)))
     }
 
-    /// Drops it; a panic of its payload's destructor stays in here.
-    #[inline]
-    pub(crate) fn dispose(self) {
-        if self.ends_silently() { std::mem::forget(self) } else { drop_contained(self) }
-    }
-
     /// Puts another payload into the same envelope.
     pub(crate) fn replace_payload(&mut self, payload: T) {
         let old = std::mem::replace(&mut self.body, Body::Own(payload));

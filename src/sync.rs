@@ -23,7 +23,7 @@ impl<T> std::ops::Deref for Padded<T> {
 mod imp {
     pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
     pub(crate) use std::hint::spin_loop;
-    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
     pub(crate) use std::thread::{Builder as ThreadBuilder, JoinHandle, current as current_thread, yield_now};
     pub(crate) use std::thread_local;
 
@@ -38,7 +38,7 @@ mod imp {
 #[cfg(shuttle)]
 mod imp {
     pub(crate) use shuttle::hint::spin_loop;
-    pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+    pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
     pub(crate) use shuttle::thread::{current as current_thread, yield_now};
     pub(crate) use shuttle::thread_local;
     use std::ops::{Deref, DerefMut};

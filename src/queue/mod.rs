@@ -539,7 +539,7 @@ pub(crate) fn in_chunks<T, M: Into<Message<T>>, E>(
     let mut chunk = Chunk::new();
     let mut accepted = 0;
     loop {
-        chunk.extend(messages.by_ref().take(chunk_len::<Message<T>>()).map(Into::into));
+        fill(&mut chunk, messages.by_ref().map(Into::into));
         let n = chunk.len();
         if n == 0 {
             return Ok(accepted);
@@ -554,6 +554,22 @@ pub(crate) fn in_chunks<T, M: Into<Message<T>>, E>(
         }
         accepted += n;
     }
+}
+
+/// Fills an empty chunk, as far as there is something to fill it with.
+fn fill<M>(chunk: &mut Chunk<M>, mut messages: impl Iterator<Item = M>) {
+    /// Few enough to be copied once more where it turns out that there are many.
+    const FEW: usize = 8;
+    let full = chunk_len::<M>();
+    if messages.size_hint().0 < FEW {
+        // A chunk that doubled its memory time and again would copy each of them about once.
+        chunk.extend(messages.by_ref().take(FEW));
+        if chunk.len() < FEW {
+            return;
+        }
+        chunk.reserve_exact(full - FEW);
+    }
+    chunk.extend(messages.take(full - chunk.len()));
 }
 
 /// What a queue's answer means to whoever counts copies.

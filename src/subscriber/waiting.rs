@@ -9,12 +9,9 @@ use crate::error::BroadcastError;
 use crate::queue::core::{Patience, Refusal};
 use crate::runtime::Event;
 use crate::simulation::Until;
-use crate::sync::{Condvar, MutexGuard, Ordering, cores, current_thread, spin_loop, yield_now};
+use crate::snooze::{ROUNDS, SPINS, pause};
+use crate::sync::{Condvar, MutexGuard, Ordering, cores, current_thread};
 use std::sync::{Arc, Weak};
-
-/// How often a thread waits a moment before it sleeps; the first of them it spins.
-const SNOOZES: u32 = 8;
-const SPINS: u32 = 4;
 
 impl<T: Send + Sync + 'static> Ring<T> {
     /// Sleeps until there may be something new after `cursor`.
@@ -79,8 +76,8 @@ impl<T: Send + Sync + 'static> Ring<T> {
     /// Waits a moment for something new after `cursor`, without the lock.
     pub(super) fn spin(&self, cursor: u64) {
         let mut round = self.first_snooze();
-        while round < SNOOZES && !self.has_more(cursor) {
-            snooze(round);
+        while round < ROUNDS && !self.has_more(cursor) {
+            pause(round);
             round += 1;
         }
     }
@@ -89,7 +86,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
     /// so that they have a batch ready when it is its turn again.
     fn first_snooze(&self) -> u32 {
         if self.runtime.is_simulated() || cfg!(shuttle) {
-            return SNOOZES;
+            return ROUNDS;
         }
         if self.crowd.load(Ordering::Relaxed) < cores() { 0 } else { SPINS }
     }
@@ -101,11 +98,11 @@ impl<T: Send + Sync + 'static> Ring<T> {
 
     /// As [`Ring::wait_for_room`], for `n` messages at once.
     pub(crate) fn wait_for_rooms(&self, n: u64, patience: Patience) -> Result<(), Refusal> {
-        for round in self.first_snooze()..SNOOZES {
+        for round in self.first_snooze()..ROUNDS {
             if self.full_seat(n)?.is_none() {
                 return Ok(());
             }
-            snooze(round);
+            pause(round);
         }
         let works_for = self.runtime.works_for();
         let mut warn_at = works_for.as_ref().map(|_| self.runtime.clock.now().after(self.runtime.blocked_warning));
@@ -242,14 +239,5 @@ impl<T> State<T> {
     fn fullest(&self, n: u64) -> Option<Arc<Seat>> {
         let full = self.seats.iter().filter(|seat| self.is_full(seat, n));
         full.min_by_key(|seat| seat.limit()).cloned()
-    }
-}
-
-/// Waits a moment for another thread to move, more patiently each time.
-fn snooze(round: u32) {
-    if round < SPINS {
-        (0..20).for_each(|_| spin_loop());
-    } else {
-        yield_now();
     }
 }

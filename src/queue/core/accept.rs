@@ -12,6 +12,7 @@ use crate::queue::throttle::Throttle;
 use crate::request::Fate;
 use crate::runtime::Event;
 use crate::simulation::Until;
+use crate::snooze::Snooze;
 use crate::sync::{MutexGuard, Ordering, current_thread};
 use std::sync::Weak;
 
@@ -128,9 +129,7 @@ impl<T: Send + Sync + 'static> Core<T> {
                 }
                 return self.overflow(message);
             }
-            if (self.runtime.is_simulated() || !self.writing.again(&mut round))
-                && let Err(refusal) = self.wait_for_room(patience)
-            {
+            if let Err(refusal) = self.snooze_or(&self.writing, &mut round, || self.wait_for_room(patience)) {
                 return Err((message, refusal));
             }
         }
@@ -174,9 +173,7 @@ impl<T: Send + Sync + 'static> Core<T> {
                     round = 0;
                 }
                 Err(Refusal::Full) if self.waits(Patience::Forever) => {
-                    if self.runtime.is_simulated() || !self.writing.again(&mut round) {
-                        self.wait_for_room(Patience::Forever)?;
-                    }
+                    self.snooze_or(&self.writing, &mut round, || self.wait_for_room(Patience::Forever))?;
                 }
                 Err(refusal) => return Err(refusal),
             }
@@ -274,6 +271,26 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Whether a publish with this patience waits for room here.
     pub(crate) fn waits(&self, patience: Patience) -> bool {
         self.settings.overflow == Overflow::Wait && !matches!(patience, Patience::None)
+    }
+
+    /// Waits a moment, or, where that does not help, for as long as it takes.
+    pub(super) fn snooze_or<E>(
+        &self,
+        kind: &Snooze,
+        round: &mut u32,
+        sleep: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
+        let clock = &self.runtime.clock;
+        if self.runtime.is_simulated() {
+            return sleep();
+        }
+        if kind.again(round, clock) {
+            return Ok(());
+        }
+        let start = clock.now();
+        let result = sleep();
+        kind.slept(start, clock);
+        result
     }
 
     /// Blocks until there is room, holding nothing. A worker says which one it is, so that it can be told

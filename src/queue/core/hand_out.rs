@@ -326,9 +326,7 @@ impl<T: Send + Sync + 'static> Core<T> {
                     return answer;
                 }
             }
-            if self.runtime.is_simulated() || !self.reading.again(&mut round) {
-                self.wait_for_message(patience, &go_on)?;
-            }
+            self.snooze_or(&self.reading, &mut round, || self.wait_for_message(patience, &go_on))?;
         }
     }
 

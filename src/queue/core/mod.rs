@@ -30,7 +30,6 @@ mod order;
 pub(crate) mod place;
 mod refusal;
 mod screen;
-mod snooze;
 #[cfg(feature = "sqlite")]
 mod spill;
 #[cfg(not(feature = "sqlite"))]
@@ -52,6 +51,7 @@ use crate::message::Message;
 use crate::outcome::drop_contained;
 use crate::runtime::Runtime;
 use crate::scheduler::{DelayHeap, Timed, TimedId};
+use crate::snooze::Snooze;
 use crate::stats::{Counter, Tally};
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, Ordering, Padded};
 use ahash::RandomState;
@@ -59,7 +59,6 @@ use in_turn::Turns;
 use limits::ServiceRate;
 pub(crate) use screen::ClaimKey;
 use screen::Claims;
-use snooze::Snooze;
 use spill::Spill;
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock, Weak};

@@ -79,6 +79,7 @@ pub fn rows() -> Vec<Row> {
         .note(SINGLY)
         .entry(crossbeam_chunks::SELF, crossbeam_chunks::batches::<Block>)
         .note(BY_HAND)
+        .entry(crossbeam_chunks::ENVELOPES, crossbeam_chunks::envelopes::<Block>)
         .entry(flume::SELF, flume::batches::<Block>)
         .note(SINGLE_SEND)
         .entry(kanal::SELF, kanal::batches::<Block>)

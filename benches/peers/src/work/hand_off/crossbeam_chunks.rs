@@ -2,10 +2,17 @@
 
 use crossbeam_channel::bounded;
 
+use super::two_locks::Envelope;
 use crate::work::{BATCH, CAPACITY, Contestant, Outcome, Payload, crew, crew::Share};
 
 pub const SELF: Contestant =
     Contestant { name: "crossbeam-channel (Vec of 64)", package: Some("crossbeam-channel"), note: "no ack, no retry" };
+
+pub const ENVELOPES: Contestant = Contestant {
+    name: "crossbeam-channel (Vec of 64 envelopes)",
+    note: "a floor: the same, each message in an envelope",
+    ..SELF
+};
 
 pub fn batches<T: Payload>(n: u64) -> Outcome {
     batches_of::<T, BATCH>(n)
@@ -23,4 +30,20 @@ pub fn batches_of<T: Payload, const SIZE: usize>(n: u64) -> Outcome {
         }
     };
     crew::run(n, [producer], [|| receiver.into_iter().flatten().collect()])
+}
+
+/// The same with each message in an envelope.
+pub fn envelopes<T: Payload>(n: u64) -> Outcome {
+    let (sender, receiver) = bounded::<Vec<Envelope<T>>>(CAPACITY / BATCH);
+    let producer = |share: Share<T>| {
+        let mut envelopes = share.zip(0..).map(|(payload, id)| Envelope::new(id, payload));
+        loop {
+            let chunk: Vec<_> = envelopes.by_ref().take(BATCH).collect();
+            if chunk.is_empty() {
+                break drop(sender);
+            }
+            sender.send(chunk).unwrap();
+        }
+    };
+    crew::run(n, [producer], [|| receiver.into_iter().flatten().map(Envelope::open).collect()])
 }

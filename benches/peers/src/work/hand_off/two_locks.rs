@@ -26,13 +26,26 @@ pub const SELF: Contestant = Contestant {
     note: "a floor: envelope and locks, nothing else; spins",
 };
 
-struct Envelope<T> {
+/// As much as postroom knows about a message, in as many bytes.
+pub struct Envelope<T> {
     _id: u64,
     _published_at: u64,
     attempt: u64,
     _routing_key: [u8; 24],
     _extras: Option<Box<u64>>,
     payload: T,
+}
+
+impl<T> Envelope<T> {
+    pub fn new(id: u64, payload: T) -> Self {
+        let routing_key = *b"parcel.sent.............";
+        Self { _id: id, _published_at: id, attempt: 0, _routing_key: routing_key, _extras: None, payload }
+    }
+
+    pub fn open(mut self) -> T {
+        self.attempt += 1;
+        self.payload
+    }
 }
 
 #[repr(align(128))]
@@ -65,16 +78,9 @@ impl<T: Payload> Queue<T> {
         loop {
             let mut tail = self.tail.0.lock();
             if tail.sent - self.taken.0.load(Ordering::Acquire) < CAPACITY as u64 {
-                let (id, key) = (tail.sent, *b"parcel.sent.............");
+                let envelope = Envelope::new(tail.sent, payload);
                 tail.sent += 1;
-                return tail.messages.push_back(Envelope {
-                    _id: id,
-                    _published_at: id,
-                    attempt: 0,
-                    _routing_key: key,
-                    _extras: None,
-                    payload,
-                });
+                return tail.messages.push_back(envelope);
             }
             drop(tail);
             snooze(&mut round);
@@ -86,10 +92,9 @@ impl<T: Payload> Queue<T> {
         if head.is_empty() {
             mem::swap(&mut *head, &mut self.tail.0.lock().messages);
         }
-        let mut envelope = head.pop_front()?;
-        envelope.attempt += 1;
+        let envelope = head.pop_front()?;
         self.taken.0.store(self.taken.0.load(Ordering::Relaxed) + 1, Ordering::Release);
-        Some(envelope.payload)
+        Some(envelope.open())
     }
 
     /// `None` once all producers are gone and everything is taken.
