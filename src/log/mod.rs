@@ -12,6 +12,7 @@ mod durable;
 mod partition;
 mod compaction;
 mod shelf;
+mod put;
 mod builder;
 mod replay;
 mod board;
@@ -49,8 +50,8 @@ use core::GroupCore;
 #[cfg(feature = "sqlite")]
 pub(crate) use durable::{Durably, Entry};
 use partition::{Gate, Located};
+pub(crate) use put::{Placed, Putting, Spot, Written};
 use shelf::Shelf;
-pub(crate) use shelf::{Placed, Putting, Spot, Written};
 use std::any::{Any, type_name};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

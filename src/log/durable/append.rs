@@ -2,7 +2,8 @@
 
 use super::on_file::Entry;
 use crate::error::{AppendError, BatchError, Refused};
-use crate::log::shelf::{Placed, Shelf, Spot};
+use crate::log::put::{Placed, Spot};
+use crate::log::shelf::Shelf;
 use crate::log::{Log, LogCore, Offset, refused};
 use crate::message::{Message, Text};
 use crate::queue::core::Refusal;
