@@ -9,13 +9,18 @@ use crate::queue::core::Core;
 use crate::queue::durable::{Along, Moving};
 use crate::rate::Rate;
 use crate::request::{End, Request};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 /// Why a queue gave up on a message.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+///
+/// With serde, and so in the file of a durable queue, it is its name in lower case with underscores:
+/// `"key_dropped"`, `{"rejected": "in these words"}`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Reason {
     /// Its handler failed as often as the retry policy allows.

@@ -196,7 +196,7 @@ impl<T: Send + Sync + 'static> Topic<T> {
         timeout: Duration,
     ) -> Result<R, RequestError<T>> {
         let runtime = &self.core.runtime;
-        let worker = runtime.works_for().zip(self.core.only_queue(key.as_ref()));
+        let worker = runtime.works_for().and_then(|own| Some((own, self.core.only_queue(key.as_ref())?)));
         ask(runtime, message.into(), timeout, worker, |message, patience| {
             self.core.publish(key.as_ref(), message, patience).map(drop)
         })

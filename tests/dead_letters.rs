@@ -52,6 +52,23 @@ fn a_letter_keeps_everything() {
     assert_eq!(attempts, [(1, start, "no. 1"), (2, start + SECOND, "no. 2"), (3, start + SECOND * 2, "no. 3")]);
 }
 
+/// Files of earlier runs are read by these words.
+#[test]
+fn a_reason_is_written_in_words_that_stay() {
+    for (reason, words) in [
+        (Reason::Exhausted, r#""exhausted""#),
+        (Reason::Permanent, r#""permanent""#),
+        (Reason::Rejected("not mine".to_owned()), r#"{"rejected":"not mine"}"#),
+        (Reason::Expired, r#""expired""#),
+        (Reason::Overflow, r#""overflow""#),
+        (Reason::Unresolved, r#""unresolved""#),
+        (Reason::KeyDropped, r#""key_dropped""#),
+    ] {
+        assert_eq!(serde_json::to_string(&reason).unwrap(), words);
+        assert_eq!(serde_json::from_str::<Reason>(words).unwrap(), reason);
+    }
+}
+
 #[test]
 fn a_permanent_failure_says_so() {
     let (broker, simulation) = Broker::simulated(1);

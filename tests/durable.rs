@@ -6,13 +6,13 @@ mod common;
 
 use common::store::Folder;
 use common::{eventually, quiet, within};
-use postroom::store::{Durability, Limit};
+use postroom::store::{Durability, Limit, StoreError};
 use postroom::{
-    Broker, Codec, CodecError, Exhausted, ManualClock, Message, Obstacle, Overflow, PublishError, Queue, Reason, Retry,
-    SendError, Simulation, Topic, TransactionError,
+    Broker, Codec, CodecError, Exhausted, Expired, ManualClock, Message, Obstacle, Overflow, PublishError, Queue,
+    Reason, Retry, SendError, Simulation, Topic, TransactionError,
 };
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -238,6 +238,55 @@ fn dead_letters_keep_everything_and_find_their_way_back() {
 }
 
 #[test]
+fn what_expired_while_the_file_was_closed_is_among_the_dead_letters() {
+    for levels in [1, 2] {
+        let folder = Folder::new();
+        let declare = |broker: &Broker| -> Queue<u32> {
+            let queue = broker.queue("jobs").ttl(Duration::from_millis(20)).expired(Expired::DeadLetter);
+            queue.priority_levels(levels).durable(Durability::Buffered).declare().unwrap()
+        };
+        let broker = open(&folder);
+        declare(&broker).send_batch(0..500).unwrap();
+        let left = killed(&folder);
+        thread::sleep(Duration::from_millis(30));
+
+        let broker = open(&left);
+        let queue = declare(&broker);
+        eventually("all have expired", || queue.dead_letters().len() == 500);
+        drop((broker, queue));
+        let broker = open(&left);
+        let queue = declare(&broker);
+        assert_eq!((queue.len(), queue.dead_letters().len()), (0, 500));
+    }
+}
+
+#[test]
+fn what_a_full_queue_gives_up_on_is_safe_before_anybody_hears_of_it() {
+    within(LIMIT, || {
+        let folder = Folder::new();
+        let broker = open(&folder);
+        let queue = broker.queue("jobs").capacity(1).overflow(Overflow::DeadLetter);
+        let queue: Queue<String> = queue.durable(SYNC).declare().unwrap();
+        queue.send("a".to_string()).unwrap();
+        let store = broker.store().unwrap();
+        let mut mine = store.connect().unwrap();
+        let (said, heard) = mpsc::channel();
+        let sender = queue.clone();
+        let early = store.transaction(&mut mine, |_| -> Result<_, StoreError> {
+            // Nothing is written meanwhile.
+            thread::spawn(move || said.send(sender.send("b".to_string()).is_ok()));
+            Ok(heard.recv_timeout(Duration::from_millis(200)))
+        });
+        assert_eq!(early.unwrap(), Err(mpsc::RecvTimeoutError::Timeout));
+        eventually("it is a dead letter", || queue.dead_letters().len() == 1);
+        assert_eq!((texts(&queue), queue.stats().unaccounted()), (vec!["a".to_string()], 0));
+        drop((broker, queue));
+        let broker = open(&folder);
+        assert_eq!((texts(&jobs(&broker)), jobs(&broker).dead_letters().len()), (vec!["a".to_string()], 1));
+    });
+}
+
+#[test]
 fn a_message_is_never_both_in_its_queue_and_a_dead_letter() {
     let folder = Folder::new();
     let broker = open(&folder);
@@ -349,6 +398,33 @@ fn a_transaction_is_one_commit_and_is_seen_at_once() {
     drop((queue, numbers, broker));
     let broker = open(&folder);
     assert_eq!(texts(&jobs(&broker)), ["b"]);
+}
+
+/// Its destructor panics even while another one's panic is on its way up, which would end the process.
+struct Stubborn;
+
+impl Drop for Stubborn {
+    fn drop(&mut self) {
+        panic!("{}", common::ON_PURPOSE);
+    }
+}
+
+#[test]
+fn a_transaction_keeps_the_panics_of_what_nobody_wants_apart() {
+    quiet();
+    let folder = Folder::new();
+    let broker = open(&folder);
+    let queue = jobs(&broker);
+    let nowhere: Topic<Stubborn> = broker.topic("nowhere").declare().unwrap();
+    broker
+        .transaction(|tx| {
+            tx.publish(&nowhere, "k", Stubborn)?;
+            tx.publish(&nowhere, "k", Stubborn)?;
+            tx.send(&queue, "a".to_string())?;
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!((texts(&queue), nowhere.stats().unroutable), (vec!["a".to_string()], 2));
 }
 
 #[test]
@@ -578,6 +654,22 @@ fn ids_of_one_run_are_not_assigned_in_another() {
     assert_eq!((ids.len(), ids[0].get()), (3, 1));
 }
 
+#[test]
+fn what_the_file_does_not_get_overtakes_nothing_that_it_gets() {
+    let folder = Folder::new();
+    let broker = open(&folder);
+    let topic: Topic<u32> = broker.topic("work").declare().unwrap();
+    let first: Queue<u32> =
+        broker.queue("first").capacity(1).overflow(Overflow::DropNewest).durable(SYNC).declare().unwrap();
+    let all: Queue<u32> = broker.queue("all").declare().unwrap();
+    topic.bind(&first, "#").unwrap();
+    topic.bind(&all, "#").unwrap();
+    let tickets: Vec<_> = (0..20).map(|n| topic.publish_deferred("n", n)).collect();
+    tickets.into_iter().for_each(|ticket| _ = ticket.wait().unwrap());
+    assert_eq!(all.list(99).iter().map(|message| **message).collect::<Vec<_>>(), (0..20).collect::<Vec<_>>());
+    assert_eq!((first.len(), first.stats().dropped), (1, 19));
+}
+
 /// Notes on which thread it is dropped.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Dropped;
@@ -596,6 +688,8 @@ fn payloads_are_never_dropped_by_the_thread_that_writes() {
     let folder = Folder::new();
     let broker = open(&folder);
     let topic: Topic<Dropped> = broker.topic("work").declare().unwrap();
+    let queue = broker.queue("latest").capacity(2).overflow(Overflow::DropOldest);
+    let latest: Queue<Dropped> = queue.durable(Durability::Buffered).declare().unwrap();
     for (name, policy) in [("a", Overflow::DropOldest), ("b", Overflow::DropNewest), ("c", Overflow::DeadLetter)] {
         let queue: Queue<Dropped> =
             broker.queue(name).capacity(1).overflow(policy).durable(Durability::Buffered).declare().unwrap();
@@ -607,11 +701,14 @@ fn payloads_are_never_dropped_by_the_thread_that_writes() {
         drop(topic.publish_deferred("x", Dropped));
         let send = Message::new(Dropped).with_delay(Duration::from_secs(60)).with_timer("t");
         let _ = topic.publish("x", send);
+        // It replaces the one before of that name, and the oldest of all.
+        latest.send(Dropped).unwrap();
+        latest.send(Message::new(Dropped).with_delay(Duration::from_secs(60)).with_timer("u")).unwrap();
     }
     broker.store().unwrap().close().unwrap();
     assert!(topic.publish("x", Dropped).is_err());
     drop(topic.publish_deferred("x", Dropped));
-    drop((broker, topic));
+    drop((broker, topic, latest));
     let threads = DROPPED_ON.lock().unwrap();
     assert!(threads.len() > 20 && threads.iter().all(|name| name != "postroom-store"), "{threads:?}");
 }

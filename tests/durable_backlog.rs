@@ -7,7 +7,7 @@ mod common;
 use common::store::Folder;
 use common::{eventually, within};
 use postroom::store::{Batch, Durability, Item, Options, Store};
-use postroom::{Broker, Message, Overflow, Queue, RecvError, Retry, Topic};
+use postroom::{Broker, Codec, CodecError, Expired, Json, Message, Overflow, Queue, RecvError, Retry, Topic};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -263,6 +263,70 @@ fn a_backlog_can_be_purged_drained_and_closed() {
 }
 
 #[test]
+fn a_backlog_that_expires_makes_room_without_a_consumer() {
+    within(LIMIT, || {
+        let folder = Folder::new();
+        let broker = open(&folder);
+        let queue = broker.queue("numbers").capacity(100).ttl(Duration::from_millis(50)).expired(Expired::Drop);
+        let queue: Queue<u32> = queue.durable(Durability::Buffered).window(10).declare().unwrap();
+        queue.send_batch(0..100).unwrap();
+        // Each waits until there is room.
+        queue.send_batch(100..300).unwrap();
+        eventually("all have expired", || queue.stats().expired == 300);
+        assert_eq!((queue.len(), queue.stats().unaccounted()), (0, 0));
+    });
+}
+
+/// Decodes nothing while somebody holds the gate.
+struct Gated(Arc<Mutex<()>>);
+
+impl Codec<u32> for Gated {
+    fn name(&self) -> &str {
+        "gated"
+    }
+    fn encode(&self, n: &u32) -> Result<Vec<u8>, CodecError> {
+        Json.encode(n)
+    }
+    fn decode(&self, bytes: &[u8]) -> Result<u32, CodecError> {
+        drop(self.0.lock());
+        Json.decode(bytes)
+    }
+}
+
+#[test]
+fn a_purge_leaves_nothing_that_somebody_is_about_to_read() {
+    within(LIMIT, || {
+        let (folder, gate) = (Folder::new(), Arc::new(Mutex::new(())));
+        let broker = open(&folder);
+        let queue = broker.queue("numbers").durable_with(Durability::Buffered, Gated(Arc::clone(&gate))).window(10);
+        let queue: Queue<u32> = queue.declare().unwrap();
+        queue.send_batch(0..100).unwrap();
+        (0..10).for_each(|_| queue.recv().unwrap().ack().unwrap());
+        let closed = gate.lock().unwrap();
+        let other = queue.clone();
+        let reader = thread::spawn(move || {
+            let delivery = other.recv().unwrap();
+            let number = **delivery;
+            delivery.ack().unwrap();
+            number
+        });
+        // It has found nothing in memory, and is held up while it decodes.
+        thread::sleep(Duration::from_millis(50));
+        let other = queue.clone();
+        let purge = thread::spawn(move || other.purge());
+        thread::sleep(Duration::from_millis(50));
+        drop(closed);
+        let purged = purge.join().unwrap();
+        assert_eq!(queue.len(), 0);
+        queue.send(100).unwrap();
+        // The reader may have come first to something that the purge read.
+        let read = reader.join().unwrap();
+        assert_eq!((purged, queue.len()), if read == 100 { (90, 0) } else { (89, 1) });
+        assert_eq!(queue.stats().unaccounted(), 0);
+    });
+}
+
+#[test]
 fn a_full_backlog_drops_its_oldest() {
     let folder = Folder::new();
     let broker = open(&folder);
@@ -280,6 +344,28 @@ fn a_full_backlog_drops_its_oldest() {
     drop((broker, queue));
     let broker = open(&folder);
     assert_eq!(take_all(&declare(&broker)), (501..=6_500).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_a_full_queue_did_not_take_is_not_read_from_the_file() {
+    let folder = Folder::new();
+    let broker = open(&folder);
+    let queue = broker.queue("numbers").capacity(4).overflow(Overflow::DropOldest);
+    let queue: Queue<u32> = queue.durable(Durability::Buffered).window(2).declare().unwrap();
+    queue.send_batch(0..4).unwrap();
+    let in_hand = [queue.recv().unwrap(), queue.recv().unwrap()];
+    queue.send_batch(4..6).unwrap();
+    // All that fills the queue is in the file, so this one is dropped; its row stays until somebody asks.
+    let dropped = queue.send_deferred(6);
+    eventually("it has been there", || dropped.is_done());
+    let first = queue.recv().unwrap();
+    queue.send(7).unwrap();
+    assert_eq!(**first, 2);
+    first.ack().unwrap();
+    assert_eq!(take_all(&queue), [3, 4, 5, 7]);
+    assert_eq!(dropped.wait().unwrap().routed(), 0);
+    in_hand.into_iter().for_each(|delivery| delivery.ack().unwrap());
+    assert_eq!((queue.stats().dropped, queue.stats().unaccounted()), (1, 0));
 }
 
 #[test]

@@ -74,6 +74,12 @@ fn streams_are_told_apart_by_kind_and_name_and_know_their_count() {
     assert_eq!((info.id, info.settings.as_str(), info.next, info.count), (a, "two", 2, 1));
     assert_eq!(reader.streams().unwrap().len(), 2);
     assert_eq!(reader.stream("queue", "y").unwrap(), None);
+    assert_eq!(reader.info(a).unwrap(), Some(info));
+    assert_eq!(reader.info(b).unwrap(), reader.stream("log", "x").unwrap());
+    let elsewhere = Folder::new();
+    let other = open(&elsewhere);
+    let third = ["a", "b", "c"].map(|name| other.declare("queue", name, "").unwrap())[2];
+    assert_eq!(reader.info(third).unwrap(), None, "a number of another file's");
     assert_eq!(payloads(&reader.read(b, 0, ALL).unwrap()), ["3"]);
 }
 

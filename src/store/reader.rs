@@ -306,6 +306,16 @@ impl Reader<'_> {
         Ok(self.sql().prepare_cached(sql)?.query_row((kind, name), to_info).optional()?.flatten())
     }
 
+    /// What the file says about one stream now, if there is one of that number. Reads no items, and no other stream.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    pub fn info(&self, stream: StreamId) -> Result<Option<StreamInfo>, StoreError> {
+        let sql = "SELECT id, kind, name, settings, next, count FROM postroom_stream WHERE id = ?";
+        Ok(self.sql().prepare_cached(sql)?.query_row((stream.get(),), to_info).optional()?.flatten())
+    }
+
     /// What was noted under a name.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use super::durably;
 use super::route::Wide;
 use crate::error::{PublishError, Refused};
 use crate::message::{Message, Text};
+use crate::outcome::drop_contained;
 use crate::queue::core::{Core, Patience, Pledge, Refusal};
 use crate::subscriber::ring::{Ring, for_subscribers};
 use smallvec::SmallVec;
@@ -28,7 +29,7 @@ pub(super) fn accept_all<T: Send + Sync + 'static>(
     patience: Patience,
 ) -> Result<usize, PublishError<T>> {
     #[cfg(feature = "sqlite")]
-    if queues.iter().any(|queue| queue.is_durable()) {
+    if durably::first_durable(queues).is_some() {
         return durably::accept_all(queues, rings, &[], Vec::new(), message, patience);
     }
     accept_all_after(queues, rings, message, patience, |_| {})
@@ -93,7 +94,7 @@ pub(super) fn accept_logged<T: Send + Sync + 'static>(
 ) -> Result<usize, PublishError<T>> {
     let Wide { queues, rings, logs, .. } = reached;
     #[cfg(feature = "sqlite")]
-    if logs.iter().any(|log| log.shelf.is_durable()) || queues.iter().any(|queue| queue.is_durable()) {
+    if logs.iter().any(|log| log.shelf.is_durable()) || durably::first_durable(queues).is_some() {
         return accept_logged_durably(reached, message, patience);
     }
     let mut keys: SmallVec<[Option<Text>; 4]> = SmallVec::new();
@@ -177,14 +178,19 @@ pub(super) fn redeem_all<T: Send + Sync + 'static>(
     if let Some(((queue, pledge), key)) = last {
         return routed + usize::from(queue.redeem(pledge, message.ordered_by(key)).is_routed());
     }
-    let Some((ring, other_rings)) = rings.split_first() else { return routed };
-    // Those who watch cannot reply, and must not keep the requester waiting.
+    redeem_rings(rings, message);
+    routed
+}
+
+/// For the subscribers behind each ring, which has promised. They only watch: they cannot reply, and must not keep
+/// the requester waiting.
+pub(super) fn redeem_rings<T: Send + Sync + 'static>(rings: &[Arc<Ring<T>>], mut message: Message<T>) {
     message.forget_request();
     let timer = message.take_timer();
+    let Some((ring, others)) = rings.split_first() else { return drop_contained(message) };
     let message = for_subscribers(message);
-    other_rings.iter().for_each(|ring| ring.redeem(Arc::clone(&message), timer.clone()));
+    others.iter().for_each(|ring| ring.redeem(Arc::clone(&message), timer.clone()));
     ring.redeem(message, timer);
-    routed
 }
 
 /// What did not promise a place.

@@ -1,14 +1,13 @@
 //! Publishing without waiting for the commit.
 
 use super::accept::refusal_error;
-use super::route::{LANES, Route};
+use super::route::Route;
 use super::{Receipt, Topic, TopicCore, durably};
 use crate::error::PublishError;
 use crate::message::{Message, MessageId, Text};
 use crate::queue::Queue;
 use crate::queue::core::{Core, Patience};
 use crate::queue::durable::{Delivered, Pending};
-use crate::runtime::thread_slot;
 use crate::sync::Ordering;
 use std::fmt;
 use std::sync::Arc;
@@ -169,18 +168,16 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         }
         self.stamp(&mut message, Text::new(key));
         let id = message.id;
-        let mut outdated = Vec::new();
-        let route = self.lanes[thread_slot() % LANES].lock().look_up(self, &message.routing_key, &mut outdated).clone();
-        match &route {
-            Route::One(queue) if queue.is_durable() => begin(queue, message, Some(Arc::clone(me))),
-            Route::Many(queues) if queues.iter().any(|queue| queue.is_durable()) => {
-                let by = queues.iter().find(|queue| queue.is_durable()).expect("there is one");
+        let route = self.remembered_route(&message.routing_key);
+        match (&route, durably::first_durable(route.only_queues())) {
+            (Route::One(queue), Some(_)) => begin(queue, message, Some(Arc::clone(me))),
+            (Route::Many(queues), Some(by)) => {
                 match durably::begin(queues, &[], Vec::new(), message, Patience::Forever) {
                     Ok(pending) => Ticket::pending(id, pending, by, Some(Arc::clone(me))),
                     Err(refused) => Ticket::known(id, Err(refused)),
                 }
             }
-            route => Ticket::known(id, self.publish_slowly(route, message, Patience::Forever)),
+            _ => Ticket::known(id, self.publish_slowly(&route, message, Patience::Forever)),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A publish that reaches a durable queue or log: everything else gets the message once the file has it.
 
-use super::accept::{Full, order_keys, promise_all, refusal_error};
+use super::accept::{Full, order_keys, promise_all, redeem_rings, refusal_error};
 use crate::clock::Timestamp;
 use crate::error::{PublishError, Refused};
 use crate::log::{Entry, LogCore, Placed, Spot};
@@ -8,10 +8,15 @@ use crate::message::Message;
 use crate::queue::core::{Core, Patience, Refusal};
 use crate::queue::durable::{Delivered, Depot, Errand, Others, Parcel, Pending, Stowed};
 use crate::store::{Batch, Durability, Seq};
-use crate::subscriber::ring::{Ring, for_subscribers};
+use crate::subscriber::ring::Ring;
 use crate::sync::MutexGuard;
 use smallvec::SmallVec;
 use std::sync::Arc;
+
+/// The queue that a publish to all of these is told as refused by, if the file cannot take it.
+pub(super) fn first_durable<T: Send + Sync + 'static>(queues: &[Arc<Core<T>>]) -> Option<&Arc<Core<T>>> {
+    queues.iter().find(|queue| queue.is_durable())
+}
 
 pub(super) fn accept_all<T: Send + Sync + 'static>(
     queues: &[Arc<Core<T>>],
@@ -23,7 +28,11 @@ pub(super) fn accept_all<T: Send + Sync + 'static>(
 ) -> Result<usize, PublishError<T>> {
     let records = logs.iter().cloned().zip(records).collect();
     let pending = begin(queues, rings, records, message, patience)?;
-    conclude(queues, logs, pending.wait())
+    let durable_log = || logs.iter().find(|log| log.shelf.is_durable());
+    pending.wait().map_err(|refused| match first_durable(queues) {
+        Some(queue) => refusal_error(queue, refused),
+        None => refused_by_log(durable_log().expect("a queue or a log is durable"), refused),
+    })
 }
 
 /// What a message is going to be in a log, and in the file if that is durable.
@@ -79,21 +88,6 @@ pub(super) fn begin<T: Send + Sync + 'static>(
     Ok(Parcel { queues, pledges, keys, message, others }.send(stowed))
 }
 
-pub(super) fn conclude<T: Send + Sync + 'static>(
-    queues: &[Arc<Core<T>>],
-    logs: &[Arc<LogCore<T>>],
-    delivered: Delivered<T>,
-) -> Result<usize, PublishError<T>> {
-    delivered.map_err(|refused| {
-        let queue = queues.iter().find(|queue| queue.is_durable());
-        let log = logs.iter().find(|log| log.shelf.is_durable());
-        match (queue, log) {
-            (None, Some(log)) => refused_by_log(log, refused),
-            (queue, _) => refusal_error(queue.unwrap_or_else(|| &queues[0]), refused),
-        }
-    })
-}
-
 /// Logs and subscribers.
 struct Beside<T: Send + Sync + 'static> {
     logs: Vec<Destined<T>>,
@@ -138,14 +132,8 @@ impl<T: Send + Sync + 'static> Others<T> for Beside<T> {
         }
     }
 
-    fn last(self: Box<Self>, mut message: Message<T>, errands: &mut Vec<Errand>) {
-        errands.push(Box::new(move || {
-            // Those who watch cannot reply, and must not keep the requester waiting.
-            message.forget_request();
-            let timer = message.take_timer();
-            let message = for_subscribers(message);
-            self.rings.iter().for_each(|ring| ring.redeem(Arc::clone(&message), timer.clone()));
-        }));
+    fn last(self: Box<Self>, message: Message<T>, errands: &mut Vec<Errand>) {
+        errands.push(Box::new(move || redeem_rings(&self.rings, message)));
     }
 
     fn forgo(self: Box<Self>) {

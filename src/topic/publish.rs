@@ -1,6 +1,6 @@
 //! The way of a message from a producer into what takes it.
 
-use super::accept::{accept_all, accept_logged, accept_one, refusal_error};
+use super::accept::{accept_all, accept_logged, accept_one, redeem_rings, refusal_error};
 use super::route::{Found, Known, LANES, Lane, Route, Unresolved, Wide};
 use super::{Receipt, TopicCore};
 use crate::deadlock::QueueRef;
@@ -9,7 +9,7 @@ use crate::message::{Message, MessageId, Stamp, Text};
 use crate::queue::core::{Core, Patience, Refusal};
 use crate::queue::throttle::Throttle;
 use crate::runtime::thread_slot;
-use crate::subscriber::ring::{Ring, Waste, for_subscribers};
+use crate::subscriber::ring::{Ring, Waste};
 use crate::sync::{MutexGuard, Ordering};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,8 +17,7 @@ use std::sync::Arc;
 impl<T: Send + Sync + 'static> TopicCore<T> {
     #[inline]
     pub(crate) fn stamp(&self, message: &mut Message<T>, key: Text) {
-        self.runtime.prepare(message);
-        message.routing_key = key;
+        self.stamp_with(message, self.runtime.stamp_for(message), key);
     }
 
     #[inline]
@@ -100,9 +99,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         message: Message<T>,
         patience: Patience,
     ) -> Result<Receipt, PublishError<T>> {
-        // A route may hold the last handle to a queue, whose messages must not be dropped under the lock.
-        let mut outdated = Vec::new();
-        let route = self.lanes[thread_slot() % LANES].lock().look_up(self, &message.routing_key, &mut outdated).clone();
+        let route = self.remembered_route(&message.routing_key);
         self.publish_slowly(&route, message, patience)
     }
 
@@ -178,8 +175,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         }
         self.runtime.prepare_all(chunk.iter_mut());
         let n = chunk.len();
-        let mut outdated = Vec::new();
-        let route = self.lanes[thread_slot() % LANES].lock().look_up(self, key, &mut outdated).clone();
+        let route = self.remembered_route(key);
         let limited = self.limited.load(Ordering::Relaxed);
         if let (Route::One(queue), false) = (&route, limited) {
             let result = queue.accept_chunk(chunk);
@@ -205,10 +201,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
 
     /// The queue that everything with this key goes to, if there is just one.
     pub(crate) fn only_queue(&self, key: &str) -> Option<QueueRef> {
-        // Dropped after the lock: a route may hold the last handle to a queue.
-        let mut outdated = Vec::new();
-        let mut lane = self.lanes[thread_slot() % LANES].lock();
-        match lane.look_up(self, &Text::new(key), &mut outdated) {
+        match self.remembered_route(&Text::new(key)) {
             Route::One(queue) => Some(queue.identity()),
             _ => None,
         }
@@ -251,15 +244,11 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             return accept_all(&wide.queues, &wide.rings, message, patience);
         }
         // Nobody sees it now, but it is remembered unless it is refused. Only a closed ring does not take it.
-        let copies: Vec<_> = wide.rings.iter().map(|_| message.share()).collect();
+        let copy = message.share();
         let routed = self.unroutable(message, patience)?;
-        let is_delayed = copies.first().is_some_and(|copy| copy.due().is_some());
-        for (ring, mut copy) in wide.rings.iter().zip(copies) {
-            if ring.pledge(is_delayed).is_ok() {
-                let timer = copy.take_timer();
-                ring.redeem(for_subscribers(copy), timer);
-            }
-        }
+        let is_delayed = copy.due().is_some();
+        let open: Vec<_> = wide.rings.iter().filter(|ring| ring.pledge(is_delayed).is_ok()).cloned().collect();
+        redeem_rings(&open, copy);
         Ok(routed)
     }
 

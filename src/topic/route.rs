@@ -6,6 +6,7 @@ use crate::log::LogCore;
 use crate::message::{Message, Text};
 use crate::outcome::contained;
 use crate::queue::core::Core;
+use crate::runtime::thread_slot;
 use crate::subscriber::ring::Ring;
 use crate::sync::Ordering;
 use ahash::AHashMap;
@@ -107,6 +108,18 @@ impl<T: Send + Sync + 'static> Lane<T> {
 /// What a lane has forgotten.
 pub(super) type Outdated<T> = (Text, Route<T>);
 
+#[cfg(feature = "sqlite")]
+impl<T> Route<T> {
+    /// The queues it leads to, if it leads to nothing else.
+    pub(super) fn only_queues(&self) -> &[Arc<Core<T>>] {
+        match self {
+            Self::One(queue) => std::slice::from_ref(queue),
+            Self::Many(queues) => queues,
+            _ => &[],
+        }
+    }
+}
+
 impl<T> Clone for Route<T> {
     fn clone(&self) -> Self {
         match self {
@@ -193,6 +206,13 @@ pub(super) fn ask_router<T: Send + Sync + 'static>(
 }
 
 impl<T: Send + Sync + 'static> TopicCore<T> {
+    /// Where a routing key leads, from this thread's memory if it was asked before.
+    pub(super) fn remembered_route(&self, key: &Text) -> Route<T> {
+        // Dropped after the lock: a route may hold the last handle to a queue, whose messages go with it.
+        let mut outdated = Vec::new();
+        self.lanes[thread_slot() % LANES].lock().look_up(self, key, &mut outdated).clone()
+    }
+
     /// What a routing key leads to, as far as that can be said without a message.
     pub(super) fn resolve(&self, key: &str) -> Route<T> {
         let mut found = Found::default();

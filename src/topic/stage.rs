@@ -1,12 +1,11 @@
 //! What a transaction needs of a topic: where a message would go, and what comes of it once it has gone.
 
-use super::route::{Found, LANES, Route, Unresolved};
+use super::route::{Found, Route, Unresolved};
 use super::{Duplicate, TopicCore};
 use crate::log::{LogCore, Spot};
 use crate::message::{Message, MessageId, Text};
 use crate::queue::core::Core;
 use crate::queue::throttle::Throttle;
-use crate::runtime::thread_slot;
 use crate::subscriber::ring::Ring;
 use crate::sync::Ordering;
 use crate::transaction::{Obstacle, spot_in};
@@ -47,12 +46,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         &self,
         message: &Message<T>,
     ) -> Result<(Vec<Arc<Core<T>>>, Vec<Arc<Ring<T>>>, Vec<Arc<LogCore<T>>>, bool), (Arc<str>, Obstacle)> {
-        // Dropped after the lock: a route may hold the last handle to a queue.
-        let mut outdated = Vec::new();
-        let known = {
-            let mut lane = self.lanes[thread_slot() % LANES].lock();
-            lane.look_up(self, &message.routing_key, &mut outdated).clone()
-        };
+        let known = self.remembered_route(&message.routing_key);
         let route = if matches!(known, Route::Asks) { self.route_of(message)? } else { known };
         Ok(match route {
             Route::Nowhere => (Vec::new(), Vec::new(), Vec::new(), false),

@@ -4,6 +4,7 @@ use super::error::Obstacle;
 use crate::clock::Timestamp;
 use crate::log::{self, LogCore, Placed};
 use crate::message::Message;
+use crate::outcome::drop_contained;
 use crate::queue::core::{Core, Patience, Refusal};
 use crate::queue::core::{Pledges, Putting, Released};
 use crate::scheduler::TimedId;
@@ -64,6 +65,17 @@ impl Baskets {
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (usize, &mut dyn Basket)> {
         self.all.iter_mut().map(|(_, operation, basket)| (*operation, &mut **basket))
+    }
+
+    /// Puts in what was promised, and lets go of all locks: every message is in before the first can be seen.
+    pub(super) fn put(&mut self) -> Vec<Box<dyn Unlocked + '_>> {
+        let locked: Vec<_> = self.iter_mut().map(|(_, basket)| basket.put()).collect();
+        locked.into_iter().map(|locked| locked.release()).collect()
+    }
+
+    /// Runs the destructors of the users' payloads, each for itself.
+    pub(super) fn drop_waste(&mut self) {
+        std::mem::take(&mut self.waste).into_iter().for_each(drop_contained);
     }
 
     /// Where the next message for that queue or log is in the file.

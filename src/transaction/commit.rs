@@ -3,7 +3,6 @@
 use super::basket::Baskets;
 use super::error::Trouble;
 use super::staged::Staged;
-use crate::outcome::drop_contained;
 use crate::queue::core::{Patience, Refusal};
 
 /// Does all of them or none. On failure `operations` are as they were.
@@ -27,7 +26,9 @@ pub(super) fn carry_out(operations: &mut Vec<Box<dyn Staged>>, patience: Patienc
         return stow.carry_out(operations, baskets);
     }
     operations.drain(..).for_each(|operation| operation.deliver(&mut baskets));
-    put_all(&mut baskets);
+    // What takes other locks, or runs the user's code, waits until none is held.
+    baskets.put().into_iter().for_each(|unlocked| unlocked.finish());
+    baskets.drop_waste();
     Ok(())
 }
 
@@ -76,13 +77,4 @@ fn promise_all(operations: &[Box<dyn Staged>], baskets: &mut Baskets, patience: 
         }
         return Err(trouble(operation, full.by(), refusal.into()));
     }
-}
-
-/// In three steps over all of them: every message is in before the first can be seen, and what takes other
-/// locks, or runs the user's code, waits until none is held.
-fn put_all(baskets: &mut Baskets) {
-    let locked: Vec<_> = baskets.iter_mut().map(|(_, basket)| basket.put()).collect();
-    let unlocked: Vec<_> = locked.into_iter().map(|locked| locked.release()).collect();
-    unlocked.into_iter().for_each(|unlocked| unlocked.finish());
-    std::mem::take(&mut baskets.waste).into_iter().for_each(drop_contained);
 }

@@ -139,11 +139,10 @@ fn put_all(
 ) {
     owners.into_iter().zip(places).for_each(|((owner, at), &place)| baskets.place(owner, place, at));
     staged.into_iter().for_each(|operation| operation.deliver(&mut baskets));
-    let locked: Vec<_> = baskets.iter_mut().map(|(_, basket)| basket.put()).collect();
-    let unlocked: Vec<_> = locked.into_iter().map(|locked| locked.release()).collect();
-    let rests: Vec<_> = unlocked.into_iter().map(|unlocked| unlocked.detach()).collect();
+    let rests: Vec<_> = baskets.put().into_iter().map(|unlocked| unlocked.detach()).collect();
     errands.push(Box::new(move || {
         let mut baskets = baskets;
         baskets.iter_mut().zip(rests).for_each(|((_, basket), rest)| basket.finish(rest));
+        baskets.drop_waste();
     }));
 }

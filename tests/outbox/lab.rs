@@ -68,6 +68,22 @@ impl SqliteLab {
         connection.busy_timeout(Duration::from_secs(20)).unwrap();
         connection
     }
+
+    /// Puts one number by a connection of the test's, and tells no relay of it.
+    pub(crate) fn put_by(&self, connection: &mut Connection, n: u64, commit: bool) {
+        let tx = connection.transaction().unwrap();
+        self.outbox.put(&tx, TopicName::<u64>::new("orders"), "k", n).unwrap();
+        if commit { tx.commit().unwrap() } else { tx.rollback().unwrap() }
+    }
+
+    /// As another process would: by an outbox of its own that knows of no relay.
+    pub(crate) fn put_from_elsewhere(&self, n: u64) {
+        let elsewhere = SqliteOutbox::new("outbox").unwrap();
+        let mut connection = self.connection();
+        let tx = connection.transaction().unwrap();
+        elsewhere.put(&tx, TopicName::<u64>::new("orders"), "k", n).unwrap();
+        tx.commit().unwrap();
+    }
 }
 
 impl Lab for SqliteLab {

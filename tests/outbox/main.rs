@@ -9,6 +9,7 @@ mod lab;
 mod own_postgres;
 mod own_sqlite;
 mod relay;
+mod seen;
 mod simulated;
 
 /// Makes a test for each database of everything that holds on both.

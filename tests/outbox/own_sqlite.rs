@@ -27,13 +27,11 @@ fn commits_of_a_watched_connection_wake_the_relay() {
     let mut db = lab.connection();
     lab.outbox.watch(&db).unwrap();
     for n in 0..20 {
-        let tx = db.transaction().unwrap();
-        lab.outbox.put(&tx, ORDERS, "k", n).unwrap();
-        if n % 3 == 0 {
-            drop(tx);
+        let committed = n % 3 != 0;
+        lab.put_by(&mut db, n, committed);
+        if !committed {
             continue;
         }
-        tx.commit().unwrap();
         let start = Instant::now();
         let delivery = queue.recv_timeout(LONG).unwrap();
         assert_eq!(*delivery.payload(), n);
@@ -49,12 +47,7 @@ fn commits_of_another_process_are_found_by_polling() {
     let (broker, topic, queue) = post();
     let relay = lab.relay(&broker).topic(&topic).start().unwrap();
     eventually("it has looked", || relay.stats().leases == 1);
-    // As another process would: an outbox of its own that knows of no relay.
-    let outbox = SqliteOutbox::new("outbox").unwrap();
-    let mut db = lab.connection();
-    let tx = db.transaction().unwrap();
-    outbox.put(&tx, ORDERS, "k", 1_u64).unwrap();
-    tx.commit().unwrap();
+    lab.put_from_elsewhere(1);
     queue.recv_timeout(LONG).unwrap().ack().unwrap();
     assert!(relay.stop(LONG));
 }

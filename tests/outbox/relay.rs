@@ -3,12 +3,8 @@
 use crate::common::{eventually, quiet};
 use crate::lab::{Lab, Puts};
 use crate::on_every_database;
-use postroom::{
-    Broker, Event, Exhausted, Failure, Message, MessageId, OutboxError, Outcome, Overflow, Queue, RelayBuilder, Retry,
-    Topic,
-};
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::seen::{Printer, SeenByKey, consume, ordered, with_five_keys};
+use postroom::{Broker, Event, Message, OutboxError, Overflow, Queue, RelayBuilder, Retry, Topic};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -57,15 +53,6 @@ fn post(retry: Retry) -> (Broker, Topic<u64>, Queue<u64>) {
 
 fn numbers(range: std::ops::Range<u64>) -> Puts {
     range.map(|n| ("order.placed", Message::new(n))).collect()
-}
-
-type Seen = Arc<Mutex<Vec<u64>>>;
-
-fn consume(queue: &Queue<u64>, workers: usize) -> Seen {
-    let seen = Seen::default();
-    let note = Arc::clone(&seen);
-    queue.consumer().workers(workers).start(move |n: &Message<u64>| note.lock().unwrap().push(**n)).unwrap();
-    seen
 }
 
 fn quick<C: Clone>(relay: RelayBuilder<C>) -> RelayBuilder<C> {
@@ -132,17 +119,7 @@ fn what_was_not_handled_comes_again_under_the_same_id(lab: &impl Lab) {
 fn what_a_queue_gives_up_on_is_a_dead_row_that_can_be_tried_again(lab: &impl Lab) {
     quiet();
     let (broker, topic, queue) = post(Retry::immediate(2));
-    let broken = Arc::new(AtomicBool::new(true));
-    let (is_broken, seen) = (Arc::clone(&broken), Arc::new(Mutex::new(Vec::<(MessageId, u64)>::new())));
-    let note = Arc::clone(&seen);
-    let handler = move |n: &Message<u64>| -> Result<(), Failure> {
-        if is_broken.load(Ordering::SeqCst) && **n == 2 {
-            return Err(Failure::transient("no printer"));
-        }
-        note.lock().unwrap().push((n.id(), **n));
-        Ok(())
-    };
-    queue.consumer().start(handler).unwrap();
+    let printer = Printer::consume(&queue);
     let ids = lab.put("orders", numbers(1..4), true);
     let relay = lab.relay(&broker).topic(&topic).start().unwrap();
     eventually("all are done or dead", || lab.stats().waiting == 0);
@@ -153,10 +130,10 @@ fn what_a_queue_gives_up_on_is_a_dead_row_that_can_be_tried_again(lab: &impl Lab
     assert_eq!(dead[0].reason, "queue \"billing\" gave up on it (attempts exhausted): no printer");
     assert_eq!(queue.dead_letters().len(), 1, "it is among the queue's dead letters as well");
 
-    broken.store(false, Ordering::SeqCst);
+    printer.repair();
     assert_eq!(lab.retry(&[dead[0].id, 4711]), 1);
     eventually("it is done", || lab.stats().done == 3);
-    assert_eq!(seen.lock().unwrap().last(), Some(&(ids[1], 2)));
+    assert_eq!(printer.seen().last(), Some(&(ids[1], 2)));
     assert!(relay.stop(LONG));
 }
 
@@ -183,30 +160,14 @@ fn rows_that_cannot_be_decoded_are_dead_and_others_flow(lab: &impl Lab) {
 fn messages_of_one_key_stay_in_order(lab: &impl Lab) {
     let broker = Broker::new();
     let topic: Topic<u64> = broker.topic("orders").declare().unwrap();
-    let queue = broker.queue("billing").ordered_by_key().on_exhausted(Exhausted::Park);
-    let queue: Queue<u64> = queue.retry(Retry::immediate(50)).declare().unwrap();
-    topic.bind(&queue, "#").unwrap();
-    let seen = Arc::new(Mutex::new(BTreeMap::<String, Vec<u64>>::new()));
-    let (note, calls) = (Arc::clone(&seen), AtomicUsize::new(0));
-    let handler = move |n: &Message<u64>| {
-        // Every seventh handling fails at first.
-        if calls.fetch_add(1, Ordering::SeqCst) % 7 == 3 {
-            return Outcome::Retry;
-        }
-        note.lock().unwrap().entry(n.key().unwrap().to_owned()).or_default().push(**n);
-        Outcome::Ack
-    };
-    queue.consumer().workers(4).start(handler).unwrap();
+    let seen = SeenByKey::consume(&ordered(&broker, &topic, 10_000, Retry::immediate(50)));
     let relay = lab.relay(&broker).batch(7).window(20).topic(&topic).start().unwrap();
     for chunk in 0..15 {
-        let puts = (chunk * 20..chunk * 20 + 20).map(|n| ("k", Message::new(n).with_key(format!("key {}", n % 5))));
-        lab.put("orders", puts.collect(), true);
+        lab.put("orders", with_five_keys(chunk * 20..chunk * 20 + 20), true);
     }
     eventually("all are done", || lab.stats().waiting == 0);
     assert!(relay.stop(LONG));
-    let seen = seen.lock().unwrap();
-    assert_eq!(seen.values().map(Vec::len).sum::<usize>(), 300);
-    assert!(seen.values().all(|numbers| numbers.is_sorted()), "{seen:?}");
+    seen.assert_in_order(300, "of fifteen puts");
 }
 
 fn everything_said_of_a_message_is_kept(lab: &impl Lab) {

@@ -3,13 +3,13 @@
 
 use crate::common::{ON_PURPOSE, quiet, within};
 use crate::lab::{Lab, SqliteLab, open};
+use crate::seen::{Printer, Seen, SeenByKey, consume, ordered, with_five_keys};
 use postroom::rusqlite::Connection;
 use postroom::{
-    Broker, Codec, CodecError, Event, Exhausted, Failure, Message, OutboxError, Outcome, Overflow, Queue, Rate, Relay,
-    Retry, Simulation, SqliteOutbox, Topic, TopicName,
+    Broker, Codec, CodecError, Event, Message, OutboxError, Outcome, Overflow, Queue, Rate, Relay, Retry, Simulation,
+    SqliteOutbox, Topic, TopicName,
 };
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -39,15 +39,9 @@ impl Post {
     }
 
     fn consume(&self, workers: usize) -> Seen {
-        let seen = Seen::default();
-        let note = Arc::clone(&seen);
-        let handler = move |n: &Message<u64>| note.lock().unwrap().push(**n);
-        self.queue.consumer().workers(workers).start(handler).unwrap();
-        seen
+        consume(&self.queue, workers)
     }
 }
-
-type Seen = Arc<Mutex<Vec<u64>>>;
 
 fn put(lab: &SqliteLab, numbers: std::ops::Range<u64>) {
     lab.put("orders", numbers.map(|n| ("k", Message::new(n))).collect(), true);
@@ -66,13 +60,7 @@ fn a_commit_is_delivered_without_a_poll_and_a_rollback_is_not() {
     let mut db = lab.connection();
     lab.outbox.watch(&db).unwrap();
     for n in 0..20 {
-        let tx = db.transaction().unwrap();
-        lab.outbox.put(&tx, ORDERS, "k", n).unwrap();
-        if n % 3 == 0 {
-            tx.commit().unwrap()
-        } else {
-            tx.rollback().unwrap()
-        }
+        lab.put_by(&mut db, n, n % 3 == 0);
         let before = post.simulation.now();
         post.simulation.run_until_idle();
         assert_eq!(post.simulation.now(), before, "no time passes");
@@ -92,12 +80,7 @@ fn what_another_process_commits_is_found_when_the_relay_is_told() {
     let post = post(1, Retry::none());
     let (relay, seen) = (post.relay(&lab), post.consume(1));
     post.simulation.run_until_idle();
-    // As another process would: an outbox of its own that knows of no relay.
-    let outbox = SqliteOutbox::new("outbox").unwrap();
-    let mut db = lab.connection();
-    let tx = db.transaction().unwrap();
-    outbox.put(&tx, ORDERS, "k", 1_u64).unwrap();
-    tx.commit().unwrap();
+    lab.put_from_elsewhere(1);
     post.simulation.advance(HOUR);
     assert!(seen.lock().unwrap().is_empty());
     relay.wake();
@@ -175,29 +158,14 @@ fn messages_of_one_key_stay_in_order() {
         let lab = SqliteLab::new();
         let (broker, simulation) = Broker::simulated(seed);
         let topic = broker.topic(ORDERS).declare().unwrap();
-        let queue = broker.queue("billing").ordered_by_key().on_exhausted(Exhausted::Park);
-        let queue: Queue<u64> = queue.capacity(8).retry(Retry::fixed(SECOND).max_attempts(50)).declare().unwrap();
-        topic.bind(&queue, "#").unwrap();
-        let seen = Arc::new(Mutex::new(BTreeMap::<String, Vec<u64>>::new()));
-        let (note, calls) = (Arc::clone(&seen), AtomicUsize::new(0));
-        let handler = move |n: &Message<u64>| {
-            if calls.fetch_add(1, Ordering::SeqCst) % 7 == 3 {
-                return Outcome::Retry;
-            }
-            note.lock().unwrap().entry(n.key().unwrap().to_owned()).or_default().push(**n);
-            Outcome::Ack
-        };
-        queue.consumer().workers(4).start(handler).unwrap();
+        let seen = SeenByKey::consume(&ordered(&broker, &topic, 8, Retry::fixed(SECOND).max_attempts(50)));
         let relay = lab.relay(&broker).batch(7).window(20).topic(&topic).start().unwrap();
         for chunk in 0..5 {
-            let puts = (chunk * 20..chunk * 20 + 20).map(|n| ("k", Message::new(n).with_key(format!("{}", n % 5))));
-            lab.put("orders", puts.collect(), true);
+            lab.put("orders", with_five_keys(chunk * 20..chunk * 20 + 20), true);
             simulation.run_until_idle();
         }
         assert!(broker.wait_idle(HOUR));
-        let seen = seen.lock().unwrap();
-        assert_eq!(seen.values().map(Vec::len).sum::<usize>(), 100);
-        assert!(seen.values().all(|numbers| numbers.is_sorted()), "seed {seed}: {seen:?}");
+        seen.assert_in_order(100, format_args!("seed {seed}"));
         assert!(relay.stop(SECOND));
         assert_eq!(waiting_done_dead(&lab), (0, 100, 0));
     }
@@ -207,17 +175,7 @@ fn messages_of_one_key_stay_in_order() {
 fn what_a_queue_gives_up_on_is_a_dead_row_that_can_be_tried_again() {
     let lab = SqliteLab::new();
     let post = post(1, Retry::fixed(SECOND).max_attempts(3));
-    let broken = Arc::new(AtomicBool::new(true));
-    let (is_broken, seen) = (Arc::clone(&broken), Seen::default());
-    let note = Arc::clone(&seen);
-    let handler = move |n: &Message<u64>| -> Result<(), Failure> {
-        if is_broken.load(Ordering::SeqCst) && **n == 2 {
-            return Err(Failure::transient("no printer"));
-        }
-        note.lock().unwrap().push(**n);
-        Ok(())
-    };
-    post.queue.consumer().start(handler).unwrap();
+    let printer = Printer::consume(&post.queue);
     let relay = post.relay(&lab);
     put(&lab, 1..4);
     post.simulation.run_until_idle();
@@ -228,11 +186,11 @@ fn what_a_queue_gives_up_on_is_a_dead_row_that_can_be_tried_again() {
     let dead = lab.dead();
     assert_eq!(dead[0].reason, "queue \"billing\" gave up on it (attempts exhausted): no printer");
 
-    broken.store(false, Ordering::SeqCst);
+    printer.repair();
     assert_eq!(lab.retry(&[dead[0].id]), 1);
     lab.outbox.notify();
     post.simulation.run_until_idle();
-    assert_eq!(*seen.lock().unwrap(), [1, 3, 2]);
+    assert_eq!(printer.seen().into_iter().map(|(_, n)| n).collect::<Vec<_>>(), [1, 3, 2]);
     assert_eq!(waiting_done_dead(&lab), (0, 3, 0));
 }
 

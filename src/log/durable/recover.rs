@@ -42,8 +42,7 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         let reader = store.reader()?;
         let oldest = reader.mark(stream, OLDEST)?;
         let oldest = oldest.and_then(|text| String::from_utf8(text).ok()?.parse().ok()).unwrap_or(0);
-        let end = reader.streams()?.into_iter().find(|info| info.id == stream).map(|info| info.next);
-        let end = end.ok_or(StoreError::UnknownStream(stream))?;
+        let end = reader.info(stream)?.ok_or(StoreError::UnknownStream(stream))?.next;
         let (segments, chunk, latest) = (VecDeque::new(), Vec::new(), Timestamp::default());
         let mut found = Restoring { shelf: self, segments, base: oldest, chunk, bytes: 0, latest };
         let mut from = oldest;

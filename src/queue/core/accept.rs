@@ -461,15 +461,13 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// one step, so that nobody takes the room between. Redeliveries hold no slot: throwing them away
     /// would make no room. One that is lower than all that wait is thrown away itself.
     fn replace_oldest(&self, message: Message<T>) -> Accepted {
-        let (accepted, thrown_away) = self.replace_oldest_quietly(message);
-        if let Some(message) = thrown_away {
-            self.drop_overflowed(message);
-        }
+        let (accepted, replaced) = self.replace_oldest_quietly(message);
+        self.drop_replaced(replaced);
         accepted
     }
 
-    /// The same but for [`Core::drop_overflowed`] of what it answers, which may run the user's code.
-    pub(crate) fn replace_oldest_quietly(&self, mut message: Message<T>) -> (Accepted, Option<Message<T>>) {
+    /// The same but for [`Core::drop_replaced`] of what it answers, which may run the user's code.
+    pub(crate) fn replace_oldest_quietly(&self, mut message: Message<T>) -> (Accepted, Replaced<T>) {
         let delayed = self.delayed.lock();
         let mut outlet = self.outlet.lock();
         let mut intake = self.intake.lock();
@@ -478,18 +476,22 @@ impl<T: Send + Sync + 'static> Core<T> {
         if full && oldest.is_none() {
             // All that fills the queue is above it, or out of reach: promised, delayed, or waiting for burial.
             intake.accepted += 1;
+            intake.pass_over(&mut message);
             drop((intake, outlet, delayed));
-            return (Accepted::Dropped, Some(message));
+            return (Accepted::Dropped, Replaced { oldest: Some(message), superseded: None });
         }
         intake.admit(&mut message, Admission::Published);
         drop(outlet);
-        self.place(delayed, intake, message);
-        (Accepted::Queued, oldest)
+        let superseded = self.place(delayed, intake, message);
+        (Accepted::Queued, Replaced { oldest, superseded })
     }
 
-    pub(crate) fn drop_overflowed(&self, message: Message<T>) {
-        self.count_overflowed(1);
-        self.throw_away(message, Fate::Dropped);
+    pub(crate) fn drop_replaced(&self, Replaced { oldest, superseded }: Replaced<T>) {
+        drop(superseded);
+        if let Some(oldest) = oldest {
+            self.count_overflowed(1);
+            self.throw_away(oldest, Fate::Dropped);
+        }
     }
 
     pub(super) fn pop_oldest_fresh(
@@ -586,6 +588,13 @@ impl<T: Send + Sync + 'static> Core<T> {
             self.readable.notify_one();
         }
     }
+}
+
+/// What a message that came into a full queue has taken the place of.
+pub(crate) struct Replaced<T> {
+    /// Perhaps the newcomer itself.
+    oldest: Option<Message<T>>,
+    superseded: Option<Superseded>,
 }
 
 fn pop_holding_slot<T>(outlet: &mut Outlet<T>, intake: &mut Intake<T>) -> Option<Message<T>> {

@@ -58,6 +58,8 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
         self.sweep_at.store(u64::MAX, Ordering::SeqCst);
         let (looked_at, next) = self.sweep(now);
+        // What stands behind in the file may have expired too, and holds room that somebody waits for.
+        self.load_more();
         let pause = if self.runtime.clock.is_manual() {
             Duration::ZERO
         } else {

@@ -141,7 +141,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             self.forget_all(&mut all);
             self.counts.purged.add(all.len() as u64);
             all.into_iter().for_each(|message| self.throw_away(message, Fate::Purged));
-            if !self.load_more() {
+            if !self.load_rest() {
                 break;
             }
         }
@@ -154,7 +154,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             return Vec::new();
         }
         let mut all = self.clear();
-        while self.load_more() {
+        while self.load_rest() {
             all.extend(self.clear());
         }
         self.forget_all(&mut all);

@@ -15,6 +15,7 @@ impl<T> Intake<T> {
     pub(super) fn has_unread(&self) -> bool {
         false
     }
+    pub(super) fn pass_over(&mut self, _: &mut Message<T>) {}
     pub(super) fn unread_requests(&mut self) -> Vec<crate::request::Request> {
         Vec::new()
     }
@@ -27,6 +28,10 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
     #[inline]
     pub(crate) fn load_more(&self) -> bool {
+        false
+    }
+    #[inline]
+    pub(crate) fn load_rest(&self) -> bool {
         false
     }
     pub(super) fn load_again(&self) {}

@@ -14,7 +14,8 @@ use crate::outcome::drop_contained;
 use crate::queue::durable::put_apart;
 use crate::request::Request;
 use crate::store::{Limit, Row, Seq, StoreError};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::time::Duration;
 
 /// No further message is read at once when those read have so many bytes.
@@ -33,10 +34,15 @@ pub(super) struct Spill<T> {
     count: u64,
     /// Somebody is reading.
     reading: bool,
+    /// Counts readings, and those whose outcome nobody wants any more.
+    turn: u64,
     /// Reading has failed, and rests.
     resting: bool,
     /// Those before may have been in hand in an earlier run.
     old_before: Seq,
+    /// Places among them, and behind, of what did not get in: a full queue threw it away or gave up on it, but its
+    /// deletion may be a while. In order; neighbours are one, so there are no more than messages between them.
+    passed: VecDeque<Range<Seq>>,
     /// Who waits for replies to some of them.
     requests: BTreeMap<Seq, Request>,
     /// Spilled, and to be dropped when no lock is held.
@@ -51,8 +57,10 @@ impl<T> Default for Spill<T> {
             known: 0,
             count: 0,
             reading: false,
+            turn: 0,
             resting: false,
             old_before: 0,
+            passed: VecDeque::new(),
             requests: BTreeMap::new(),
             waste: Vec::new(),
         }
@@ -62,11 +70,37 @@ impl<T> Default for Spill<T> {
 impl<T> Spill<T> {
     fn add(&mut self, first: Seq, last: Seq, count: u64) {
         if self.count == 0 {
-            self.from = first;
+            self.read_up_to(first);
         }
         self.last = last;
         self.known = last + 1;
         self.count += count;
+    }
+
+    /// Ends a reading, if it was not [taken over](Core::load_rest).
+    fn end_reading(&mut self, turn: u64) -> bool {
+        let its_turn = self.turn == turn;
+        self.reading &= !its_turn;
+        its_turn
+    }
+
+    fn pass_over(&mut self, place: Seq) {
+        if self.count == 0 {
+            // Reading begins behind it.
+            return;
+        }
+        match self.passed.back_mut() {
+            Some(range) if range.end == place => range.end += 1,
+            _ => self.passed.push_back(place..place + 1),
+        }
+    }
+
+    /// Reading goes on there.
+    fn read_up_to(&mut self, from: Seq) {
+        self.from = from;
+        while self.passed.front().is_some_and(|range| range.end <= from) {
+            self.passed.pop_front();
+        }
     }
 }
 
@@ -100,9 +134,24 @@ impl<T> Intake<T> {
         None
     }
 
+    /// The message does not get in, though the file has it until it is deleted there.
+    pub(super) fn pass_over(&mut self, message: &mut Message<T>) {
+        if let Some(place) = message.take_fresh() {
+            self.spill.pass_over(place);
+        }
+    }
+
     pub(super) fn unread_requests(&mut self) -> Vec<Request> {
         std::mem::take(&mut self.spill.requests).into_values().collect()
     }
+}
+
+/// What is to be read, as of some moment.
+struct Unread {
+    from: Seq,
+    last: Seq,
+    old_before: Seq,
+    passed: Vec<Range<Seq>>,
 }
 
 /// Rows as messages, and how many could not be.
@@ -136,24 +185,41 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     #[cold]
     fn load(&self, window: usize) -> bool {
-        let (from, last, counted, old_before) = {
+        let (unread, counted, turn) = {
             let mut intake = self.intake.lock();
             if intake.tail.about() >= window.div_ceil(2) || !intake.wants_reading() {
                 return false;
             }
             let spill = &mut intake.spill;
             spill.reading = true;
-            (spill.from, spill.last, spill.count, spill.old_before)
+            spill.turn += 1;
+            let Spill { from, last, old_before, ref passed, .. } = *spill;
+            (Unread { from, last, old_before, passed: passed.iter().cloned().collect() }, spill.count, spill.turn)
         };
-        match self.read_portion(from, last, old_before) {
-            Ok(loaded) => self.take_in(loaded, last, counted),
+        match self.read_portion(&unread) {
+            Ok(loaded) => self.take_in(loaded, unread.last, counted, turn),
             Err(_) => {
                 let spill = &mut self.intake.lock().spill;
-                (spill.reading, spill.resting) = (false, true);
+                spill.resting |= spill.end_reading(turn);
                 self.arm(self.runtime.clock.now().after(AGAIN));
                 return false;
             }
         }
+        true
+    }
+
+    /// As [`Core::load_more`], for whoever clears the queue: takes over from another who is reading, whose outcome is
+    /// dropped, so that nothing is left behind. `false` if nothing is unread, or reading has failed.
+    pub(crate) fn load_rest(&self) -> bool {
+        {
+            let spill = &mut self.intake.lock().spill;
+            if spill.count == 0 || spill.resting {
+                return false;
+            }
+            spill.turn += u64::from(spill.reading);
+            spill.reading = false;
+        }
+        self.load_more();
         true
     }
 
@@ -165,17 +231,24 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
     }
 
-    fn read_portion(&self, from: Seq, last: Seq, old_before: Seq) -> Result<Loaded<T>, StoreError> {
+    fn read_portion(&self, unread: &Unread) -> Result<Loaded<T>, StoreError> {
         let filed = self.filed();
         let portion = Limit::items(filed.window.div_ceil(2)).bytes(PORTION_BYTES);
-        let rows = filed.depot.store.reader()?.read_ready(filed.stream, from, portion)?;
+        let rows = filed.depot.store.reader()?.read_ready(filed.stream, unread.from, portion)?;
         let mut loaded = Loaded { messages: Vec::with_capacity(rows.len()), rows: 0, undecodable: 0, last: None };
-        for row in rows.into_iter().take_while(|row| row.seq <= last) {
-            (loaded.rows, loaded.last) = (loaded.rows + 1, Some(row.seq));
-            match self.restored(&row, row.seq < old_before) {
+        for row in rows.into_iter().take_while(|row| row.seq <= unread.last) {
+            loaded.last = Some(row.seq);
+            if unread.passed.iter().any(|range| range.contains(&row.seq)) {
+                continue;
+            }
+            loaded.rows += 1;
+            match self.restored(&row, row.seq < unread.old_before) {
                 Ok(message) => loaded.messages.push(message),
                 Err(error) => {
-                    put_apart(self, &row, error)?;
+                    if let Err(error) = put_apart(self, &row, error) {
+                        loaded.messages.into_iter().for_each(drop_contained);
+                        return Err(error);
+                    }
                     loaded.undecodable += 1;
                 }
             }
@@ -192,14 +265,17 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     /// `counted` messages up to `last` were only in the file when the reading began.
-    fn take_in(&self, loaded: Loaded<T>, last: Seq, counted: u64) {
+    fn take_in(&self, loaded: Loaded<T>, last: Seq, counted: u64, turn: u64) {
         let (mut outlet, mut intake) = self.both_sides();
         let spill = &mut intake.spill;
-        spill.reading = false;
+        if !spill.end_reading(turn) {
+            drop((outlet, intake));
+            return loaded.messages.into_iter().for_each(drop_contained);
+        }
         // Some may have been deleted by others.
         let missing = if loaded.last.is_none_or(|seq| seq >= last) { counted - loaded.rows.min(counted) } else { 0 };
         spill.count -= loaded.rows.min(counted) + missing;
-        spill.from = loaded.last.map_or(last, |seq| seq) + 1;
+        spill.read_up_to(loaded.last.unwrap_or(last) + 1);
         let gone = missing + loaded.undecodable;
         for mut message in loaded.messages {
             if let Some(request) = message.place().and_then(|place| intake.spill.requests.remove(&place)) {
@@ -245,6 +321,11 @@ impl<T: Send + Sync + 'static> Core<T> {
         intake.spill.add(first, end - 1, n);
         drop(intake);
         self.wake_everyone();
+    }
+
+    /// A full queue has shown it, but does not take it among its own.
+    pub(crate) fn pass_over(&self, message: &mut Message<T>) {
+        self.intake.lock().pass_over(message);
     }
 
     /// Whether [`Core::drop_spilled`] has something to drop.

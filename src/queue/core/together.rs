@@ -90,6 +90,7 @@ impl<T: Send + Sync + 'static> Core<T> {
                 _ if message.holds_slot => true,
                 Some(outlet) if message.due().is_none() => self.makes_way(outlet, &mut intake, &message, &mut after),
                 _ => {
+                    intake.pass_over(&mut message);
                     after.overflowing.push(message);
                     continue;
                 }
@@ -97,6 +98,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             intake.pledged -= 1;
             if !takes {
                 intake.accepted += 1;
+                intake.pass_over(&mut message);
                 after.overflowed.push(message);
                 continue;
             }

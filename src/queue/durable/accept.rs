@@ -130,10 +130,10 @@ impl<T: Send + Sync + 'static> Parcel<T> {
 }
 
 impl<T: Send + Sync + 'static> Core<T> {
-    /// Whether the file gets a message with such a promise. What a full queue throws away or gives up on does not
-    /// pass through it.
+    /// Whether the file gets a message with such a promise: not if a full queue throws it away. What it gives up on
+    /// moves on from there, so that whoever has heard `Ok` has it safe.
     pub(super) fn keeps(&self, pledge: &Pledge) -> bool {
-        self.is_durable() && (pledge.has_slot() || self.settings.overflow == Overflow::DropOldest)
+        self.is_durable() && (pledge.has_slot() || self.settings.overflow != Overflow::DropNewest)
     }
 
     pub(crate) fn filed(&self) -> &Filed<T> {
@@ -152,21 +152,10 @@ impl<T: Send + Sync + 'static> Core<T> {
         patience: Patience,
     ) -> Result<Pending<Delivered<T>>, (Message<T>, Refusal)> {
         let Some(me) = self.weak().upgrade() else { return Err((message, Refusal::Closed)) };
-        let queues = [me];
-        let key = match self.order_key(&message) {
-            Ok(key) => key,
-            Err(refusal) => return Err((message, refusal)),
-        };
-        let stowed = match Stowed::of(&queues, &message) {
-            Ok(stowed) => stowed,
-            Err((_, refusal)) => return Err((message, refusal)),
-        };
-        let pledge = match self.pledge_patiently(patience) {
-            Ok(pledge) => pledge,
-            Err(refusal) => return Err((message, refusal)),
-        };
-        let (pledges, keys) = (SmallVec::from_iter([pledge]), SmallVec::from_iter([key]));
-        Ok(Parcel { queues: SmallVec::from_iter(queues), pledges, keys, message, others: None }.send(stowed))
+        let Prepared { message, key, item, pledge } = self.prepare(message, patience)?;
+        let (queues, pledges) = (SmallVec::from_iter([me]), SmallVec::from_iter([pledge]));
+        let (keys, stowed) = (SmallVec::from_iter([key]), Stowed { items: SmallVec::from_iter([Some(item)]) });
+        Ok(Parcel { queues, pledges, keys, message, others: None }.send(stowed))
     }
 
     fn pledge_patiently(&self, patience: Patience) -> Result<Pledge, Refusal> {
@@ -270,7 +259,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn redeem_quietly(
         self: Arc<Self>,
         pledge: Pledge,
-        message: Message<T>,
+        mut message: Message<T>,
         errands: &mut Vec<Errand>,
     ) -> Accepted {
         if pledge.has_slot() {
@@ -284,14 +273,15 @@ impl<T: Send + Sync + 'static> Core<T> {
             return Accepted::Queued;
         }
         if self.settings.overflow == Overflow::DropOldest {
-            let (accepted, thrown_away) = self.replace_oldest_quietly(message);
+            let (accepted, replaced) = self.replace_oldest_quietly(message);
             self.pledge_kept();
             errands.push(Box::new(move || {
                 self.drop_spilled();
-                thrown_away.into_iter().for_each(|oldest| self.drop_overflowed(oldest));
+                self.drop_replaced(replaced);
             }));
             return accepted;
         }
+        self.pass_over(&mut message);
         let dropped = self.settings.overflow == Overflow::DropNewest;
         errands.push(Box::new(move || {
             let _ = self.redeem(pledge, message);

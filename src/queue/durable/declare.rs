@@ -84,17 +84,19 @@ impl<T: Send + Sync + 'static> Durable<T> {
         queue: &Queue<T>,
         dead: Option<&Queue<DeadLetter<T>>>,
     ) -> Result<(), Vec<String>> {
+        let (durability, window) = (self.durability, self.window);
         let format = Arc::new(Plain(self.coding.clone()));
-        let (depot, durability, window) = (Arc::clone(depot), self.durability, self.window);
-        let filed = Filed { depot: Arc::clone(&depot), stream: streams.messages, durability, format, window };
+        let filed = Filed { depot: Arc::clone(depot), stream: streams.messages, durability, format, window };
         let _ = queue.core.filed.set(filed);
-        recover(&queue.core).map_err(in_words)?;
+        // The dead letters first: what has expired in the queue itself joins them as soon as it is there.
         if let (Some(dead), Some(stream)) = (dead, streams.letters) {
             let origin: Mutex<Weak<_>> = Mutex::new(Arc::downgrade(&queue.core));
+            let depot = Arc::clone(depot);
             let format = Arc::new(Letters { coding: self.coding.clone(), origin });
             let _ = dead.core.filed.set(Filed { depot, stream, durability, format, window });
             recover(&dead.core).map_err(in_words)?;
         }
+        recover(&queue.core).map_err(in_words)?;
         Ok(())
     }
 }

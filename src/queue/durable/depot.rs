@@ -5,7 +5,7 @@ use crate::outcome::{contained, drop_contained};
 use crate::runtime::{Registration, Runtime};
 use crate::scheduler::Timed;
 use crate::store::{Batch, Durability, Seq, Store, StoreError, StreamId};
-use crate::sync::{Condvar, Mutex, MutexGuard};
+use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
@@ -18,6 +18,8 @@ pub(crate) struct Depot {
     simulated: bool,
     errands: Arc<Errands>,
     arrivals: Arc<Arrivals>,
+    /// Commits whose outcome has not been shown.
+    under_way: AtomicUsize,
     alarm: Registration,
     runtime: Arc<Runtime>,
     /// Held from the moment records of logs get their time until they are handed in.
@@ -69,15 +71,9 @@ impl Depot {
             let queue = hears.0.lock().get(&stream.get()).and_then(Weak::upgrade);
             queue.into_iter().for_each(|queue| queue.arrived(places.start, places.end));
         });
-        Arc::new(Self {
-            store,
-            simulated,
-            errands,
-            arrivals,
-            alarm,
-            runtime: Arc::clone(runtime),
-            order: Mutex::new(()),
-        })
+        let (under_way, order) = (AtomicUsize::new(0), Mutex::new(()));
+        let runtime = Arc::clone(runtime);
+        Arc::new(Self { store, simulated, errands, arrivals, under_way, alarm, runtime, order })
     }
 
     /// Whoever hands in records of logs holds this meanwhile, so that their times have the order of the file. Nothing
@@ -106,7 +102,7 @@ impl Depot {
     }
 
     /// Hands a batch in. `show` is called after its commit, on the writer's thread (or on this one, if there is
-    /// nothing to commit or the store is closed).
+    /// nothing to commit, nor anything under way that it could overtake, or the store is closed).
     pub(crate) fn commit<R: Send + 'static>(
         self: &Arc<Self>,
         batch: Batch,
@@ -114,10 +110,11 @@ impl Depot {
         show: impl FnOnce(Result<&[Seq], StoreError>, &mut Vec<Errand>) -> R + Send + 'static,
     ) -> Pending<R> {
         let slot = Arc::new(Slot { state: Mutex::new(State::Waiting), came: Condvar::new() });
+        let is_alone = self.under_way.fetch_add(1, Ordering::SeqCst) == 0;
         let answer = Answer { slot: Some(Arc::clone(&slot)), depot: Arc::clone(self) };
         // Kept outside of the closure, so that a store that does not take it does not drop what is in there.
         let call: Arc<Call<R>> = Arc::new(Mutex::new(Some((Box::new(show), answer))));
-        if batch.is_empty() {
+        if batch.is_empty() && is_alone {
             tell(&call, Ok(&[]));
         } else {
             let theirs = Arc::clone(&call);
@@ -213,6 +210,7 @@ impl<R: Send + 'static> Drop for Pending<R> {
     }
 }
 
+/// Owed for a commit, which is under way as long as this lives.
 struct Answer<R: Send + 'static> {
     slot: Option<Arc<Slot<R>>>,
     depot: Arc<Depot>,
@@ -235,6 +233,7 @@ impl<R: Send + 'static> Answer<R> {
 
 impl<R: Send + 'static> Drop for Answer<R> {
     fn drop(&mut self) {
+        self.depot.under_way.fetch_sub(1, Ordering::SeqCst);
         if let Some(slot) = self.slot.take() {
             let mut state = slot.state.lock();
             if matches!(*state, State::Waiting) {

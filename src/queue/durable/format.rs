@@ -83,52 +83,12 @@ pub(super) struct Failed {
 /// What a dead letter says beyond its message.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Letter {
-    reason: Why,
+    reason: Reason,
     queue: String,
     at: u64,
     published_at: u64,
     attempts: u32,
     history: Vec<Failed>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Why {
-    Exhausted,
-    Permanent,
-    Rejected(String),
-    Expired,
-    Overflow,
-    Unresolved,
-    KeyDropped,
-}
-
-impl From<&Reason> for Why {
-    fn from(reason: &Reason) -> Self {
-        match reason {
-            Reason::Exhausted => Self::Exhausted,
-            Reason::Permanent => Self::Permanent,
-            Reason::Rejected(words) => Self::Rejected(words.clone()),
-            Reason::Expired => Self::Expired,
-            Reason::Overflow => Self::Overflow,
-            Reason::Unresolved => Self::Unresolved,
-            Reason::KeyDropped => Self::KeyDropped,
-        }
-    }
-}
-
-impl From<Why> for Reason {
-    fn from(why: Why) -> Self {
-        match why {
-            Why::Exhausted => Self::Exhausted,
-            Why::Permanent => Self::Permanent,
-            Why::Rejected(words) => Self::Rejected(words),
-            Why::Expired => Self::Expired,
-            Why::Overflow => Self::Overflow,
-            Why::Unresolved => Self::Unresolved,
-            Why::KeyDropped => Self::KeyDropped,
-        }
-    }
 }
 
 impl From<&Attempt> for Failed {
@@ -235,7 +195,7 @@ impl<T: Send + Sync + 'static> Format<DeadLetter<T>> for Letters<T> {
     fn letter(&self, message: &Message<DeadLetter<T>>) -> Option<Letter> {
         let letter = message.payload();
         Some(Letter {
-            reason: letter.reason().into(),
+            reason: letter.reason().clone(),
             queue: letter.queue().to_owned(),
             at: Timestamp::from_system_time(letter.at()).0,
             published_at: letter.message().published_at.0,
@@ -254,6 +214,6 @@ impl<T: Send + Sync + 'static> Format<DeadLetter<T>> for Letters<T> {
         let origin = Weak::clone(&self.origin.lock());
         let came_from_it = origin.upgrade().is_some_and(|core| *core.name == *letter.queue);
         let origin = if came_from_it { origin } else { Weak::new() };
-        Ok(DeadLetter::restored(message, letter.reason.into(), letter.queue.into(), Timestamp(letter.at), origin))
+        Ok(DeadLetter::restored(message, letter.reason, letter.queue.into(), Timestamp(letter.at), origin))
     }
 }

@@ -53,15 +53,13 @@ fn recover_window<T: Send + Sync + 'static>(
             bring_back(core, &row, was_at_rest, |message| enter(core, message, rests(&row, now)))?;
         }
     }
-    let stream = reader.streams()?.into_iter().find(|stream| stream.id == filed.stream);
+    let stream = reader.info(filed.stream)?.ok_or(StoreError::UnknownStream(filed.stream))?;
     let resting = reader.count_resting(filed.stream)?;
-    let Some(stream) = stream else { return Err(StoreError::UnknownStream(filed.stream)) };
     core.recover_backlog(stream.next, stream.count.saturating_sub(resting), was_at_rest);
     let me: Weak<Core<T>> = core.weak();
     filed.depot.watch(filed.stream, me);
     // What came between the look and the watch.
-    let stream = reader.streams()?.into_iter().find(|stream| stream.id == filed.stream);
-    stream.into_iter().for_each(|stream| core.arrived_in_file(0, stream.next));
+    reader.info(filed.stream)?.into_iter().for_each(|stream| core.arrived_in_file(0, stream.next));
     Ok(())
 }
 
