@@ -8,6 +8,8 @@ use crate::dead_letter::DeadLetter;
 use crate::describe::{Description, QueueDescription, TopicDescription};
 use crate::error::Error;
 use crate::half::AnyHalves;
+#[cfg(feature = "sqlite")]
+use crate::idempotency::Idempotency;
 use crate::log::{AnyLog, Log, LogBuilder, LogCore};
 use crate::name::Name;
 use crate::queue::core::Core;
@@ -68,7 +70,7 @@ struct Inner {
     runtime: Arc<Runtime>,
     registry: Mutex<Registry>,
     schedules: Arc<Schedules>,
-    /// Names of queues that are being declared.
+    /// Something whose name was reserved is declared.
     #[cfg(feature = "sqlite")]
     declared: crate::sync::Condvar,
     #[cfg(feature = "sqlite")]
@@ -81,12 +83,11 @@ struct Registry {
     topics: BTreeMap<Arc<str>, Arc<dyn AnyTopic>>,
     logs: BTreeMap<Arc<str>, Arc<dyn AnyLog>>,
     closed: bool,
-    /// Names of queues that are being filled from the file.
+    #[cfg(feature = "sqlite")]
+    memories: BTreeMap<String, Idempotency>,
+    /// Names of what is being filled from the file.
     #[cfg(feature = "sqlite")]
     reserved: std::collections::BTreeSet<String>,
-    /// Names of logs that are.
-    #[cfg(feature = "sqlite")]
-    reserved_logs: std::collections::BTreeSet<String>,
 }
 
 /// Chooses a broker's clock and who hears of its troubles.
@@ -219,6 +220,12 @@ impl Broker {
 
     pub(crate) fn schedule_table(&self) -> &Arc<Schedules> {
         &self.inner.schedules
+    }
+
+    /// What is kept in its file, if it has one.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn depot(&self) -> Option<&Arc<crate::queue::durable::Depot>> {
+        self.inner.depot.as_ref()
     }
 
     /// Describes a topic to declare, or one that is declared already.
@@ -404,18 +411,17 @@ impl Broker {
 
     pub(crate) fn declare_topic<T: Send + Sync + 'static>(&self, builder: TopicBuilder<T>) -> Result<Topic<T>, Error> {
         let subject = format!("topic {:?}", builder.name());
-        let mut registry = self.inner.registry.lock();
+        #[cfg(feature = "sqlite")]
+        if builder.is_durable() {
+            return self.declare_topic_durably(builder);
+        }
+        let mut registry = self.inner.registry_for_topic(builder.name());
         if registry.closed {
             return Err(Error::new(subject, "the broker was shut down"));
         }
         if let Some(existing) = registry.topics.get(builder.name()).cloned() {
             drop(registry);
-            let payload = existing.payload();
-            let Ok(core) = existing.as_any().downcast::<TopicCore<T>>() else {
-                return Err(Error::new(subject, other_payload::<T>(payload)));
-            };
-            let topic = Topic { core };
-            return builder.same_as(&topic).map(|()| topic);
+            return same_topic(&builder, existing);
         }
         let dead_name = format!("{}.half.dead", builder.name());
         if builder.needs_dead_letters() && registry.queues.contains_key(dead_name.as_str()) {
@@ -540,6 +546,19 @@ fn same_queue<T: Send + Sync + 'static>(
     Ok(Queue::from_core(core.expect("a problem otherwise")))
 }
 
+/// The topic that exists under the builder's name, if it is what the builder describes.
+fn same_topic<T: Send + Sync + 'static>(
+    builder: &TopicBuilder<T>,
+    existing: Arc<dyn AnyTopic>,
+) -> Result<Topic<T>, Error> {
+    let payload = existing.payload();
+    let Ok(core) = existing.as_any().downcast::<TopicCore<T>>() else {
+        return Err(Error::new(format!("topic {:?}", builder.name()), other_payload::<T>(payload)));
+    };
+    let topic = Topic { core };
+    builder.same_as(&topic).map(|()| topic)
+}
+
 fn other_payload<T>(existing: &str) -> String {
     format!("it exists with the payload {existing}, asked for {}", type_name::<T>())
 }
@@ -550,6 +569,9 @@ impl Inner {
         self.registry.lock()
     }
     fn registry_without_log(&self, _: &str) -> crate::sync::MutexGuard<'_, Registry> {
+        self.registry.lock()
+    }
+    fn registry_for_topic(&self, _: &str) -> crate::sync::MutexGuard<'_, Registry> {
         self.registry.lock()
     }
 }

@@ -66,9 +66,23 @@ pub struct DeadLetter<T> {
 }
 
 /// Where it can be sent back to.
-enum Origin<T> {
+pub(crate) enum Origin<T> {
     Queue(Weak<Core<T>>),
     Topic(Weak<dyn Redrives<T>>),
+}
+
+impl<T> Origin<T> {
+    /// The same, if it is a topic or the queue of that name, and otherwise nowhere.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn if_named(&self, name: &str) -> Self {
+        match self {
+            Self::Topic(topic) => Self::Topic(Weak::clone(topic)),
+            Self::Queue(queue) if queue.upgrade().is_some_and(|core| *core.name == *name) => {
+                Self::Queue(Weak::clone(queue))
+            }
+            Self::Queue(_) => Self::Queue(Weak::new()),
+        }
+    }
 }
 
 impl<T> DeadLetter<T> {
@@ -132,7 +146,7 @@ impl<T: Send + Sync + 'static> DeadLetter<T> {
     fn leave_file(&mut self) -> Along {
         match &self.origin {
             Origin::Queue(core) => core.upgrade().map(|core| core.leave_file(&mut self.message)),
-            Origin::Topic(_) => None,
+            Origin::Topic(halves) => halves.upgrade().map(|halves| halves.leave_file(&mut self.message)),
         }
         .unwrap_or_else(Along::nothing)
     }
@@ -181,10 +195,10 @@ impl<T: Send + Sync + 'static> DeadLetter<T> {
         reason: Reason,
         queue: Arc<str>,
         at: Timestamp,
-        origin: Weak<Core<T>>,
+        origin: Origin<T>,
     ) -> Self {
         message.make_shared();
-        Self { message, reason, queue, at, origin: Origin::Queue(origin) }
+        Self { message, reason, queue, at, origin }
     }
 
     /// A half message that nobody could resolve.
@@ -205,6 +219,8 @@ impl<T: Send + Sync + 'static> DeadLetter<T> {
 pub(crate) trait Redrives<T>: Send + Sync {
     /// Gives the message back if it cannot be published now.
     fn redrive(&self, message: Message<T>, delay: Duration) -> Result<(), Message<T>>;
+    /// Takes an unresolved one out of its place in the file.
+    fn leave_file(&self, message: &mut Message<T>) -> Along;
 }
 
 /// Where a queue's dead letters go. An object, so that the type of a queue does not contain the type of

@@ -286,13 +286,17 @@
 //!
 //! * **Missed firings**, of a process that was suspended or held up, are made up for by [one](crate::Missed::Once)
 //!   unless you ask for [none](crate::Missed::Skip) or [all](crate::Missed::All). Less than a minute late is on
-//!   time. While the process does not run, nothing is missed: a schedule lives and ends with its broker.
+//!   time. While the process does not run, nothing is missed: a schedule lives and ends with its broker. One that is
+//!   `ScheduleBuilder::durable` (feature `sqlite`) notes in the broker's file when it fires next, and a later run makes
+//!   up for what was missed meanwhile.
 //! * **Daylight saving.** An expression with one time of day fires once on every day it names: at the end of the
 //!   gap if the clock jumps over that time, at the first occurrence if it comes twice. An expression with several
 //!   goes by the clock on the wall: what is jumped over does not happen, and what comes twice fires twice.
 //! * **Never waiting.** The function runs on the scheduler's thread, so keep it short. A firing that finds its
 //!   queue full, over its admission limit or closed has failed: it is counted, and
-//!   [`ScheduleInfo::last_error`](crate::ScheduleInfo::last_error) says why.
+//!   [`ScheduleInfo::last_error`](crate::ScheduleInfo::last_error) says why. Nor does that thread wait for the commit
+//!   of a durable queue, unless the topic has subscribers or logs, filters, or a limit; the firing counts once it is
+//!   committed.
 //! * **The clock** is the broker's: the wall clock when it was built, and the monotonic clock from there.
 //!
 //! # Expiry
@@ -761,8 +765,10 @@
 //!   finds no room keeps the half message and gives the handle back; one that the check-back decided is tried again
 //!   every second.
 //! * **What is open** is counted ([`HalfStats`](crate::HalfStats)), bounded, listed, reported by shutdown, and can be
-//!   [taken out](crate::Topic::drain_halves). It lives in memory: if the process dies, the row may be saved and its
-//!   message gone. Where that must not be, keep the message in the database too.
+//!   [taken out](crate::Topic::drain_halves). It lives in memory, unless the check-back is
+//!   `CheckBack::durable` (feature `sqlite`): otherwise, if the process dies, the row may be saved and its message gone.
+//!   A durable one is in the broker's file when `prepare` returns, to publish it is one commit for it and the durable
+//!   queues it reaches, and a later run asks on.
 //! * **Unresolved** ones are dead letters; to redrive them is to publish them.
 //!
 //! # Effectively once
@@ -806,7 +812,8 @@
 //! * **By what** messages are told apart: by their id, which they must bring along, or by a key of their payload
 //!   ([`idempotent_by`](crate::QueueBuilder::idempotent_by)).
 //! * **The window** is a time and a number, whichever is less. What is in hand is never forgotten. The memory is the
-//!   process's: a restart forgets all of it.
+//!   process's: a restart forgets all of it, except what is in the broker's file: that of a [durable queue](#durable-queues), of a
+//!   topic that refuses duplicates durably, and of `Broker::durable_idempotency`.
 //! * **By hand**: [`Idempotency`](crate::Idempotency) has the same claims for consumers that receive by themselves, or
 //!   for anything else that must not be done twice.
 //! * **At the other end** a topic can [refuse](crate::TopicBuilder::refuse_duplicates) what was published before.
@@ -1149,8 +1156,18 @@
 //! **Dead letters** of a durable queue are durable: giving up on a message, and redriving it, moves it in the file in
 //! one commit. Those that go to a queue you gave are as durable as that is.
 //!
-//! **Not durable** are, for now, schedules, half messages, what an idempotent queue remembers, which keys are parked,
-//! and how often a record has failed in a group.
+//! **Effectively once.** An [idempotent](#effectively-once) durable queue remembers over a restart what it has
+//! completed: a message's key is noted in the commit that deletes it.
+//!
+//! **Half messages** are durable if their topic's [`CheckBack`](crate::CheckBack) is: see [half
+//! messages](#transactions).
+//!
+//! **Schedules** are durable if asked: a firing is noted in the commit that writes its message, see
+//! [schedules](#schedules).
+//!
+//! **Parked keys** stay parked, and timers with a name still cancel what they were given to.
+//!
+//! **Not durable** is, for now, how often a record has failed in a log's group.
 //!
 //! **One at a time.** A second broker, in this process or another, is told who has the file.
 //!

@@ -3,6 +3,7 @@
 use crate::clock::{Clock, Timestamp};
 use crate::error::SettleError;
 use crate::outcome::drop_contained;
+use crate::queue::durable::Rider;
 use crate::queue::lease::Lease;
 use crate::request::Request;
 use crate::timer::TimerRef;
@@ -129,6 +130,8 @@ pub(crate) struct Extras {
     pub(crate) place: Option<u64>,
     /// It has just got there, and rests until no time.
     pub(crate) fresh: bool,
+    /// What changes in the file when it is published.
+    pub(crate) rider: Rider,
     /// What it has claimed in the idempotent queue that has handed it out.
     pub(crate) claim: Option<Text>,
     /// The lane, if its mark says so.
@@ -153,7 +156,8 @@ impl Extras {
             || self.expires.is_some()
             || self.timer.is_some()
             || self.lease.is_some()
-            || self.place.is_some();
+            || self.place.is_some()
+            || self.rider.is_some();
         !named && !bound && !self.request.is_some() && !self.paced && self.history.is_empty()
     }
 
@@ -532,6 +536,12 @@ impl<T> Message<T> {
         if place.is_some() {
             self.extras_mut().place = place;
         }
+    }
+
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn take_rider(&mut self) -> Option<Rider> {
+        let extras = self.extras.as_mut().filter(|extras| extras.rider.is_some())?;
+        Some(std::mem::take(&mut extras.rider))
     }
 
     #[inline]

@@ -23,8 +23,9 @@ pub struct ShutdownReport {
     pub undelivered: Vec<Leftover>,
     /// Dead-letter queues that hold messages.
     pub dead_letters: Vec<Leftover>,
-    /// Durable queues that hold messages, dead letters among them. Nothing of them is lost: they stay in the
-    /// broker's file, until the queue is declared on it again.
+    /// Durable queues that hold messages, dead letters among them, and topics with durable half messages, which
+    /// count as delayed. Nothing of them is lost: they stay in the broker's file, until the queue or topic is declared
+    /// on it again.
     #[serde(default)]
     pub stored: Vec<Leftover>,
     /// Topics with half messages that nobody has settled, and how many those are;
@@ -155,8 +156,14 @@ fn finish(
 
 fn report(places: &Places, stuck_workers: Vec<(String, usize)>) -> ShutdownReport {
     let mut report = ShutdownReport { stuck_workers, ..ShutdownReport::default() };
-    let open = places.halves.iter().map(|halves| (halves.topic().to_owned(), halves.open()));
-    report.half_messages.extend(open.filter(|(_, open)| *open > 0));
+    for halves in places.halves.iter().filter(|halves| halves.open() > 0) {
+        let (topic, open) = (halves.topic().to_owned(), halves.open());
+        if halves.stay() {
+            report.stored.push(Leftover { queue: topic, ready: 0, delayed: open, in_flight: 0 });
+        } else {
+            report.half_messages.push((topic, open));
+        }
+    }
     for log in &places.logs {
         let list = if log.is_durable() { &mut report.stored } else { &mut report.undelivered };
         list.extend(log.leftovers().into_iter().filter(|left| left.total() > 0));

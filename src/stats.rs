@@ -294,12 +294,15 @@ pub struct TopicStats {
 }
 
 /// A topic's half messages since it was declared:
-/// `prepared = committed + rolled_back + unresolved + drained + open`.
+/// `prepared + recovered = committed + rolled_back + unresolved + drained + open`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct HalfStats {
     /// Half messages prepared.
     pub prepared: u64,
+    /// Half messages found open in the broker's file when the topic was declared.
+    #[serde(default)]
+    pub recovered: u64,
     /// Half messages published, by their producer or the check-back; each also counts as published.
     pub committed: u64,
     /// Half messages dropped, by their producer or the check-back.

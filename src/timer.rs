@@ -1,5 +1,9 @@
 //! A handle on a delayed message, to cancel or replace it before it fires.
 
+#[cfg(feature = "sqlite")]
+use crate::clock::Timestamp;
+#[cfg(feature = "sqlite")]
+use crate::message::MessageId;
 use crate::message::Text;
 use crate::scheduler::DelayKey;
 use crate::sync::Mutex;
@@ -72,6 +76,9 @@ struct Shot(Mutex<ShotState>);
 struct ShotState {
     phase: Phase,
     entries: Entries,
+    /// Of an earlier run.
+    #[cfg(feature = "sqlite")]
+    earlier: Option<Earlier>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
@@ -195,9 +202,24 @@ impl From<String> for TimerRef {
 }
 
 impl TimerRef {
+    #[cfg(feature = "sqlite")]
+    fn of(self, earlier: Earlier) -> Self {
+        self.shot.0.lock().earlier = Some(earlier);
+        self
+    }
+
     /// For another publish of a message that was published before.
     pub(crate) fn renew(&mut self) {
         self.shot = Arc::default();
+    }
+
+    /// `None` for a handle, which ends with its process.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn name(&self) -> Option<&str> {
+        match &self.who {
+            Who::Name(name) => Some(name.as_str()),
+            Who::Handle(_) => None,
+        }
     }
 
     /// Whether a copy whose time has come is to be delivered.
@@ -209,6 +231,14 @@ impl TimerRef {
 /// A broker's pending timers that have a name.
 #[derive(Default)]
 pub(crate) struct NamedTimers(Mutex<AHashMap<Text, Timer>>);
+
+/// A publish of an earlier run, which the copies in several queues tell by its message.
+#[cfg(feature = "sqlite")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Earlier {
+    id: MessageId,
+    at: Timestamp,
+}
 
 impl NamedTimers {
     /// Takes note of a delayed copy of a message. What was pending before is removed when the answer is
@@ -225,6 +255,29 @@ impl NamedTimers {
             Who::Handle(timer) => timer.current.lock().replace(shot),
             // Under the registry's lock, so that forgetting the name cannot come between.
             Who::Name(name) => self.0.lock().entry(name.clone()).or_default().current.lock().replace(shot),
+        }
+    }
+
+    /// The timer of a message that was found in the file. Its copies share one; of several messages under one name, of
+    /// which a crash has left those that were replaced, the latest counts.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn recovered(&self, timer: TimerRef, id: MessageId, at: Timestamp) -> TimerRef {
+        let mine = Earlier { id, at };
+        let Who::Name(name) = &timer.who else { return timer };
+        let pending = self.0.lock().get(name).and_then(|timer| timer.current.lock().clone());
+        let Some(pending) = pending else { return timer.of(mine) };
+        let state = pending.0.lock();
+        match (state.phase, state.earlier) {
+            (Phase::Pending, Some(earlier)) if earlier == mine => {
+                drop(state);
+                TimerRef { who: timer.who, shot: pending }
+            }
+            (Phase::Pending, Some(earlier)) if earlier.at <= at => timer.of(mine),
+            (Phase::Pending, _) => {
+                timer.shot.begin(Phase::Cancelled);
+                timer
+            }
+            _ => timer.of(mine),
         }
     }
 

@@ -8,8 +8,8 @@ use common::store::Folder;
 use common::{eventually, quiet, within};
 use postroom::store::{Durability, Limit, StoreError};
 use postroom::{
-    Broker, Codec, CodecError, Exhausted, Expired, ManualClock, Message, Obstacle, Overflow, PublishError, Queue,
-    Reason, Retry, SendError, Simulation, Topic, TransactionError,
+    Broker, Codec, CodecError, Expired, ManualClock, Message, Obstacle, Overflow, PublishError, Queue, Reason, Retry,
+    SendError, Simulation, Topic, TransactionError,
 };
 use std::path::Path;
 use std::sync::{Arc, Mutex, mpsc};
@@ -753,25 +753,6 @@ fn a_request_through_a_durable_queue_is_answered() {
     let length: usize = queue.request("four".to_string(), LIMIT).unwrap();
     assert_eq!(length, 4);
     assert!(broker.wait_idle(LIMIT));
-}
-
-#[test]
-fn a_parked_message_is_tried_again_after_a_restart() {
-    let (folder, clock) = (Folder::new(), ManualClock::new());
-    let declare = |broker: &Broker| -> Queue<String> {
-        let queue = broker.queue("jobs").one_at_a_time().on_exhausted(Exhausted::Park).retry(Retry::none());
-        queue.durable(SYNC).declare().unwrap()
-    };
-    let (broker, simulation) = simulated(&folder, &clock);
-    let queue = declare(&broker);
-    queue.send_batch(["a", "b"].map(String::from)).unwrap();
-    queue.recv().unwrap().retry().unwrap();
-    assert_eq!(queue.parked().len(), 1);
-    drop((broker, simulation, queue));
-    let (broker, _simulation) = simulated(&folder, &clock);
-    let queue = declare(&broker);
-    assert_eq!((texts(&queue), queue.parked().len()), (vec!["a".to_string(), "b".to_string()], 0));
-    assert_eq!(queue.peek().unwrap().history().len(), 1);
 }
 
 #[test]

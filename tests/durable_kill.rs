@@ -9,7 +9,7 @@ mod common;
 
 use common::store::Folder;
 use postroom::store::Durability;
-use postroom::{Broker, Queue, Retry, Topic};
+use postroom::{Broker, CheckBack, Message, Queue, Resolution, Retry, Topic};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -20,6 +20,10 @@ use std::time::Duration;
 const FILE: &str = "POSTROOM_QUEUE_TO_KILL";
 const FIRST: &str = "POSTROOM_FIRST_NUMBER";
 const MODE: &str = "POSTROOM_MODE";
+/// Everything is published twice, under one id.
+const IDEMPOTENT: &str = "idempotent";
+/// Everything is prepared first, and one of four local transactions is rolled back.
+const HALVES: &str = "halves";
 const ROUNDS: u64 = 200;
 /// Numbers of one process.
 const EACH: u64 = 1_000_000;
@@ -62,30 +66,72 @@ impl Said {
     }
 }
 
-fn queue(broker: &Broker, mode: Durability) -> Queue<u64> {
-    let queue = broker.queue("work").capacity(5_000).retry(Retry::immediate(3));
-    queue.durable(mode).declare().unwrap()
+fn queue(broker: &Broker, mode_name: &str) -> Queue<u64> {
+    let mut queue = broker.queue("work").capacity(5_000).retry(Retry::immediate(3));
+    if mode_name == IDEMPOTENT {
+        queue = queue.idempotent(Duration::from_secs(3600));
+    }
+    queue.durable(mode(mode_name)).declare().unwrap()
 }
 
 fn mode(name: &str) -> Durability {
     if name == "sync" { Durability::Sync } else { Durability::Buffered }
 }
 
-fn produce(topic: &Topic<u64>, numbers: std::ops::Range<u64>) {
+fn produce(topic: &Topic<u64>, numbers: std::ops::Range<u64>, times: u32) {
     let mut under_way = Vec::new();
-    for n in numbers {
+    let message = |n: u64| if times > 1 { Message::new(n).with_id(n + 1) } else { Message::new(n) };
+    for n in numbers.flat_map(|n| (0..times).map(move |_| n)) {
         Said::Tries(n).say();
         if n % 3 == 0 {
-            topic.publish("n", n).unwrap();
+            topic.publish("n", message(n)).unwrap();
             Said::Published(n).say();
             continue;
         }
-        under_way.push((n, topic.publish_deferred("n", n)));
+        under_way.push((n, topic.publish_deferred("n", message(n))));
         if under_way.len() == 20 {
             for (n, ticket) in under_way.drain(..) {
                 ticket.wait().unwrap();
                 Said::Published(n).say();
             }
+        }
+    }
+}
+
+/// What became of its local transaction.
+fn resolution(n: u64) -> Resolution {
+    if n % 4 == 3 { Resolution::Rollback } else { Resolution::Commit }
+}
+
+fn topic(broker: &Broker, mode: &str) -> Topic<u64> {
+    let topic = broker.topic("work");
+    if mode != HALVES {
+        return topic.declare().unwrap();
+    }
+    let ask = CheckBack::new(|n: &Message<u64>| resolution(**n))
+        .first(Duration::from_millis(5))
+        .every(Duration::from_millis(5));
+    topic.check_back(ask.durable(Durability::Buffered)).declare().unwrap()
+}
+
+/// Only what is to be published is spoken of.
+fn prepare(topic: &Topic<u64>, numbers: std::ops::Range<u64>) {
+    for n in numbers {
+        let published = resolution(n) == Resolution::Commit;
+        if published {
+            Said::Tries(n).say();
+        }
+        let half = topic.prepare("n", n).unwrap();
+        if published {
+            Said::Published(n).say();
+        }
+        let id = half.id();
+        // The check-back may have been faster.
+        match n % 8 {
+            0 | 4 => _ = half.commit(),
+            1 => _ = topic.commit_half(id),
+            3 => _ = half.rollback(),
+            _ => drop(half),
         }
     }
 }
@@ -98,12 +144,13 @@ fn works_until_it_is_killed() {
     // On a line of its own, even behind what the test harness says on one core.
     println!("\nbegins");
     let broker = Broker::open(file).unwrap();
-    let queue = queue(&broker, mode(&std::env::var(MODE).unwrap()));
-    let topic: Topic<u64> = broker.topic("work").declare().unwrap();
+    let mode = std::env::var(MODE).unwrap();
+    let (queue, times) = (queue(&broker, &mode), if mode == IDEMPOTENT { 2 } else { 1 });
+    let topic = topic(&broker, &mode);
     topic.bind(&queue, "#").unwrap();
     for half in [first, first + EACH / 2] {
-        let topic = topic.clone();
-        thread::spawn(move || produce(&topic, half..half + EACH / 2));
+        let (topic, numbers, prepares) = (topic.clone(), half..half + EACH / 2, mode == HALVES);
+        thread::spawn(move || if prepares { prepare(&topic, numbers) } else { produce(&topic, numbers, times) });
     }
     let mut settled = 0;
     for delivery in queue.iter() {
@@ -221,15 +268,34 @@ fn round(file: &Path, mode: &str, round: u64) -> Vec<Said> {
     listener.join().unwrap()
 }
 
+fn drained(queue: &Queue<u64>) -> Vec<u64> {
+    let letters = queue.dead_letters().drain();
+    let messages = queue.drain();
+    messages.iter().map(|message| **message).chain(letters.iter().map(|letter| **letter.message())).collect()
+}
+
+/// What is left once all that was done before has been told apart.
+fn handed_out(queue: &Queue<u64>) -> Vec<u64> {
+    queue.dead_letters().redrive().run().unwrap();
+    let hand_out = || {
+        let delivery = queue.try_recv().ok()?;
+        let n = **delivery;
+        delivery.ack().unwrap();
+        Some(n)
+    };
+    std::iter::from_fn(hand_out).collect()
+}
+
 fn many_rounds(mode_name: &str) {
     let rounds = std::env::var("POSTROOM_KILL_ROUNDS").map_or(ROUNDS, |n| n.parse().unwrap());
     let folder = Folder::new();
     let processes: Vec<_> = (0..rounds).map(|n| round(&folder.file(), mode_name, n)).collect();
     let broker = Broker::open(folder.file()).unwrap();
-    let queue = queue(&broker, mode(mode_name));
-    let letters = queue.dead_letters();
-    let mut left: Vec<u64> = queue.drain().iter().map(|message| **message).collect();
-    left.extend(letters.drain().iter().map(|letter| **letter.message()));
+    let queue = queue(&broker, mode_name);
+    // Before anybody asks about them.
+    let halves = topic(&broker, mode_name).drain_halves();
+    let mut left = if mode_name == IDEMPOTENT { handed_out(&queue) } else { drained(&queue) };
+    left.extend(halves.iter().map(|half| **half).filter(|&n| resolution(n) == Resolution::Commit));
     assert_eq!(check(&processes, &left), Wrong::default());
     let count = |wanted: fn(&Said) -> bool| processes.iter().flatten().filter(|said| wanted(said)).count();
     let (published, did) = (count(|s| matches!(s, Said::Published(_))), count(|s| matches!(s, Said::Did(_))));
@@ -245,6 +311,16 @@ fn many_rounds(mode_name: &str) {
 #[test]
 fn buffered_messages_survive_kill_9() {
     many_rounds("buffered");
+}
+
+#[test]
+fn what_an_idempotent_queue_has_completed_survives_kill_9() {
+    many_rounds(IDEMPOTENT);
+}
+
+#[test]
+fn there_is_the_half_message_or_the_message_after_kill_9() {
+    many_rounds(HALVES);
 }
 
 #[test]

@@ -1,15 +1,18 @@
 //! A broker with a file: opening it, declaring what lives there, closing it.
 
-use super::{Broker, Builder, Inner, Registry, WeakBroker, same_log, same_queue};
+use super::{Broker, Builder, Inner, Registry, WeakBroker, same_log, same_queue, same_topic};
 use crate::dead_letter::DeadLetter;
 use crate::error::Error;
+use crate::idempotency::{Idempotency, Window};
 use crate::log::{Durably, Log, LogBuilder};
+use crate::queue::builder::name_problems;
 use crate::queue::durable::{Depot, Durable, letters_of_group};
 use crate::queue::{NO_STORE, Queue, QueueBuilder, dead_letter_name};
 use crate::runtime::Runtime;
 use crate::stats::FileStats;
 use crate::store::{Batch, Durability, Options, State, Store, StoreError};
 use crate::sync::MutexGuard;
+use crate::topic::{Topic, TopicBuilder};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -116,6 +119,115 @@ impl Broker {
 }
 
 impl Broker {
+    /// As for queues: what is in the file is read while no lock is held, and the names are nobody else's meanwhile.
+    pub(super) fn declare_topic_durably<T: Send + Sync + 'static>(
+        &self,
+        mut builder: TopicBuilder<T>,
+    ) -> Result<Topic<T>, Error> {
+        let durable = builder.take_durable();
+        let subject = format!("topic {:?}", builder.name());
+        let Some(depot) = &self.inner.depot else { return Err(Error::new(subject, NO_STORE)) };
+        let dead_name = format!("{}.half.dead", builder.name());
+        let _reservation = {
+            let mut registry = self.inner.registry_for_topic(builder.name());
+            if registry.closed {
+                return Err(Error::new(subject, "the broker was shut down"));
+            }
+            if let Some(existing) = registry.topics.get(builder.name()).cloned() {
+                drop(registry);
+                return same_topic(&builder, existing);
+            }
+            let taken = registry.queues.contains_key(dead_name.as_str()) || registry.reserved.contains(&dead_name);
+            if builder.needs_dead_letters() && taken {
+                let problem = format!("the name of its dead-letter queue, {dead_name:?}, is taken by another queue");
+                return Err(Error::new(subject, problem));
+            }
+            let names = vec![topic_reservation(builder.name()), dead_name.clone()];
+            registry.reserved.extend(names.iter().cloned());
+            Reservation { inner: &self.inner, names }
+        };
+        let topic = builder.build(Arc::clone(&self.inner.runtime), dead_name);
+        let dead = topic.core.own_dead_letters();
+        let opened = topic.core.open_published(depot);
+        opened.map_err(|error| Error::new(subject.clone(), format!("its file: {error}")))?;
+        if let Some((halves, durable)) = topic.core.halves().zip(durable) {
+            let opened = halves.open_file(depot, durable, dead.clone().map(Queue::from_core).as_ref());
+            opened.map_err(|problems| Error::unless_none(subject.clone(), problems).expect_err("there are some"))?;
+        }
+        let mut registry = self.inner.registry.lock();
+        if registry.closed {
+            drop(registry);
+            return Err(Error::new(subject, "the broker was shut down"));
+        }
+        registry.topics.insert(Arc::clone(&topic.core.name), topic.core.clone());
+        if let Some(dead) = dead {
+            registry.queues.insert(Arc::clone(&dead.name), dead);
+        }
+        Ok(topic)
+    }
+}
+
+impl Broker {
+    /// A memory of what is done that is kept in the broker's file under a name: what was completed in an earlier run
+    /// is done, a claim that was open when the process ended is released. Asked for again, it is the same one.
+    ///
+    /// A completion is written a few milliseconds later, with one of the next commits, and before whatever is settled
+    /// or published after it. What is out of the window is deleted.
+    ///
+    /// ```
+    /// use postroom::{Broker, Claimed};
+    /// use std::time::Duration;
+    ///
+    /// # let path = std::env::temp_dir().join(format!("postroom-doc-memory-{}.db", std::process::id()));
+    /// let pay = |id: u64| -> Result<bool, postroom::Error> {
+    ///     let broker = Broker::open(&path)?;
+    ///     let seen = broker.durable_idempotency("payments", Duration::from_secs(3600))?;
+    ///     match seen.claim(id) {
+    ///         Claimed::New(claim) => claim.complete(),
+    ///         Claimed::Done | Claimed::InProgress => return Ok(false),
+    ///     }
+    ///     Ok(true)
+    /// };
+    /// assert!(pay(17)?);
+    /// assert!(!pay(17)? && pay(18)?);
+    /// # for end in ["", ".lock"] { let _ = std::fs::remove_file(format!("{}{end}", path.display())); }
+    /// # Ok::<(), postroom::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// A window of no time or no keys, or another one than the name has; an empty name or one with control characters;
+    /// a broker without a file, or that was shut down.
+    pub fn durable_idempotency(
+        &self,
+        name: impl Into<String>,
+        window: impl Into<Window>,
+    ) -> Result<Idempotency, Error> {
+        let (name, window) = (name.into(), window.into());
+        let subject = format!("idempotency {name:?}");
+        let mut problems = name_problems(&name);
+        problems.extend(window.problems());
+        Error::unless_none(subject.clone(), problems)?;
+        let Some(depot) = &self.inner.depot else { return Err(Error::new(subject, NO_STORE)) };
+        let _reservation = {
+            let reserved = memory_reservation(&name);
+            let mut registry = self.inner.registry_once_free(&reserved);
+            if registry.closed {
+                return Err(Error::new(subject, "the broker was shut down"));
+            }
+            if let Some(existing) = registry.memories.get(&name) {
+                return existing.if_within(window).map_err(|problem| Error::new(subject, problem));
+            }
+            registry.reserved.insert(reserved.clone());
+            Reservation { inner: &self.inner, names: vec![reserved] }
+        };
+        let opened = Idempotency::in_file(Arc::clone(&self.inner.runtime.clock), depot, &name, window);
+        let memory = opened.map_err(|error| Error::new(subject, format!("its file: {error}")))?;
+        self.inner.registry.lock().memories.insert(name, memory.clone());
+        Ok(memory)
+    }
+}
+
+impl Broker {
     pub(super) fn declare_log_durably<T: Send + Sync + 'static>(
         &self,
         builder: LogBuilder<T>,
@@ -136,8 +248,9 @@ impl Broker {
                 return same_log(&builder, existing, problems);
             }
             Error::unless_none(subject.clone(), problems)?;
-            registry.reserved_logs.insert(builder.name.clone());
-            LogReservation { inner: &self.inner, name: builder.name.clone() }
+            let names = vec![log_reservation(&builder.name)];
+            registry.reserved.extend(names.iter().cloned());
+            Reservation { inner: &self.inner, names }
         };
         let durable = builder.durable.as_ref().expect("only called for those");
         let files = durable.open(depot, &builder.name, builder.width());
@@ -187,17 +300,17 @@ impl WeakBroker {
     }
 }
 
-/// The name of a log that nobody else may declare meanwhile.
-struct LogReservation<'a> {
-    inner: &'a Inner,
-    name: String,
+/// Names have no control characters.
+fn topic_reservation(name: &str) -> String {
+    format!("topic\n{name}")
 }
 
-impl Drop for LogReservation<'_> {
-    fn drop(&mut self) {
-        self.inner.registry.lock().reserved_logs.remove(&self.name);
-        self.inner.declared.notify_all();
-    }
+fn log_reservation(name: &str) -> String {
+    format!("log\n{name}")
+}
+
+fn memory_reservation(name: &str) -> String {
+    format!("idempotency\n{name}")
 }
 
 /// Names that nobody else may declare meanwhile.
@@ -228,8 +341,17 @@ impl Inner {
 
     /// Waits while a log of this name is being filled from the file.
     pub(super) fn registry_without_log(&self, name: &str) -> MutexGuard<'_, Registry> {
+        self.registry_once_free(&log_reservation(name))
+    }
+
+    /// Waits while a topic of this name is being declared.
+    pub(super) fn registry_for_topic(&self, name: &str) -> MutexGuard<'_, Registry> {
+        self.registry_once_free(&topic_reservation(name))
+    }
+
+    fn registry_once_free(&self, name: &str) -> MutexGuard<'_, Registry> {
         let mut registry = self.registry.lock();
-        while registry.reserved_logs.contains(name) {
+        while registry.reserved.contains(name) {
             self.declared.wait(&mut registry);
         }
         registry

@@ -4,6 +4,7 @@ use crate::dead_letter::DeadLetter;
 use crate::message::Message;
 use crate::outcome::Failure;
 use crate::queue::Queue;
+use crate::queue::durable::{Durable, Mode, promise};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,6 +61,8 @@ pub struct CheckBack<T> {
     pub(crate) listener: Listener<T>,
     pub(crate) timing: Timing,
     pub(crate) dead_letters: Option<Queue<DeadLetter<T>>>,
+    /// How half messages are to be kept in the broker's file.
+    pub(crate) durable: Option<Durable<T>>,
 }
 
 /// When to ask, as it is compared when a topic is declared again.
@@ -71,14 +74,16 @@ pub(crate) struct Timing {
     pub(crate) max_open: usize,
     /// `None`: a queue of the topic's own.
     pub(crate) dead_letters: Option<Arc<str>>,
+    /// `None`: only in memory.
+    pub(crate) durable: Option<Mode>,
 }
 
 impl<T: Send + Sync + 'static> CheckBack<T> {
     /// Asks `listener`: 6 s after a half message was prepared, then every 30 s, 15 times in all.
     pub fn new(listener: impl Fn(&Message<T>) -> Resolution + Send + Sync + 'static) -> Self {
         let (first, every) = (Duration::from_secs(6), Duration::from_secs(30));
-        let timing = Timing { first, every, times: 15, max_open: 10_000, dead_letters: None };
-        Self { listener: Arc::new(listener), timing, dead_letters: None }
+        let timing = Timing { first, every, times: 15, max_open: 10_000, dead_letters: None, durable: None };
+        Self { listener: Arc::new(listener), timing, dead_letters: None, durable: None }
     }
 
     /// How long after it was prepared a half message is first asked about: longer than local transactions
@@ -119,6 +124,70 @@ impl<T: Send + Sync + 'static> CheckBack<T> {
         self
     }
 
+    /// Keeps half messages in the broker's file (see [`Broker::open`](crate::Broker::open)) until they are settled,
+    /// payloads as JSON. Default: only in memory.
+    ///
+    /// * [`Topic::prepare`](crate::Topic::prepare) waits for the commit: once it has answered, the half message is
+    ///   written, or synced too, as `durability` says. So the local transaction that follows never commits without
+    ///   it.
+    /// * To commit it is one commit of the file: it is deleted there and written for all durable queues that it
+    ///   reaches. After a crash at any moment there is either the half message or the message. Where it goes to
+    ///   queues in memory or logs only, a full queue throws it away, or it is rolled back, the file hears of it a few
+    ///   milliseconds later; after a crash before that it is asked about again.
+    /// * A later run that declares the topic on the file has all that were open. They are asked about when it is their
+    ///   time, with the answers so far counted, but no sooner than [`CheckBack::first`] after the declaration: until
+    ///   then everything should be bound that their messages are for. If the listener says commit and nothing matches
+    ///   a message then, it is kept and tried again every second.
+    /// * A handle does not survive the process; [`Topic::commit_half`](crate::Topic::commit_half) and
+    ///   [`Topic::rollback_half`](crate::Topic::rollback_half) find it by its id.
+    /// * Unresolved ones are durable as well, as dead letters of the topic's own queue.
+    /// * What a shutdown leaves open stays in the file and counts as [stored](crate::ShutdownReport::stored).
+    ///
+    /// ```
+    /// use postroom::store::Durability;
+    /// use postroom::{Broker, CheckBack, Queue, Resolution, Topic};
+    ///
+    /// # let path = std::env::temp_dir().join(format!("postroom-doc-half-{}.db", std::process::id()));
+    /// fn orders(broker: &Broker) -> Result<(Topic<u32>, Queue<u32>), postroom::Error> {
+    ///     let check = CheckBack::new(|_| Resolution::Unknown).durable(Durability::Sync);
+    ///     let orders = broker.topic("orders").check_back(check).declare()?;
+    ///     let billing = broker.queue("billing").durable(Durability::Sync).declare()?;
+    ///     orders.bind(&billing, "#")?;
+    ///     Ok((orders, billing))
+    /// }
+    ///
+    /// let broker = Broker::open(&path)?;
+    /// let (topic, queue) = orders(&broker)?;
+    /// let id = topic.prepare("order.placed", 17)?.id(); // synced
+    /// drop((broker, topic, queue)); // the process ends, however it ends
+    ///
+    /// let broker = Broker::open(&path)?;
+    /// let (topic, queue) = orders(&broker)?;
+    /// topic.commit_half(id)?; // one commit
+    /// assert_eq!(**queue.recv()?, 17);
+    /// # drop((broker, topic, queue));
+    /// # for end in ["", ".lock"] { let _ = std::fs::remove_file(format!("{}{end}", path.display())); }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[cfg(feature = "sqlite")]
+    #[must_use]
+    pub fn durable(self, durability: crate::store::Durability) -> Self
+    where
+        T: serde::Serialize + serde::de::DeserializeOwned,
+    {
+        self.durable_with(durability, crate::codec::Json)
+    }
+
+    /// As [`CheckBack::durable`], with a codec for the payloads. The file notes its name, and the topic cannot be
+    /// declared with another one while that is so.
+    #[cfg(feature = "sqlite")]
+    #[must_use]
+    pub fn durable_with(mut self, durability: crate::store::Durability, codec: impl crate::codec::Codec<T>) -> Self {
+        self.timing.durable = Some(durability);
+        self.durable = Some(Durable::with(durability, codec));
+        self
+    }
+
     pub(crate) fn problems(&self) -> Vec<String> {
         let Timing { every, times, max_open, .. } = self.timing;
         let mut problems = Vec::new();
@@ -140,8 +209,9 @@ impl<T: Send + Sync + 'static> CheckBack<T> {
 
 impl fmt::Display for Timing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { first, every, times, max_open, dead_letters } = self;
+        let Self { first, every, times, max_open, dead_letters, durable } = self;
         write!(f, "check-back after {first:?}, then every {every:?}, {times} times, at most {max_open} open")?;
+        durable.map_or(Ok(()), |mode| write!(f, ", {}", promise(mode)))?;
         dead_letters.as_ref().map_or(Ok(()), |queue| write!(f, ", dead letters to {queue:?}"))
     }
 }

@@ -27,6 +27,12 @@ pub enum PrepareError<T> {
     /// The system refused the thread that is to ask the listener.
     #[error("topic {:?} has no thread for its check-back", .0.by())]
     NoThread(Refused<T>),
+    /// The topic's half messages are durable, and its codec refuses the payload.
+    #[error("topic {:?} cannot write it: {}", .0.by(), .0.detail())]
+    Unencodable(Refused<T>),
+    /// The topic's half messages are durable, and the file did not take it.
+    #[error("the file did not take it for topic {:?}", .0.by())]
+    NotStored(Refused<T>),
 }
 
 impl<T> PrepareError<T> {
@@ -38,7 +44,9 @@ impl<T> PrepareError<T> {
             | Self::TooMany(refused)
             | Self::SameId(refused)
             | Self::Closed(refused)
-            | Self::NoThread(refused) => refused.into_message(),
+            | Self::NoThread(refused)
+            | Self::Unencodable(refused)
+            | Self::NotStored(refused) => refused.into_message(),
         }
     }
 }

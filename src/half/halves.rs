@@ -2,6 +2,7 @@
 
 use super::check_back::{CheckBack, Listener, Timing};
 use super::error::HalfError;
+use super::filed::Filed;
 use super::table::{Ending, Gone, Table};
 use super::{HalfFate, Resolution};
 use crate::clock::Timestamp;
@@ -12,6 +13,9 @@ use crate::message::{Delay, Message, MessageId, Text};
 use crate::outcome::{contained, drop_contained};
 use crate::queue::builder::Settings;
 use crate::queue::core::{Admission, Core, Patience};
+use crate::queue::durable::Along;
+#[cfg(feature = "sqlite")]
+use crate::queue::durable::FileError;
 use crate::queue::keyed::KeyRule;
 use crate::retry::Retry;
 use crate::runtime::{Event, Registration, Runtime};
@@ -21,7 +25,7 @@ use crate::sync::{AtomicBool, Mutex, Ordering};
 use crate::topic::{Receipt, TopicCore};
 use crate::transaction::Obstacle;
 use std::fmt;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 /// For what a full queue keeps from happening.
@@ -35,6 +39,8 @@ pub(crate) struct Halves<T> {
     core: Weak<TopicCore<T>>,
     me: Weak<Self>,
     listener: Listener<T>,
+    /// The part of it that is in the broker's file, set before anybody knows of a durable topic.
+    pub(super) filed: OnceLock<Filed<T>>,
     table: Mutex<Table<T>>,
     place: Registration,
     /// Those that the listener is to be asked about, one at a time.
@@ -55,6 +61,7 @@ pub(super) struct Counts {
     panicked: Counter,
     unresolved: Counter,
     drained: Counter,
+    recovered: Counter,
 }
 
 /// Why nothing could be prepared.
@@ -63,6 +70,11 @@ pub(super) enum Unprepared {
     SameId,
     Closed,
     NoThread(Error),
+    /// By the codec, in these words.
+    #[cfg(feature = "sqlite")]
+    Unencodable(String),
+    #[cfg(feature = "sqlite")]
+    NotStored(FileError),
 }
 
 impl<T: Send + Sync + 'static> Halves<T> {
@@ -81,6 +93,7 @@ impl<T: Send + Sync + 'static> Halves<T> {
             core: Arc::downgrade(core),
             me: Weak::clone(me),
             listener,
+            filed: OnceLock::new(),
             table: Mutex::new(Table::new()),
             place: Registration::new(&runtime, me.clone()),
             checks,
@@ -106,6 +119,7 @@ impl<T: Send + Sync + 'static> Halves<T> {
             return Err((message, Unprepared::NoThread(error)));
         }
         let (id, next) = (message.id, self.runtime.clock.now().after(self.timing.first));
+        let written = self.is_durable();
         let mut table = self.table.lock();
         let shut =
             self.ended.load(Ordering::SeqCst) || self.draining.load(Ordering::SeqCst) && !self.runtime.is_worker();
@@ -118,7 +132,12 @@ impl<T: Send + Sync + 'static> Halves<T> {
         if table.len() >= self.timing.max_open {
             return Err((message, Unprepared::TooMany));
         }
-        let ending = table.insert(Text::new(key), message, next);
+        if written {
+            let ending = table.reserve(id, Text::new(key), next);
+            drop(table);
+            return self.prepare_durably(message, next).map(|()| (id, ending));
+        }
+        let ending = table.insert(Text::new(key), message, 0, next);
         self.counts.prepared.add(1);
         let earliest = table.earliest() == Some(next);
         drop(table);
@@ -128,8 +147,49 @@ impl<T: Send + Sync + 'static> Halves<T> {
         Ok((id, ending))
     }
 
+    /// Its place in the table is reserved, and nobody sees it before it is in the file.
+    fn prepare_durably(&self, mut message: Message<T>, next: Timestamp) -> Result<(), (Message<T>, Unprepared)> {
+        match self.write(&message, next) {
+            Ok(place) => {
+                message.restore_place(place);
+                self.counts.prepared.add(1);
+                self.put_back(message, Some(next));
+                Ok(())
+            }
+            Err(why) => {
+                self.table.lock().forgo(message.id);
+                self.runtime.note_progress();
+                Err((message, why))
+            }
+        }
+    }
+
+    #[cfg(feature = "sqlite")]
+    pub(super) fn weak(&self) -> Weak<Self> {
+        Weak::clone(&self.me)
+    }
+
+    /// One of an earlier run.
+    #[cfg(feature = "sqlite")]
+    pub(super) fn recovered(&self, message: Message<T>, checks: u32, next: Timestamp) {
+        self.counts.recovered.add(1);
+        let key = message.routing_key.clone();
+        self.table.lock().insert(key, message, checks, next);
+    }
+
+    /// When the next is asked about.
+    #[cfg(feature = "sqlite")]
+    pub(super) fn next(&self) -> Option<Timestamp> {
+        self.table.lock().earliest()
+    }
+
+    #[cfg(feature = "sqlite")]
+    pub(super) fn arm(&self, due: Timestamp) {
+        self.place.arm(due);
+    }
+
     /// The worker that asks, before there is anything to ask about.
-    fn start_asking(&self) -> Result<(), Error> {
+    pub(super) fn start_asking(&self) -> Result<(), Error> {
         let mut asks = self.asks.lock();
         if *asks || self.checks.is_closed() {
             return Ok(());
@@ -176,7 +236,8 @@ impl<T: Send + Sync + 'static> Halves<T> {
         if self.table.lock().get_mut(id).is_some_and(|entry| entry.decided && entry.is_for(handle)) {
             return Err(HalfError::Settled(HalfFate::Committed));
         }
-        let (_, message) = self.take(id, handle)?;
+        let (_, mut message) = self.take(id, handle)?;
+        self.erase(&mut message);
         drop_contained(message);
         self.counts.rolled_back.add(1);
         self.removed(id, HalfFate::RolledBack);
@@ -194,12 +255,32 @@ impl<T: Send + Sync + 'static> Halves<T> {
         })
     }
 
-    fn publish(&self, key: &Text, message: Message<T>, patience: Patience) -> Result<Receipt, (Message<T>, HalfError)> {
+    /// In one commit, it is deleted from the file where it was and written for the durable queues it reaches.
+    fn publish(
+        &self,
+        key: &Text,
+        mut message: Message<T>,
+        patience: Patience,
+    ) -> Result<Receipt, (Message<T>, HalfError)> {
         let Some(topic) = self.core.upgrade() else { return Err((message, HalfError::Closed)) };
-        topic.publish(key.as_str(), message, patience).map_err(|error| {
-            let why = HalfError::Refused { by: error.by().to_owned(), why: (&error).into() };
-            (error.into_message(), why)
-        })
+        let place = message.place();
+        let rider = self.rider(place);
+        if rider.is_some() {
+            message.extras_mut().rider = rider.for_message();
+        }
+        match topic.publish(key.as_str(), message, patience) {
+            Ok(receipt) => {
+                rider.end();
+                Ok(receipt)
+            }
+            Err(error) => {
+                rider.revoke();
+                let why = HalfError::Refused { by: error.by().to_owned(), why: (&error).into() };
+                let mut message = error.into_message();
+                message.restore_place(place);
+                Err((message, why))
+            }
+        }
     }
 
     fn put_back(&self, message: Message<T>, next: Option<Timestamp>) {
@@ -260,13 +341,22 @@ impl<T: Send + Sync + 'static> Halves<T> {
     /// Without waiting: others are to be asked about. What finds no room is tried again, and not asked about.
     fn commit_as_told(&self, id: MessageId) {
         let Ok((key, message)) = self.take(id, None) else { return };
-        match self.publish(&key, message, Patience::None) {
+        // The one who prepared it is gone, and so may be what it was for: perhaps that is only not bound yet.
+        let published = match self.core.upgrade() {
+            Some(topic) if self.is_durable() && topic.leads_nowhere(&message) => {
+                let why = HalfError::Refused { by: self.topic.to_string(), why: Obstacle::Unroutable };
+                Err((message, why))
+            }
+            _ => self.publish(&key, message, Patience::None),
+        };
+        match published {
             Ok(_) => {
                 self.counts.committed.add(1);
                 self.removed(id, HalfFate::Committed);
             }
-            Err((message, HalfError::Refused { why: Obstacle::Duplicate { under_way: false }, .. })) => {
+            Err((mut message, HalfError::Refused { why: Obstacle::Duplicate { under_way: false }, .. })) => {
                 // It was published in another way, so there is nothing left to do.
+                self.erase(&mut message);
                 drop_contained(message);
                 self.counts.committed.add(1);
                 self.removed(id, HalfFate::Committed);
@@ -286,9 +376,11 @@ impl<T: Send + Sync + 'static> Halves<T> {
             let mut table = self.table.lock();
             let Some(entry) = table.get_mut(id) else { return };
             entry.checks += u32::from(!given_up);
-            let checks = entry.checks;
-            let earliest = table.looked_at(id, Some(now.after(self.timing.every)));
+            let (checks, place) = (entry.checks, entry.message.as_ref().and_then(Message::place));
+            let next = now.after(self.timing.every);
+            let earliest = table.looked_at(id, Some(next));
             drop(table);
+            self.note_check(place, checks, next);
             earliest.into_iter().for_each(|due| self.place.arm(due));
             checks
         };
@@ -323,6 +415,10 @@ impl<T: Send + Sync + 'static> Halves<T> {
 
     /// Takes out all that are open and not just being settled.
     pub(super) fn drain(&self) -> Vec<Message<T>> {
+        if self.is_durable() && self.ended.load(Ordering::SeqCst) {
+            // They stay in the file.
+            return Vec::new();
+        }
         let mut table = self.table.lock();
         let ids = table.ids();
         let taken: Vec<_> = ids.into_iter().filter_map(|id| table.take(id, None).ok()).collect();
@@ -330,7 +426,9 @@ impl<T: Send + Sync + 'static> Halves<T> {
         self.counts.drained.add(taken.len() as u64);
         drop(table);
         self.runtime.note_progress();
-        taken.into_iter().map(|(_, message)| message).collect()
+        let mut messages: Vec<_> = taken.into_iter().map(|(_, message)| message).collect();
+        messages.iter_mut().for_each(|message| self.erase(message));
+        messages
     }
 
     pub(crate) fn stats(&self) -> HalfStats {
@@ -341,6 +439,7 @@ impl<T: Send + Sync + 'static> Halves<T> {
             rolled_back: counts.rolled_back.get(),
             unresolved: counts.unresolved.get(),
             drained: counts.drained.get(),
+            recovered: counts.recovered.get(),
             unknown: counts.unknown.get(),
             checked: counts.checked.get(),
             panicked: counts.panicked.get(),
@@ -356,6 +455,10 @@ impl<T: Send + Sync + 'static> Redrives<T> for Halves<T> {
         }
         let key = message.routing_key.clone();
         self.publish(&key, message, Patience::None).map(drop).map_err(|(message, _)| message)
+    }
+
+    fn leave_file(&self, message: &mut Message<T>) -> Along {
+        self.depart(message)
     }
 }
 
@@ -384,6 +487,8 @@ impl<T> fmt::Display for Halves<T> {
 pub(crate) trait AnyHalves: Send + Sync {
     fn topic(&self) -> &str;
     fn open(&self) -> u64;
+    /// Whether they stay in the broker's file.
+    fn stay(&self) -> bool;
     /// From now on only the broker's own workers may prepare any.
     fn start_draining(&self);
     /// Shutdown is about to report; nothing is settled any more.
@@ -398,6 +503,9 @@ impl<T: Send + Sync + 'static> AnyHalves for Halves<T> {
     }
     fn open(&self) -> u64 {
         self.table.lock().len() as u64
+    }
+    fn stay(&self) -> bool {
+        self.is_durable()
     }
     fn start_draining(&self) {
         let _table = self.table.lock();

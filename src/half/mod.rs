@@ -2,6 +2,11 @@
 
 mod check_back;
 mod error;
+#[cfg(feature = "sqlite")]
+mod filed;
+#[cfg(not(feature = "sqlite"))]
+#[path = "memory_only.rs"]
+mod filed;
 mod halves;
 mod table;
 
@@ -168,7 +173,8 @@ impl<T: Send + Sync + 'static> Topic<T> {
     /// If the producer vanishes in between, the topic's [`CheckBack`] asks what became of the transaction, and the
     /// message is published, dropped, or in the end a dead letter: never lost, and never published unasked. So
     /// what is saved and what is published agree, without a transaction over both. The message itself lives in
-    /// memory: what is open when the process dies is gone, and the order is saved.
+    /// memory, and is gone when the process dies, unless the check-back is `durable` (feature `sqlite`): then this
+    /// waits until it is in the broker's file.
     ///
     /// ```
     /// use postroom::{Broker, CheckBack, Message, Queue, Resolution, Topic};
@@ -204,8 +210,8 @@ impl<T: Send + Sync + 'static> Topic<T> {
     /// ```
     ///
     /// # Errors
-    /// Gives the message back: the topic has no check-back, too many are open, one of the same id is, or the broker
-    /// is shutting down.
+    /// Gives the message back: the topic has no check-back, too many are open, one of the same id is, the broker is
+    /// shutting down, or the broker's file does not take it.
     pub fn prepare(&self, key: impl AsRef<str>, message: impl Into<Message<T>>) -> Result<Half<T>, PrepareError<T>> {
         let mut message = message.into();
         message.forget_request();
@@ -219,6 +225,14 @@ impl<T: Send + Sync + 'static> Topic<T> {
             Err((message, Unprepared::Closed)) => Err(PrepareError::Closed(refused(message))),
             Err((message, Unprepared::NoThread(error))) => {
                 Err(PrepareError::NoThread(refused(message).because(error.to_string())))
+            }
+            #[cfg(feature = "sqlite")]
+            Err((message, Unprepared::Unencodable(words))) => {
+                Err(PrepareError::Unencodable(refused(message).because(words)))
+            }
+            #[cfg(feature = "sqlite")]
+            Err((message, Unprepared::NotStored(error))) => {
+                Err(PrepareError::NotStored(refused(message).not_stored(error)))
             }
         }
     }
@@ -294,7 +308,8 @@ impl<T: Send + Sync + 'static> Topic<T> {
         self.core.halves().map_or_else(Vec::new, |halves| halves.list())
     }
 
-    /// Takes all open half messages out, except those just being settled. Also after shutdown.
+    /// Takes all open half messages out, except those just being settled. Also after shutdown, unless they are
+    /// durable: then they stay in the file.
     #[must_use = "the messages are no longer kept"]
     pub fn drain_halves(&self) -> Vec<Message<T>> {
         self.core.halves().map_or_else(Vec::new, |halves| halves.drain())

@@ -60,14 +60,37 @@ impl<T> Table<T> {
         self.entries.contains_key(&id)
     }
 
-    pub(super) fn insert(&mut self, key: Text, message: Message<T>, next: Timestamp) -> Ending {
+    pub(super) fn insert(&mut self, key: Text, message: Message<T>, checks: u32, next: Timestamp) -> Ending {
+        let due = Some(self.due.insert(next, message.id));
+        self.enter(message.id, key, Some(message), checks, next, due)
+    }
+
+    /// Keeps a place for one that is being written: [`Table::put_back`] or [`Table::forgo`] follows.
+    pub(super) fn reserve(&mut self, id: MessageId, key: Text, next: Timestamp) -> Ending {
+        self.settling += 1;
+        self.enter(id, key, None, 0, next, None)
+    }
+
+    fn enter(
+        &mut self,
+        id: MessageId,
+        key: Text,
+        message: Option<Message<T>>,
+        checks: u32,
+        next: Timestamp,
+        due: Option<DelayKey>,
+    ) -> Ending {
         let ending = Ending::default();
-        let (id, due) = (message.id, Some(self.due.insert(next, message.id)));
         let ours = Arc::clone(&ending);
-        let entry =
-            Entry { key, message: Some(message), ending: ours, checks: 0, next, due, looked_at: false, decided: false };
+        let entry = Entry { key, message, ending: ours, checks, next, due, looked_at: false, decided: false };
         self.entries.insert(id, entry);
         ending
+    }
+
+    /// It could not be written.
+    pub(super) fn forgo(&mut self, id: MessageId) {
+        self.settling -= 1;
+        self.entries.remove(&id);
     }
 
     pub(super) fn get_mut(&mut self, id: MessageId) -> Option<&mut Entry<T>> {

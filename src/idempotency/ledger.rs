@@ -20,6 +20,7 @@ struct Book<W> {
     entries: AHashMap<Text, Entry<W>>,
     /// What is done, oldest first. An item whose number is not its entry's any more is a left-over.
     done: VecDeque<(Text, u64)>,
+    /// Of the next that is done.
     number: u64,
 }
 
@@ -86,15 +87,33 @@ impl<W> Ledger<W> {
         }
     }
 
-    /// The work is done; who has waited for that.
-    pub(crate) fn complete(&self, key: &Text, now: Timestamp) -> Vec<W> {
+    /// The work is done; who has waited for that. `note` is told the number of the oldest key that is still remembered,
+    /// in the order of completion and before anybody finds this one done. It runs under the lock.
+    pub(crate) fn complete_noting(&self, key: &Text, now: Timestamp, note: impl FnOnce(u64)) -> Vec<W> {
         let mut book = self.book.lock();
-        book.number += 1;
-        let (until, number) = (now.after(self.window.time), book.number);
-        let ended = book.entries.insert(key.clone(), Entry::Done { until, number });
-        book.done.push_back((key.clone(), number));
+        let ended = book.finish(key.clone(), now.after(self.window.time));
         book.forget(now, self.window.max);
+        note(book.done.front().map_or(book.number, |(_, number)| *number));
         waiting(ended)
+    }
+
+    /// A key that was done in an earlier run, at that time; the oldest come first. `number` is its number.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn restore(&self, key: Text, number: u64, at: Timestamp) {
+        let mut book = self.book.lock();
+        book.number = number;
+        book.finish(key, at.after(self.window.time));
+    }
+
+    /// The number that the next key to be done gets.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn begin_at(&self, number: u64) {
+        self.book.lock().number = number;
+    }
+
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn window(&self) -> Window {
+        self.window
     }
 
     /// The work has failed, and may be done by another; who has waited for that.
@@ -131,6 +150,14 @@ fn waiting<W>(ended: Option<Entry<W>>) -> Vec<W> {
 }
 
 impl<W> Book<W> {
+    /// It is done; what it was before.
+    fn finish(&mut self, key: Text, until: Timestamp) -> Option<Entry<W>> {
+        let number = self.number;
+        self.number += 1;
+        self.done.push_back((key.clone(), number));
+        self.entries.insert(key, Entry::Done { until, number })
+    }
+
     /// Forgets what is out of date, and of what is done as much as is too much.
     fn forget(&mut self, now: Timestamp, max: usize) {
         for _ in 0..FORGET_AT_ONCE {
@@ -163,6 +190,12 @@ mod tests {
 
     fn ledger(seconds: u64, max: usize) -> Ledger<u32> {
         Ledger::new(Window::of(Duration::from_secs(seconds)).max(max))
+    }
+
+    impl<W> Ledger<W> {
+        fn complete(&self, key: &Text, now: Timestamp) -> Vec<W> {
+            self.complete_noting(key, now, |_| {})
+        }
     }
 
     fn at(seconds: u64) -> Timestamp {

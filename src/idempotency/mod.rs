@@ -1,13 +1,19 @@
 //! Doing once what may be asked for twice.
 
+#[cfg(feature = "sqlite")]
+mod filed;
 mod ledger;
 
+#[cfg(feature = "sqlite")]
+pub(crate) use filed::DoneStream;
 pub(crate) use ledger::{Found, Ledger, Screened};
 
 use crate::broker::Broker;
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::message::Text;
+#[cfg(feature = "sqlite")]
+use crate::{queue::durable::Depot, store::StoreError};
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
@@ -68,7 +74,8 @@ impl fmt::Display for Window {
 ///
 /// Claim a key before the work, complete the claim after it; a claim that is released, or dropped by an early
 /// return or a panic, leaves the key as if nothing had been. So work that failed is never taken for a duplicate.
-/// Clones share one memory. It is kept in this process and ends with it.
+/// Clones share one memory. It is kept in this process and ends with it, unless it is
+/// `Broker::durable_idempotency` (feature `sqlite`).
 ///
 /// ```
 /// use postroom::{Claimed, Idempotency, Message, Queue, QueueBuilder};
@@ -104,6 +111,22 @@ struct Inner {
     ledger: Ledger<Infallible>,
     clock: Arc<Clock>,
     window: Window,
+    #[cfg(feature = "sqlite")]
+    filed: Option<(Arc<Depot>, DoneStream)>,
+}
+
+impl Inner {
+    fn complete(&self, key: &Text) {
+        let now = self.clock.now();
+        self.ledger.complete_noting(key, now, |oldest| {
+            #[cfg(feature = "sqlite")]
+            if let Some((depot, done)) = &self.filed {
+                depot.note(done.note(0, key, now, oldest));
+            }
+            #[cfg(not(feature = "sqlite"))]
+            let _ = oldest;
+        });
+    }
 }
 
 /// What [`Idempotency::claim`] finds.
@@ -136,7 +159,35 @@ impl Idempotency {
 
     fn on(clock: Arc<Clock>, window: Window) -> Result<Self, Error> {
         Error::unless_none("idempotency", window.problems())?;
-        Ok(Self { inner: Arc::new(Inner { ledger: Ledger::new(window), clock, window }) })
+        let ledger = Ledger::new(window);
+        #[cfg(feature = "sqlite")]
+        let inner = Inner { ledger, clock, window, filed: None };
+        #[cfg(not(feature = "sqlite"))]
+        let inner = Inner { ledger, clock, window };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// With what earlier runs have completed under that name.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn in_file(
+        clock: Arc<Clock>,
+        depot: &Arc<Depot>,
+        name: &str,
+        window: Window,
+    ) -> Result<Self, StoreError> {
+        let ledger = Ledger::new(window);
+        let done = DoneStream::open(&depot.store, ("idempotency", name, "by key"), &ledger, clock.now())?;
+        let filed = Some((Arc::clone(depot), done));
+        Ok(Self { inner: Arc::new(Inner { ledger, clock, window, filed }) })
+    }
+
+    /// The same, if that is its window.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn if_within(&self, window: Window) -> Result<Self, String> {
+        if self.inner.window == window {
+            return Ok(self.clone());
+        }
+        Err(format!("it exists with the window {}, asked for {window}", self.inner.window))
     }
 
     /// Claims a message's id, or any key that shows itself as text.
@@ -177,7 +228,7 @@ impl Claim {
     /// It is done: others find [`Claimed::Done`] for as long as the window says.
     pub fn complete(mut self) {
         if let Some(key) = self.key.take() {
-            self.inner.ledger.complete(&key, self.inner.clock.now());
+            self.inner.complete(&key);
         }
     }
 

@@ -476,9 +476,14 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
     /// * [`Queue::send_in`] sends in a transaction of yours, together with your own rows in the same file.
     /// * Its own dead-letter queue is durable as well. One given with [`QueueBuilder::dead_letter_to`] is what it
     ///   was declared as: a dead letter in memory is lost with the process.
-    /// * A named [timer](crate::Message::with_timer) no longer finds a message of an earlier run. What
-    ///   [parked](QueueBuilder::on_exhausted) a key does not park it after a restart: the message is tried again.
-    ///   What an [idempotent](QueueBuilder::idempotent) queue has seen is forgotten.
+    /// * A [timer](crate::Message::with_timer) with a name finds a delayed message of an earlier run once its queue is
+    ///   declared; a handle ends with its process. What is cancelled is deleted a few milliseconds later, as what is
+    ///   settled is. A key that is [parked](QueueBuilder::on_exhausted) stays so until it is released or dropped, and
+    ///   a stopped queue until it is resumed, also by a later run; one declared with another policy tries again.
+    /// * An [idempotent](QueueBuilder::idempotent) queue remembers over a restart what it has completed, within its
+    ///   window: a key is noted in the commit that deletes its message, and deleted once the window has passed. What
+    ///   was in hand when the process ended counts as released. Other sorts of keys (by id, by a function) than before
+    ///   begin afresh.
     ///
     /// ```
     /// use postroom::store::Durability;
@@ -510,9 +515,7 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
     #[cfg(feature = "sqlite")]
     pub fn durable_with(mut self, durability: crate::store::Durability, codec: impl crate::codec::Codec<T>) -> Self {
         self.settings.durable = Some(durability);
-        let (version, upgrade) = (0, None);
-        let coding = crate::queue::durable::Coding { codec: Arc::new(codec), version, upgrade };
-        self.durable = Some(Durable { durability, coding, window: crate::queue::durable::WINDOW });
+        self.durable = Some(Durable::with(durability, codec));
         self
     }
 

@@ -1,9 +1,10 @@
 //! Stands in for durable queues where the feature `sqlite` is off: there are none, and nothing has a place.
 
 use crate::clock::Timestamp;
-use crate::message::Message;
+use crate::message::{Message, Text};
 use crate::queue::core::{Accepted, Core, Patience, Refusal};
 use crate::queue::fifo::Chunk;
+use crate::queue::keyed::Hold;
 use std::convert::Infallible;
 use std::marker::PhantomData;
 
@@ -31,6 +32,21 @@ impl Along {
     pub(crate) fn delete(self) {}
 }
 
+/// What changes in a file with a message: nothing.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Rider;
+
+impl Rider {
+    pub(crate) fn for_message(&self) -> Self {
+        Self
+    }
+    pub(crate) fn is_some(&self) -> bool {
+        false
+    }
+    pub(crate) fn revoke(self) {}
+    pub(crate) fn end(self) {}
+}
+
 pub(crate) struct Moving;
 
 impl Moving {
@@ -49,6 +65,8 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn forget(&self, _: &mut Message<T>) {}
     pub(crate) fn forget_all<'a>(&self, _: impl IntoIterator<Item = &'a mut Message<T>>) {}
     pub(crate) fn note_return(&self, _: &Message<T>, _: Option<Timestamp>) {}
+    pub(crate) fn note_parked(&self, _: &Message<T>, _: &Hold) {}
+    pub(crate) fn note_done(&self, _: &mut Message<T>, _: &Text, _: Timestamp, _: u64) {}
     pub(crate) fn is_beyond_reach(&self) -> bool {
         false
     }

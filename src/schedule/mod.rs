@@ -2,6 +2,11 @@
 
 #[cfg(feature = "cron")]
 mod cron;
+#[cfg(feature = "sqlite")]
+mod filed;
+#[cfg(not(feature = "sqlite"))]
+#[path = "memory_only.rs"]
+mod filed;
 mod rule;
 
 use crate::broker::Broker;
@@ -11,11 +16,15 @@ use crate::message::Message;
 use crate::outcome::{contained, drop_contained};
 use crate::queue::Queue;
 use crate::queue::builder::name_problems;
+#[cfg(feature = "sqlite")]
+use crate::queue::core::Patience;
+use crate::queue::durable::Rider;
 use crate::runtime::Runtime;
 use crate::scheduler::{Timed, TimedId};
 use crate::sync::Mutex;
 use crate::topic::Topic;
-use rule::{Rule, firings_due};
+use filed::Book;
+use rule::{Due, Rule, firings_due};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -71,7 +80,7 @@ pub enum Missed {
 ///
 /// A schedule belongs to its broker, not to its handles. It ends when it is removed, when the broker is shut
 /// down, or with the broker's last clone. It does not outlive the process: after a restart it is declared
-/// anew, and what would have fired meanwhile does not count as missed.
+/// anew, and what would have fired meanwhile does not count as missed, unless it is durable (feature `sqlite`).
 ///
 /// # Which time it goes by
 ///
@@ -89,6 +98,7 @@ pub struct ScheduleBuilder {
     asked: Option<Asked>,
     starting_at: Option<SystemTime>,
     missed: Missed,
+    durable: bool,
 }
 
 /// A rule as it was asked for.
@@ -107,7 +117,7 @@ const SHORTEST: Duration = Duration::from_millis(1);
 
 impl ScheduleBuilder {
     pub(crate) fn of(broker: Broker, name: String) -> Self {
-        Self { broker, name, asked: None, starting_at: None, missed: Missed::default() }
+        Self { broker, name, asked: None, starting_at: None, missed: Missed::default(), durable: false }
     }
 
     /// Fires at a fixed interval, at least a millisecond, for the first time one interval from now. The
@@ -168,6 +178,44 @@ impl ScheduleBuilder {
         self
     }
 
+    /// Notes in the broker's file (see [`Broker::open`]) when it fires next. A later run that schedules the same name
+    /// with the same rule goes on from there: what would have fired meanwhile was [missed](Self::missed), and is made
+    /// up for at once as far as that says. Default: only in memory.
+    ///
+    /// * Where a firing's message goes to durable queues only, it is noted in the commit that writes the message, so
+    ///   that after a crash the firing has happened once. Otherwise it is noted a few milliseconds later, and a crash
+    ///   before that repeats it.
+    /// * Bind everything that its messages are for before it is scheduled.
+    /// * An interval without a start goes on in the rhythm of the run before. With another rule it begins afresh, as
+    ///   it does after [`Schedule::remove`]. A pause ends with the process, and what it left out counts as missed then.
+    ///
+    /// ```
+    /// use postroom::store::Durability;
+    /// use postroom::{Broker, ManualClock, Queue};
+    /// use std::time::Duration;
+    ///
+    /// # let path = std::env::temp_dir().join(format!("postroom-doc-schedule-{}.db", std::process::id()));
+    /// const HOUR: Duration = Duration::from_secs(3600);
+    /// let clock = ManualClock::new();
+    /// let run = || -> Result<usize, postroom::Error> {
+    ///     let (broker, simulation) = Broker::builder().clock(clock.clone()).store(&path).build_simulated()?;
+    ///     let jobs: Queue<String> = broker.queue("jobs").durable(Durability::Sync).declare()?;
+    ///     broker.schedule("daily").every(24 * HOUR).durable().send(&jobs, || "report".to_string())?;
+    ///     simulation.advance(10 * HOUR);
+    ///     Ok(jobs.len())
+    /// };
+    /// assert_eq!(run()?, 0);
+    /// clock.advance(20 * HOUR); // the process is down
+    /// assert_eq!(run()?, 1);
+    /// # for end in ["", ".lock"] { let _ = std::fs::remove_file(format!("{}{end}", path.display())); }
+    /// # Ok::<(), postroom::Error>(())
+    /// ```
+    #[cfg(feature = "sqlite")]
+    pub fn durable(mut self) -> Self {
+        self.durable = true;
+        self
+    }
+
     /// Publishes what `payload` returns, a payload or a whole [`Message`], to a topic at each firing.
     ///
     /// ```
@@ -204,7 +252,16 @@ impl ScheduleBuilder {
             ours: Arc::ptr_eq(&topic.core.runtime, self.broker.runtime()),
         };
         let topic = topic.clone();
-        self.declare(target, Arc::new(move || topic.try_publish(&key, payload()).map(drop).map_err(in_words)))
+        let job = move |rider: Rider, report: Report| {
+            let mut message = payload().into();
+            ride(&rider, &mut message);
+            #[cfg(feature = "sqlite")]
+            topic.publish_later(&key, message, Patience::None).then(|result| report.give(result));
+            #[cfg(not(feature = "sqlite"))]
+            report.give(topic.try_publish(&key, message));
+            rider.end();
+        };
+        self.declare(target, Arc::new(job))
     }
 
     /// Sends what `payload` returns, a payload or a whole [`Message`], to a queue at each firing.
@@ -225,7 +282,16 @@ impl ScheduleBuilder {
             ours: Arc::ptr_eq(&queue.core.runtime, self.broker.runtime()),
         };
         let queue = queue.clone();
-        self.declare(target, Arc::new(move || queue.try_send(payload()).map(drop).map_err(in_words)))
+        let job = move |rider: Rider, report: Report| {
+            let mut message = payload().into();
+            ride(&rider, &mut message);
+            #[cfg(feature = "sqlite")]
+            queue.send_later(message, Patience::None).then(|result| report.give(result));
+            #[cfg(not(feature = "sqlite"))]
+            report.give(queue.try_send(message));
+            rider.end();
+        };
+        self.declare(target, Arc::new(job))
     }
 
     fn declare(self, target: Target, job: Job) -> Result<Schedule, Error> {
@@ -235,11 +301,29 @@ impl ScheduleBuilder {
         if !target.ours {
             problems.push(format!("its target, {}, belongs to another broker", target.text));
         }
-        let plan = Plan { rule: self.rule_text(), target: target.text, missed: self.missed };
+        let plan = Plan { rule: self.rule_text(), target: target.text, missed: self.missed, durable: self.durable };
+        let (book, next) = match self.open_book(&plan.rule) {
+            Ok(opened) => opened.unzip(),
+            Err(problem) => {
+                problems.push(problem);
+                (None, None)
+            }
+        };
         self.broker.schedule_table().declare(&self.name, plan, problems, |name, plan| {
-            let rule = rule.expect("a problem otherwise");
-            Entry::start(name, plan, rule, runtime, job)
+            let rule = rule.expect("a problem otherwise").going_on(next.flatten(), runtime.clock.now());
+            Entry::start(name, plan, rule, runtime, book, job)
         })
+    }
+
+    /// With its next firing, if an earlier run has noted one.
+    #[cfg(feature = "sqlite")]
+    fn open_book(&self, rule: &str) -> Result<Option<(Book, Option<Timestamp>)>, String> {
+        self.durable.then(|| Book::open(&self.broker, &self.name, rule)).transpose()
+    }
+
+    #[cfg(not(feature = "sqlite"))]
+    fn open_book(&self, _: &str) -> Result<Option<(Book, Option<Timestamp>)>, String> {
+        Ok(None)
     }
 
     /// The rule as a line for people; two rules are the same if their lines are.
@@ -290,8 +374,25 @@ struct Target {
     ours: bool,
 }
 
-/// Makes a message and hands it over, or says why not.
-type Job = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+/// Makes a message and hands it over, then or later reporting what came of it.
+type Job = Arc<dyn Fn(Rider, Report) + Send + Sync>;
+
+/// Who hears what came of a firing.
+struct Report(Weak<Entry>);
+
+impl Report {
+    fn give<R, E: fmt::Display>(self, result: Result<R, E>) {
+        if let Some(entry) = self.0.upgrade() {
+            entry.count(result.map(drop).map_err(in_words));
+        }
+    }
+}
+
+fn ride<T>(rider: &Rider, message: &mut Message<T>) {
+    if rider.is_some() {
+        message.extras_mut().rider = rider.for_message();
+    }
+}
 
 /// The error holds the message, whose destructor is a user's.
 fn in_words<E: fmt::Display>(error: E) -> String {
@@ -329,6 +430,7 @@ impl Schedule {
         if state.paused && state.job.is_some() {
             state.paused = false;
             state.next = self.entry.rule.next_after(now);
+            self.entry.book.iter().for_each(|book| book.note(state.next));
             self.entry.arm(&state);
         }
     }
@@ -338,7 +440,9 @@ impl Schedule {
         if let Some(table) = self.table.upgrade() {
             table.forget(&self.entry);
         }
+        self.entry.state.lock().removed = true;
         self.entry.end();
+        self.entry.forget();
     }
 
     /// When it fires next; `None` while it is paused, and once it has been removed or has no time left.
@@ -476,6 +580,7 @@ struct Plan {
     rule: String,
     target: String,
     missed: Missed,
+    durable: bool,
 }
 
 impl Plan {
@@ -491,6 +596,9 @@ impl Plan {
         if self.missed != other.missed {
             found.push(format!("missed is {:?}, asked for {:?}", self.missed, other.missed));
         }
+        if self.durable != other.durable {
+            found.push(format!("durable is {}, asked for {}", self.durable, other.durable));
+        }
         found
     }
 }
@@ -502,6 +610,9 @@ struct Entry {
     plan: Plan,
     rule: Rule,
     runtime: Arc<Runtime>,
+    /// Of a durable one.
+    book: Option<Book>,
+    me: Weak<Self>,
     state: Mutex<State>,
 }
 
@@ -511,6 +622,7 @@ struct State {
     timed: Option<TimedId>,
     next: Option<Timestamp>,
     paused: bool,
+    removed: bool,
     fired: u64,
     failed: u64,
     missed: u64,
@@ -518,19 +630,28 @@ struct State {
 }
 
 impl Entry {
-    fn start(name: Arc<str>, plan: Plan, rule: Rule, runtime: Arc<Runtime>, job: Job) -> Arc<Self> {
-        let next = rule.first_from(runtime.clock.now());
+    fn start(
+        name: Arc<str>,
+        plan: Plan,
+        (rule, next): (Rule, Option<Timestamp>),
+        runtime: Arc<Runtime>,
+        book: Option<Book>,
+        job: Job,
+    ) -> Arc<Self> {
+        book.iter().for_each(|book| book.note(next));
         let state = State {
             job: Some(job),
             timed: None,
             next,
             paused: false,
+            removed: false,
             fired: 0,
             failed: 0,
             missed: 0,
             last_error: None,
         };
-        let entry = Arc::new(Self { name, plan, rule, runtime, state: Mutex::new(state) });
+        let state = Mutex::new(state);
+        let entry = Arc::new_cyclic(|me| Self { name, plan, rule, runtime, book, me: Weak::clone(me), state });
         let timed: Weak<dyn Timed> = Arc::downgrade(&(Arc::clone(&entry) as Arc<dyn Timed>));
         let mut state = entry.state.lock();
         state.timed = Some(entry.runtime.scheduler.register(timed));
@@ -557,19 +678,29 @@ impl Entry {
         drop_contained(job);
     }
 
-    /// What to do now and how often. Moves on to the next firing, so that none happens twice.
-    fn take_due(&self, now: Timestamp) -> Option<(Job, u64)> {
+    /// What to do now and how often, and from when on. Moves on to the next firing, so that none happens twice.
+    fn take_due(&self, now: Timestamp) -> Option<(Job, Due, Timestamp)> {
         let mut state = self.state.lock();
         let job = state.job.clone()?;
-        let due = firings_due(&self.rule, state.next?, now, self.plan.missed);
+        let first = state.next?;
+        let due = firings_due(&self.rule, first, now, self.plan.missed);
         state.next = due.next;
         state.missed += due.left_out;
-        Some((job, due.fire))
+        Some((job, due, first))
     }
 
-    /// Runs user code, so no lock is held.
-    fn run(&self, job: &Job) {
-        let result = contained(|| job()).unwrap_or_else(|words| Err(format!("its function {words}")));
+    /// Runs user code, so no lock is held. `next` is the firing after this one.
+    fn run(&self, job: &Job, next: Option<Timestamp>) {
+        let rider = self.book.as_ref().map_or_else(Rider::default, |book| book.rider(next));
+        let report = Report(Weak::clone(&self.me));
+        let mine = rider.for_message();
+        if let Err(words) = contained(|| job(rider, report)) {
+            mine.end();
+            self.count(Err(format!("its function {words}")));
+        }
+    }
+
+    fn count(&self, result: Result<(), String>) {
         let mut state = self.state.lock();
         match result {
             Ok(()) => state.fired += 1,
@@ -578,6 +709,11 @@ impl Entry {
                 state.last_error = Some(words);
             }
         }
+    }
+
+    /// What the file says of it.
+    fn forget(&self) {
+        self.book.iter().for_each(Book::forget);
     }
 
     fn is_running(&self) -> bool {
@@ -603,13 +739,25 @@ impl Entry {
 
 impl Timed for Entry {
     fn fire(&self, now: Timestamp) -> Option<Timestamp> {
-        let (job, times) = self.take_due(now)?;
-        for _ in 0..times {
+        let (job, due, first) = self.take_due(now)?;
+        let mut next = Some(first);
+        for _ in 0..due.fire {
             // The function itself may pause or remove its schedule.
             if !self.is_running() {
                 break;
             }
-            self.run(&job);
+            next = match (self.plan.missed, next) {
+                (Missed::All, Some(this)) => self.rule.next_after(this),
+                _ => due.next,
+            };
+            self.run(&job, next);
+        }
+        if due.fire == 0 && due.left_out > 0 {
+            self.book.iter().for_each(|book| book.note(due.next));
+        }
+        if self.state.lock().removed {
+            // The firing under way has noted the next one.
+            self.forget();
         }
         // It may have been removed meanwhile, and this be the last of its job.
         drop_contained(job);

@@ -47,6 +47,18 @@ impl Rule {
         self.next_after(just_before(time))
     }
 
+    /// The rule with its first firing: the one that was noted as the next in an earlier run, if that is not too far
+    /// ahead to be right. An interval goes on from there.
+    pub(crate) fn going_on(self, noted: Option<Timestamp>, now: Timestamp) -> (Self, Option<Timestamp>) {
+        let fresh = self.first_from(now);
+        match (self, noted.filter(|&noted| fresh.is_none_or(|fresh| noted <= fresh))) {
+            (Self::Every { period, .. }, Some(first)) => (Self::Every { period, first }, Some(first)),
+            #[cfg(feature = "cron")]
+            (Self::Cron { cron, .. }, Some(start)) => (Self::Cron { cron, start }, Some(start)),
+            (rule, None) => (rule, fresh),
+        }
+    }
+
     /// How many firings there are from the firing `first` up to `end`, counted up to a bound, and the
     /// one after those.
     fn count(&self, first: Timestamp, end: Timestamp, at_most: u64) -> (u64, Option<Timestamp>) {

@@ -44,7 +44,8 @@ impl Store {
     ///
     /// Keep it short: no commit of the store's succeeds meanwhile. For the same reason `work` must not wait for
     /// one ([`commit`](Self::commit), [`flush`](Self::flush), [`Ticket::wait`](super::Ticket::wait)), nor call
-    /// this again; it would wait forever.
+    /// this again; it would wait forever. Sending or publishing to a durable queue is such a wait too, and so is
+    /// shutting the broker down; [`Queue::send_in`](crate::Queue::send_in) is the way to send from there.
     ///
     /// ```
     /// use postroom::store::{Item, Options, Store, StoreError, insert_in};

@@ -10,6 +10,8 @@ use crate::half::{CheckBack, Halves, Timing};
 use crate::idempotency::Window;
 use crate::queue::Queue;
 use crate::queue::builder::name_problems;
+#[cfg(feature = "sqlite")]
+use crate::queue::durable::Durable;
 use crate::queue::throttle::Throttle;
 use crate::rate::Rate;
 use crate::route::Index;
@@ -41,6 +43,8 @@ pub(super) struct TopicSettings {
     pub(super) alternate: Option<Arc<str>>,
     pub(super) admission: Option<Rate>,
     pub(super) refuse_duplicates: Option<Window>,
+    /// What was published is kept in the broker's file.
+    pub(super) remembers: bool,
     pub(super) retention: Retention,
     pub(super) check_back: Option<Timing>,
 }
@@ -113,6 +117,38 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
     pub fn refuse_duplicates(mut self, window: impl Into<Window>) -> Self {
         self.settings.refuse_duplicates = Some(window.into());
         self
+    }
+
+    /// As [`TopicBuilder::refuse_duplicates`], over a restart: the ids are kept in the broker's file (see
+    /// [`Broker::open`]). Where the message goes to durable queues, its id is noted in the commit that writes it, so
+    /// that a producer that publishes again after a crash, not knowing what became of its publish, publishes once.
+    /// Otherwise, and in a transaction, it is noted a few milliseconds later. What is out of the window is deleted.
+    ///
+    /// ```
+    /// use postroom::store::Durability;
+    /// use postroom::{Broker, Message, PublishError, Queue, Topic};
+    /// use std::time::Duration;
+    ///
+    /// # let path = std::env::temp_dir().join(format!("postroom-doc-published-{}.db", std::process::id()));
+    /// let publish = || -> Result<bool, postroom::Error> {
+    ///     let broker = Broker::open(&path)?;
+    ///     let topic = broker.topic("orders").refuse_duplicates_durably(Duration::from_secs(3600));
+    ///     let orders: Topic<String> = topic.declare()?;
+    ///     let billing: Queue<String> = broker.queue("billing").durable(Durability::Sync).declare()?;
+    ///     orders.bind(&billing, "#")?;
+    ///     let published = orders.publish("placed", Message::new("tea".to_string()).with_id(17));
+    ///     assert_eq!(billing.len(), 1);
+    ///     Ok(published.is_ok())
+    /// };
+    /// assert!(publish()?);
+    /// assert!(!publish()?, "it is there already");
+    /// # for end in ["", ".lock"] { let _ = std::fs::remove_file(format!("{}{end}", path.display())); }
+    /// # Ok::<(), postroom::Error>(())
+    /// ```
+    #[cfg(feature = "sqlite")]
+    pub fn refuse_duplicates_durably(mut self, window: impl Into<Window>) -> Self {
+        self.settings.remembers = true;
+        self.refuse_duplicates(window)
     }
 
     /// Remembers the last `n` messages (and up to 63 more) for subscribers to come, whether or not somebody
@@ -188,6 +224,18 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
         &self.name
     }
 
+    /// Whether something of it is to be kept in the broker's file.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn is_durable(&self) -> bool {
+        self.settings.remembers || self.check_back.as_ref().is_some_and(|check_back| check_back.durable.is_some())
+    }
+
+    /// How its half messages are to be kept in the broker's file, if they are.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn take_durable(&mut self) -> Option<Durable<T>> {
+        self.check_back.as_mut()?.durable.take()
+    }
+
     /// Whether it has to be given a dead-letter queue.
     pub(crate) fn needs_dead_letters(&self) -> bool {
         self.check_back.as_ref().is_some_and(|check_back| check_back.dead_letters.is_none())
@@ -218,7 +266,9 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
         let core = Arc::new(core);
         if let Some(mut check_back) = self.check_back {
             let given = check_back.dead_letters.take();
-            let dead = given.unwrap_or_else(|| Queue::for_letters(dead_name.into(), Arc::clone(&core.runtime)));
+            let durable = check_back.timing.durable;
+            let own = || Queue::for_letters_as(dead_name.into(), Arc::clone(&core.runtime), durable);
+            let dead = given.unwrap_or_else(own);
             let _ = core.halves.set(Halves::new(&core, check_back, dead.core));
         }
         Topic { core }
@@ -252,6 +302,9 @@ impl fmt::Display for TopicSettings {
         }
         if let Some(window) = &self.refuse_duplicates {
             write!(f, ", refuses duplicates within {window}")?;
+            if self.remembers {
+                f.write_str(", durably")?;
+            }
         }
         if self.retention.last > 0 {
             write!(f, ", keeps the last {}", self.retention.last)?;

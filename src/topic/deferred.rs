@@ -74,13 +74,31 @@ impl<T: Send + Sync + 'static> Ticket<T> {
     fn conclude(&mut self) -> Result<Receipt, PublishError<T>> {
         match self.state.take().expect("asked once") {
             State::Known(result) => result,
+            State::Pending(pending, core, topic) => concluded(self.id, pending.wait(), &core, topic.as_deref()),
+        }
+    }
+
+    /// Waits for nothing: `tell` hears of it, here if it is known already, otherwise on the scheduler's thread.
+    pub(crate) fn then(mut self, tell: impl FnOnce(Result<Receipt, PublishError<T>>) + Send + 'static) {
+        let id = self.id;
+        match self.state.take().expect("asked once") {
+            State::Known(result) => tell(result),
             State::Pending(pending, core, topic) => {
-                let routed = pending.wait().map_err(|refused| refusal_error(&core, refused))?;
-                topic.iter().for_each(|topic| topic.count(1));
-                Ok(Receipt { id: self.id, routed })
+                pending.then(move |delivered| tell(concluded(id, delivered, &core, topic.as_deref())));
             }
         }
     }
+}
+
+fn concluded<T: Send + Sync + 'static>(
+    id: MessageId,
+    delivered: Delivered<T>,
+    core: &Core<T>,
+    topic: Option<&TopicCore<T>>,
+) -> Result<Receipt, PublishError<T>> {
+    let routed = delivered.map_err(|refused| refusal_error(core, refused))?;
+    topic.iter().for_each(|topic| topic.count(1));
+    Ok(Receipt { id, routed })
 }
 
 impl<T: Send + Sync + 'static> Drop for Ticket<T> {
@@ -126,20 +144,27 @@ impl<T: Send + Sync + 'static> Topic<T> {
     /// # Ok::<(), postroom::Error>(())
     /// ```
     pub fn publish_deferred(&self, key: impl AsRef<str>, message: impl Into<Message<T>>) -> Ticket<T> {
-        self.core.publish_deferred(&self.core, key.as_ref(), message.into())
+        self.publish_later(key.as_ref(), message.into(), Patience::Forever)
+    }
+
+    pub(crate) fn publish_later(&self, key: &str, message: Message<T>, patience: Patience) -> Ticket<T> {
+        self.core.publish_deferred(&self.core, key, message, patience)
     }
 }
 
 impl<T: Send + Sync + 'static> Queue<T> {
     /// As [`Queue::send`], without waiting for the commit of a durable queue; see [`Topic::publish_deferred`].
     pub fn send_deferred(&self, message: impl Into<Message<T>>) -> Ticket<T> {
-        let mut message = message.into();
+        self.send_later(message.into(), Patience::Forever)
+    }
+
+    pub(crate) fn send_later(&self, mut message: Message<T>, patience: Patience) -> Ticket<T> {
         self.core.stamp(&mut message);
         let id = message.id;
         if self.core.is_durable() {
-            return begin(&self.core, message, None);
+            return begin(&self.core, message, None, patience);
         }
-        let accepted = self.core.accept(message, Patience::Forever);
+        let accepted = self.core.accept(message, patience);
         let routed = accepted.map(|accepted| usize::from(accepted.is_routed()));
         let result = routed.map_err(|refused| refusal_error(&self.core, refused));
         Ticket::known(id, result.map(|routed| Receipt { id, routed }))
@@ -150,19 +175,20 @@ fn begin<T: Send + Sync + 'static>(
     core: &Arc<Core<T>>,
     message: Message<T>,
     topic: Option<Arc<TopicCore<T>>>,
+    patience: Patience,
 ) -> Ticket<T> {
     let id = message.id;
-    match core.begin_durably(message, Patience::Forever) {
+    match core.begin_durably(message, patience) {
         Ok(pending) => Ticket::pending(id, pending, core, topic),
         Err(refused) => Ticket::known(id, Err(refusal_error(core, refused))),
     }
 }
 
 impl<T: Send + Sync + 'static> TopicCore<T> {
-    fn publish_deferred(&self, me: &Arc<Self>, key: &str, mut message: Message<T>) -> Ticket<T> {
+    fn publish_deferred(&self, me: &Arc<Self>, key: &str, mut message: Message<T>, patience: Patience) -> Ticket<T> {
         if self.limited.load(Ordering::Relaxed) {
             let given = message.id;
-            let result = self.publish(key, message, Patience::Forever);
+            let result = self.publish(key, message, patience);
             let id = result.as_ref().map_or(given, Receipt::id);
             return Ticket::known(id, result);
         }
@@ -170,14 +196,12 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         let id = message.id;
         let route = self.remembered_route(&message.routing_key);
         match (&route, durably::first_durable(route.only_queues())) {
-            (Route::One(queue), Some(_)) => begin(queue, message, Some(Arc::clone(me))),
-            (Route::Many(queues), Some(by)) => {
-                match durably::begin(queues, &[], Vec::new(), message, Patience::Forever) {
-                    Ok(pending) => Ticket::pending(id, pending, by, Some(Arc::clone(me))),
-                    Err(refused) => Ticket::known(id, Err(refused)),
-                }
-            }
-            _ => Ticket::known(id, self.publish_slowly(&route, message, Patience::Forever)),
+            (Route::One(queue), Some(_)) => begin(queue, message, Some(Arc::clone(me)), patience),
+            (Route::Many(queues), Some(by)) => match durably::begin(queues, &[], Vec::new(), message, patience) {
+                Ok(pending) => Ticket::pending(id, pending, by, Some(Arc::clone(me))),
+                Err(refused) => Ticket::known(id, Err(refused)),
+            },
+            _ => Ticket::known(id, self.publish_slowly(&route, message, patience)),
         }
     }
 }

@@ -22,6 +22,9 @@ pub(crate) struct Destinations<T> {
     pub(crate) unroutable: bool,
 }
 
+/// Queues, subscribers, logs, and whether somebody reads what the subscribers get.
+type Reached<T> = (Vec<Arc<Core<T>>>, Vec<Arc<Ring<T>>>, Vec<Arc<LogCore<T>>>, bool);
+
 impl<T: Send + Sync + 'static> TopicCore<T> {
     /// Where a stamped message goes. Runs filters, routers and functions for ordering keys.
     pub(crate) fn destinations(&self, message: &Message<T>) -> Result<Destinations<T>, (Arc<str>, Obstacle)> {
@@ -42,10 +45,13 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         Ok(Destinations { queues, rings, logs: logs.collect::<Result<_, _>>()?, unroutable })
     }
 
-    fn reached(
-        &self,
-        message: &Message<T>,
-    ) -> Result<(Vec<Arc<Core<T>>>, Vec<Arc<Ring<T>>>, Vec<Arc<LogCore<T>>>, bool), (Arc<str>, Obstacle)> {
+    /// Whether a message would be dropped because nothing matches it. A panic on the way is no answer.
+    pub(crate) fn leads_nowhere(&self, message: &Message<T>) -> bool {
+        let nobody = |(queues, _, logs, subscribed): Reached<T>| queues.is_empty() && logs.is_empty() && !subscribed;
+        self.alternate.is_none() && self.reached(message).is_ok_and(nobody)
+    }
+
+    fn reached(&self, message: &Message<T>) -> Result<Reached<T>, (Arc<str>, Obstacle)> {
         let known = self.remembered_route(&message.routing_key);
         let route = if matches!(known, Route::Asks) { self.route_of(message)? } else { known };
         Ok(match route {

@@ -165,13 +165,13 @@ impl<T: Send + Sync + 'static> Core<T> {
         let lane = message.take_lane().expect("only an ordered queue parks, and only what it has handed out");
         let (id, stopped) = (message.id, self.settings.exhausted == Exhausted::Stop);
         message.redelivered = true;
-        self.note_return(&message, None);
+        let hold = Hold { reason, since: self.runtime.clock.now() };
+        self.note_parked(&message, &hold);
         // Whether there is a further attempt is up to whoever resumes the key, and when.
         let told = message.take_request().map(|request| {
             let error = message.history().last().map(|attempt| attempt.error.clone());
-            (request, End::Failed(Arc::clone(&self.name), reason.clone(), error))
+            (request, End::Failed(Arc::clone(&self.name), hold.reason.clone(), error))
         });
-        let hold = Hold { reason, since: self.runtime.clock.now() };
         let key = {
             let (mut outlet, mut intake) = self.both_sides();
             self.note_expiry(&message);
@@ -204,6 +204,33 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.wait(due, super::Waiting::Retry(message));
     }
 
+    /// Has a message that the file gave back park its key, as it did before. Comes when [`Core::recover_resting`] does.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn recover_parked(&self, message: Message<T>, hold: Hold) {
+        self.enter(message, Admission::Recovered);
+        let (mut outlet, mut intake) = self.both_sides();
+        let Some(mut message) = outlet.pop_in_turn() else { return };
+        let (lane, slot) = (message.take_lane(), std::mem::take(&mut message.holds_slot));
+        outlet.left += 1;
+        intake.entered += 1;
+        if let Some((lane, keyed)) = lane.zip(outlet.keyed_mut()) {
+            keyed.park(lane, message, hold);
+        }
+        drop(intake);
+        self.release(outlet, u64::from(slot));
+    }
+
+    /// Stops again if it was stopped, once everything is recovered.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn recover_stop(&self) {
+        if self.settings.exhausted == Exhausted::Stop
+            && let Some(keyed) = self.outlet.lock().keyed_mut()
+            && keyed.held() > 0
+        {
+            keyed.stop();
+        }
+    }
+
     pub(crate) fn parked(&self) -> Vec<Parked> {
         let (outlet, _intake) = self.both_sides();
         let parked = outlet.keyed().into_iter().flat_map(Keyed::parked);
@@ -223,7 +250,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn release_key(&self, key: &str) -> bool {
         let key = Key::new(Text::new(key), &self.seed);
         let (mut outlet, intake) = self.both_sides();
-        let released = outlet.keyed_mut().is_some_and(|keyed| keyed.release(&key, start_again));
+        let released = outlet.keyed_mut().is_some_and(|keyed| keyed.release(&key, |message| self.start_again(message)));
         drop(outlet);
         self.wake_readers(intake, usize::from(released));
         released
@@ -262,11 +289,18 @@ impl<T: Send + Sync + 'static> Core<T> {
             return false;
         }
         for key in keyed.parked_keys() {
-            keyed.release(&key, start_again);
+            keyed.release(&key, |message| self.start_again(message));
         }
         drop(outlet);
         self.wake_everyone();
         true
+    }
+
+    /// What was given up on gets all its attempts again, in the file too. Noted under the lock, so that nothing that
+    /// becomes of it is noted before; that waits for nobody.
+    fn start_again(&self, message: &mut Message<T>) {
+        message.attempt = 0;
+        self.note_return(message, None);
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
@@ -281,9 +315,4 @@ impl<T: Send + Sync + 'static> Core<T> {
     ) -> Vec<Message<T>> {
         outlet.keyed_mut().map_or_else(Vec::new, |keyed| keyed.retain(&mut stays))
     }
-}
-
-/// What was given up on gets all its attempts again.
-fn start_again<T>(message: &mut Message<T>) {
-    message.attempt = 0;
 }

@@ -38,6 +38,12 @@ impl<T> Claims<T> {
 }
 
 impl<T: Send + Sync + 'static> Core<T> {
+    /// Of an idempotent queue.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn ledger(&self) -> Option<&Ledger<Message<T>>> {
+        self.claims.as_ref().map(|claims| &claims.ledger)
+    }
+
     /// Goes on taking until a message may be handed out.
     #[cold]
     pub(super) fn screen(
@@ -96,7 +102,9 @@ impl<T: Send + Sync + 'static> Core<T> {
     fn end_claim_in(&self, claims: &Claims<T>, message: &mut Message<T>, done: bool) {
         let Some(key) = message.extras.as_mut().and_then(|extras| extras.claim.take()) else { return };
         if done {
-            let duplicates = claims.ledger.complete(&key, self.runtime.clock.now());
+            let now = self.runtime.clock.now();
+            let note = |oldest| self.note_done(message, &key, now, oldest);
+            let duplicates = claims.ledger.complete_noting(&key, now, note);
             duplicates.into_iter().for_each(|duplicate| self.drop_duplicate(duplicate));
         } else {
             self.no_longer_waiting(claims.ledger.release(&key));

@@ -89,6 +89,13 @@ impl<T: Send + Sync + 'static> Parcel<T> {
         if let (Some(others), Some(order)) = (&mut self.others, &order) {
             batch = others.stow(batch, order);
         }
+        // Last, since it may insert something too. Where a full queue throws its copy away there is nothing to write;
+        // that is noted once it is gone.
+        if let Some(rider) = self.message.take_rider()
+            && self.queues.iter().zip(&stored).all(|(queue, stored)| *stored || !queue.is_durable())
+        {
+            batch = rider.join(batch, &depot);
+        }
         let pending = depot.commit(batch, mode, move |result, errands| self.arrive(&stored, result, errands));
         drop(order);
         pending

@@ -2,13 +2,17 @@
 
 use super::depot::Depot;
 use super::filed::Filed;
-use super::format::{Coding, Letters, Plain};
+use super::format::{Coding, Letters, Plain, item_of, message_of};
 use super::recover::recover;
-use crate::dead_letter::DeadLetter;
+use crate::codec::Codec;
+use crate::dead_letter::{DeadLetter, Origin, Redrives};
+use crate::idempotency::DoneStream;
+use crate::message::Message;
 use crate::queue::Queue;
 use crate::queue::builder::{Order, Settings};
+use crate::queue::core::Core;
 use crate::runtime::Runtime;
-use crate::store::{Durability, StoreError, StreamId};
+use crate::store::{Durability, Item, StoreError, StreamId};
 use crate::sync::Mutex;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Weak};
@@ -16,7 +20,8 @@ use std::sync::{Arc, Weak};
 /// The streams' kinds in the file.
 const QUEUE: &str = "queue";
 const DEAD_LETTERS: &str = "dead letters";
-pub(super) const UNDECODABLE: &str = "undecodable";
+const DONE: &str = "done";
+pub(crate) const UNDECODABLE: &str = "undecodable";
 
 /// How a queue is to be kept.
 pub(crate) struct Durable<T> {
@@ -27,7 +32,7 @@ pub(crate) struct Durable<T> {
 }
 
 /// The usual window.
-pub(crate) const WINDOW: usize = 4096;
+pub(super) const WINDOW: usize = 4096;
 
 /// What a stream's messages rely on, as noted in the file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -60,6 +65,11 @@ pub(crate) struct Streams {
 }
 
 impl<T: Send + Sync + 'static> Durable<T> {
+    pub(crate) fn with(durability: Durability, codec: impl Codec<T>) -> Self {
+        let coding = Coding { codec: Arc::new(codec), version: 0, upgrade: None };
+        Self { durability, coding, window: WINDOW }
+    }
+
     /// Finds or makes the streams. Waits for the commit.
     pub(crate) fn open(
         &self,
@@ -86,19 +96,63 @@ impl<T: Send + Sync + 'static> Durable<T> {
     ) -> Result<(), Vec<String>> {
         let (durability, window) = (self.durability, self.window);
         let format = Arc::new(Plain(self.coding.clone()));
-        let filed = Filed { depot: Arc::clone(depot), stream: streams.messages, durability, format, window };
+        let done = remember_done(depot, &queue.core).map_err(in_words)?;
+        let filed = Filed { depot: Arc::clone(depot), stream: streams.messages, durability, format, window, done };
         let _ = queue.core.filed.set(filed);
         // The dead letters first: what has expired in the queue itself joins them as soon as it is there.
         if let (Some(dead), Some(stream)) = (dead, streams.letters) {
-            let origin: Mutex<Weak<_>> = Mutex::new(Arc::downgrade(&queue.core));
-            let depot = Arc::clone(depot);
-            let format = Arc::new(Letters { coding: self.coding.clone(), origin });
-            let _ = dead.core.filed.set(Filed { depot, stream, durability, format, window });
-            recover(&dead.core).map_err(in_words)?;
+            self.fill_letters(depot, stream, dead, Origin::Queue(Arc::downgrade(&queue.core)))?;
         }
         recover(&queue.core).map_err(in_words)?;
         Ok(())
     }
+
+    fn fill_letters(
+        &self,
+        depot: &Arc<Depot>,
+        stream: StreamId,
+        dead: &Queue<DeadLetter<T>>,
+        origin: Origin<T>,
+    ) -> Result<(), Vec<String>> {
+        let format = Arc::new(Letters { coding: self.coding.clone(), origin: Mutex::new(origin) });
+        let (depot, durability, window) = (Arc::clone(depot), self.durability, self.window);
+        let _ = dead.core.filed.set(Filed { depot, stream, durability, format, window, done: None });
+        recover(&dead.core).map_err(in_words)
+    }
+
+    /// Fills a new queue for the half messages of a topic that nobody could resolve.
+    pub(crate) fn fill_letters_of_topic(
+        &self,
+        depot: &Arc<Depot>,
+        dead: &Queue<DeadLetter<T>>,
+        topic: Weak<dyn Redrives<T>>,
+    ) -> Result<(), Vec<String>> {
+        let stream = self.open_stream(depot, DEAD_LETTERS, dead.name())?;
+        self.fill_letters(depot, stream, dead, Origin::Topic(topic))
+    }
+
+    /// Finds or makes a stream of messages in no special order. Waits for the commit.
+    pub(crate) fn open_stream(&self, depot: &Depot, kind: &str, name: &str) -> Result<StreamId, Vec<String>> {
+        let (codec, order) = (self.coding.codec.name().to_owned(), order_in_words(None).to_owned());
+        open_stream(depot, kind, name, &Noted { codec, order })
+    }
+
+    /// Runs the user's codec, so no lock may be held.
+    pub(crate) fn item(&self, message: &Message<T>) -> Result<Item, String> {
+        item_of(&Plain(self.coding.clone()), message)
+    }
+
+    /// Runs the user's codec, so no lock may be held.
+    pub(crate) fn message(&self, item: &Item) -> Result<Message<T>, String> {
+        message_of(&Plain(self.coding.clone()), item)
+    }
+}
+
+/// What an idempotent queue has completed in earlier runs.
+fn remember_done<T: Send + Sync + 'static>(depot: &Depot, core: &Core<T>) -> Result<Option<DoneStream>, StoreError> {
+    let Some((ledger, (_, by_function))) = core.ledger().zip(core.settings.idempotent) else { return Ok(None) };
+    let by = if by_function { "by a function" } else { "by id" };
+    DoneStream::open(&depot.store, (DONE, &core.name, by), ledger, core.runtime.clock.now()).map(Some)
 }
 
 /// A queue for the dead letters of something that is no queue, with those of earlier runs.
@@ -109,13 +163,11 @@ pub(crate) fn letters_of_group<T: Send + Sync + 'static>(
     name: &str,
     runtime: &Arc<Runtime>,
 ) -> Result<Queue<DeadLetter<T>>, Vec<String>> {
-    let noted = Noted { codec: coding.codec.name().to_owned(), order: order_in_words(None).to_owned() };
-    let stream = open_stream(depot, DEAD_LETTERS, name, &noted)?;
+    let durable = Durable { durability, coding, window: WINDOW };
+    let stream = durable.open_stream(depot, DEAD_LETTERS, name)?;
     let queue = Queue::for_letters_as(name.into(), Arc::clone(runtime), Some(durability));
     queue.core.make_terminal();
-    let format = Arc::new(Letters { coding, origin: Mutex::new(Weak::new()) });
-    let _ = queue.core.filed.set(Filed { depot: Arc::clone(depot), stream, durability, format, window: WINDOW });
-    recover(&queue.core).map_err(in_words)?;
+    durable.fill_letters(depot, stream, &queue, Origin::Queue(Weak::new()))?;
     Ok(queue)
 }
 

@@ -162,6 +162,8 @@ enum State<R> {
     Here(R, Vec<Errand>),
     /// Nobody waits.
     Abandoned,
+    /// Nobody waits, and this is to be told on the scheduler's thread.
+    Handed(Box<dyn FnOnce(R) + Send>),
     /// Nobody will answer: something went wrong on the writer's thread.
     Lost,
     Taken,
@@ -189,6 +191,22 @@ impl<R: Send + 'static> Pending<R> {
                 waiting => *state = waiting,
             }
             self.slot.came.wait(&mut state);
+        }
+    }
+
+    /// Waits for nothing: `tell` hears of it, on the scheduler's thread or, if it is known already, here.
+    pub(crate) fn then(mut self, tell: impl FnOnce(R) + Send + 'static) {
+        self.taken = true;
+        let mut state = self.slot.state.lock();
+        match std::mem::replace(&mut *state, State::Taken) {
+            State::Here(shown, errands) => {
+                drop(state);
+                run(errands);
+                tell(shown);
+            }
+            State::Waiting => *state = State::Handed(Box::new(tell)),
+            // Something went wrong, and nobody will answer.
+            _ => {}
         }
     }
 
@@ -220,12 +238,19 @@ impl<R: Send + 'static> Answer<R> {
     fn give(mut self, shown: R, mut errands: Vec<Errand>) {
         let Some(slot) = self.slot.take() else { return };
         let mut state = slot.state.lock();
-        if matches!(*state, State::Abandoned) {
-            drop(state);
-            errands.push(Box::new(move || drop(shown)));
-            return self.depot.later(errands);
+        match std::mem::replace(&mut *state, State::Taken) {
+            State::Abandoned => {
+                drop(state);
+                errands.push(Box::new(move || drop(shown)));
+                return self.depot.later(errands);
+            }
+            State::Handed(tell) => {
+                drop(state);
+                errands.push(Box::new(move || tell(shown)));
+                return self.depot.later(errands);
+            }
+            _ => *state = State::Here(shown, errands),
         }
-        *state = State::Here(shown, errands);
         drop(state);
         slot.came.notify_all();
     }

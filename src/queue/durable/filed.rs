@@ -4,8 +4,10 @@ use super::declare::WINDOW;
 use super::depot::Depot;
 use super::format::{Coding, Format, Plain, extra_of, item_of, message_of};
 use crate::clock::Timestamp;
-use crate::message::Message;
+use crate::idempotency::DoneStream;
+use crate::message::{Message, Text};
 use crate::queue::core::{Core, Refusal};
+use crate::queue::keyed::Hold;
 use crate::store::{Batch, Change, Durability, Item, Seq, StreamId};
 use std::sync::Arc;
 
@@ -16,12 +18,14 @@ pub(crate) struct Filed<T> {
     pub(crate) durability: Durability,
     pub(super) format: Arc<dyn Format<T>>,
     pub(crate) window: usize,
+    /// Of an idempotent queue.
+    pub(super) done: Option<DoneStream>,
 }
 
 impl<T: Send + Sync + 'static> Filed<T> {
     /// Of plain messages.
     pub(crate) fn plain(depot: Arc<Depot>, stream: StreamId, durability: Durability, coding: Coding<T>) -> Self {
-        Self { depot, stream, durability, format: Arc::new(Plain(coding)), window: WINDOW }
+        Self { depot, stream, durability, format: Arc::new(Plain(coding)), window: WINDOW, done: None }
     }
 }
 
@@ -71,15 +75,36 @@ impl<T: Send + Sync + 'static> Core<T> {
         filed.depot.note(places.fold(Batch::new(), |batch, place| batch.delete(filed.stream, place)));
     }
 
+    /// A message of an idempotent queue is done with: its key is remembered in the same commit that deletes it.
+    pub(crate) fn note_done(&self, message: &mut Message<T>, key: &Text, now: Timestamp, oldest: Seq) {
+        let Some(filed) = self.filed.get() else { return };
+        let Some(done) = &filed.done else { return };
+        let batch = done.note(message.id.get(), key, now, oldest);
+        filed.depot.note(match message.take_place() {
+            Some(place) => batch.delete(filed.stream, place),
+            None => batch,
+        });
+    }
+
     /// A delivery has come back, to be delivered again now or when it is due.
     pub(crate) fn note_return(&self, message: &Message<T>, due: Option<Timestamp>) {
+        self.note_back(message, due, None);
+    }
+
+    /// A delivery has come back, and its key is parked because of it.
+    pub(crate) fn note_parked(&self, message: &Message<T>, hold: &Hold) {
+        self.note_back(message, None, Some(hold));
+    }
+
+    fn note_back(&self, message: &Message<T>, due: Option<Timestamp>, hold: Option<&Hold>) {
         let (Some(filed), Some(place)) = (self.filed.get(), message.place()) else { return };
         // Always a time, be it past: what has none is fresh, and may be read again.
         let due = due.unwrap_or_else(|| self.runtime.clock.now());
-        let change = Change::new()
-            .attempts(message.attempt)
-            .due_at(Some(due.0))
-            .extra(extra_of(message, filed.format.letter(message)));
+        let change = Change::new().attempts(message.attempt).due_at(Some(due.0)).extra(extra_of(
+            message,
+            filed.format.letter(message),
+            hold,
+        ));
         filed.depot.note(Batch::new().update(filed.stream, place, change));
     }
 

@@ -2,14 +2,15 @@
 
 use crate::clock::Timestamp;
 use crate::codec::{Codec, CodecError};
-use crate::dead_letter::{DeadLetter, Reason};
+use crate::dead_letter::{DeadLetter, Origin, Reason};
 use crate::message::{Attempt, Message, Text};
 use crate::outcome::contained;
-use crate::queue::core::Core;
+use crate::queue::keyed::Hold;
 use crate::store::Item;
 use crate::sync::Mutex;
+use crate::timer::TimerRef;
 use serde::{Deserialize, Serialize};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 /// Makes a payload of the bytes of an earlier version.
 pub(crate) type Upgrade<T> = Arc<dyn Fn(u32, &[u8]) -> Result<T, CodecError> + Send + Sync>;
@@ -70,6 +71,19 @@ pub(super) struct Extra {
     pub(super) redelivered: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) letter: Option<Letter>,
+    /// Its key is parked because of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    held: Option<Held>,
+    /// The name of the timer it waits with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    timer: Option<String>,
+}
+
+/// Why and since when a key is parked.
+#[derive(Debug, Serialize, Deserialize)]
+struct Held {
+    reason: Reason,
+    since: u64,
 }
 
 /// One failed attempt.
@@ -103,15 +117,19 @@ impl From<Failed> for Attempt {
     }
 }
 
-/// `None` if there is nothing to say.
-pub(super) fn extra_of<T>(message: &Message<T>, letter: Option<Letter>) -> Option<Vec<u8>> {
+/// `None` if there is nothing to say. `hold` says why its key is parked because of it.
+pub(super) fn extra_of<T>(message: &Message<T>, letter: Option<Letter>, hold: Option<&Hold>) -> Option<Vec<u8>> {
     let extras = message.extras.as_deref();
     let counts_from = extras.and_then(|extras| extras.counts_from).map(|from| from.0);
     let history: Vec<Failed> = message.history().iter().map(Failed::from).collect();
-    if history.is_empty() && counts_from.is_none() && !message.redelivered && letter.is_none() {
+    let held = hold.map(|hold| Held { reason: hold.reason.clone(), since: hold.since.0 });
+    let timer = extras.filter(|extras| extras.due.is_some()).and_then(|extras| extras.timer.as_ref()?.name());
+    let waits = held.is_some() || timer.is_some();
+    if history.is_empty() && counts_from.is_none() && !message.redelivered && letter.is_none() && !waits {
         return None;
     }
-    let extra = Extra { history, counts_from, redelivered: message.redelivered, letter };
+    let timer = timer.map(str::to_owned);
+    let extra = Extra { history, counts_from, redelivered: message.redelivered, letter, held, timer };
     serde_json::to_vec(&extra).ok()
 }
 
@@ -129,14 +147,15 @@ pub(super) fn item_of<T>(format: &dyn Format<T>, message: &Message<T>) -> Result
         headers: message.headers().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
         schema: format.version(),
         payload: format.payload(message)?,
-        extra: extra_of(message, format.letter(message)),
+        extra: extra_of(message, format.letter(message), None),
     })
 }
 
 /// The message of an item, without its place.
 pub(super) fn message_of<T>(format: &dyn Format<T>, item: &Item) -> Result<Message<T>, String> {
     let extra = item.extra.as_deref().map_or_else(|| Ok(Extra::default()), serde_json::from_slice);
-    let Extra { history, counts_from, redelivered, letter } = extra.map_err(|e| format!("what is noted of it: {e}"))?;
+    let Extra { history, counts_from, redelivered, letter, timer, .. } =
+        extra.map_err(|e| format!("what is noted of it: {e}"))?;
     let mut message = Message::new(format.restore(item, letter)?);
     restore_envelope(&mut message, item);
     (message.attempt, message.redelivered) = (item.attempts, redelivered);
@@ -145,7 +164,14 @@ pub(super) fn message_of<T>(format: &dyn Format<T>, item: &Item) -> Result<Messa
     extras.due = item.due_at.map(Timestamp);
     extras.expires = item.expires_at.map(Timestamp);
     extras.counts_from = counts_from.map(Timestamp);
+    extras.timer = timer.map(TimerRef::from);
     Ok(message)
+}
+
+/// Why the item's key is parked because of it, if it is.
+pub(super) fn hold_of(item: &Item) -> Option<Hold> {
+    let extra: Extra = serde_json::from_slice(item.extra.as_deref()?).ok()?;
+    extra.held.map(|held| Hold { reason: held.reason, since: Timestamp(held.since) })
 }
 
 fn restore_envelope<T>(message: &mut Message<T>, item: &Item) {
@@ -179,8 +205,8 @@ impl<T: Send + Sync + 'static> Format<T> for Plain<T> {
 /// Of a queue that holds the dead letters of another.
 pub(super) struct Letters<T> {
     pub(super) coding: Coding<T>,
-    /// The queue that a letter of this name came from, once it is there.
-    pub(super) origin: Mutex<Weak<Core<T>>>,
+    /// The queue that a letter of this name came from, once it is there, or the topic.
+    pub(super) origin: Mutex<Origin<T>>,
 }
 
 impl<T: Send + Sync + 'static> Format<DeadLetter<T>> for Letters<T> {
@@ -211,9 +237,7 @@ impl<T: Send + Sync + 'static> Format<DeadLetter<T>> for Letters<T> {
         (message.attempt, message.redelivered) = (letter.attempts, true);
         message.published_at = Timestamp(letter.published_at);
         message.extras_mut().history = letter.history.into_iter().map(Attempt::from).collect();
-        let origin = Weak::clone(&self.origin.lock());
-        let came_from_it = origin.upgrade().is_some_and(|core| *core.name == *letter.queue);
-        let origin = if came_from_it { origin } else { Weak::new() };
+        let origin = self.origin.lock().if_named(&letter.queue);
         Ok(DeadLetter::restored(message, letter.reason, letter.queue.into(), Timestamp(letter.at), origin))
     }
 }

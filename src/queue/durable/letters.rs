@@ -20,6 +20,10 @@ impl Along {
         Self(None)
     }
 
+    pub(crate) fn from(depot: &Arc<Depot>, stream: StreamId, place: Seq) -> Self {
+        Self(Some((Arc::clone(depot), stream, place)))
+    }
+
     pub(crate) fn place(&self) -> Option<u64> {
         self.0.as_ref().map(|(.., place)| *place)
     }

@@ -3,9 +3,11 @@
 use super::declare::UNDECODABLE;
 use super::depot::InFile;
 use super::filed::Filed;
+use super::format::hold_of;
 use crate::clock::Timestamp;
 use crate::message::Message;
 use crate::queue::core::{Admission, Core};
+use crate::queue::keyed::{Exhausted, Hold};
 use crate::runtime::{Event, Runtime};
 use crate::store::{Batch, Change, Durability, Limit, Row, Seq, Store, StoreError, StreamId};
 use std::sync::Weak;
@@ -24,16 +26,32 @@ pub(super) fn recover<T: Send + Sync + 'static>(core: &Core<T>) -> Result<(), St
 }
 
 fn recover_all<T: Send + Sync + 'static>(core: &Core<T>, was_at_rest: bool, now: Timestamp) -> Result<(), StoreError> {
-    let keeps_key = |row: &Row| rests(row, now).filter(|_| core.is_ordered() && row.item.attempts > 0);
-    // First those that keep their key busy while they wait for their next attempt.
-    each_row(core.filed(), |row| match keeps_key(&row) {
-        Some(due) => bring_back(core, &row, was_at_rest, |message| core.recover_resting(message, due)),
+    // First those that keep their key busy while they wait for their next attempt, or hold it back.
+    each_row(core.filed(), |row| match keeps_key(core, &row, now) {
+        Some(Keeps::Until(due)) => bring_back(core, &row, was_at_rest, |message| core.recover_resting(message, due)),
+        Some(Keeps::Parked(hold)) => bring_back(core, &row, was_at_rest, |message| core.recover_parked(message, hold)),
         None => Ok(()),
     })?;
-    each_row(core.filed(), |row| match keeps_key(&row) {
+    each_row(core.filed(), |row| match keeps_key(core, &row, now) {
         Some(_) => Ok(()),
         None => bring_back(core, &row, was_at_rest, |message| enter(core, message, rests(&row, now))),
-    })
+    })?;
+    core.recover_stop();
+    Ok(())
+}
+
+/// What a message does to its key.
+enum Keeps {
+    Until(Timestamp),
+    Parked(Hold),
+}
+
+fn keeps_key<T: Send + Sync + 'static>(core: &Core<T>, row: &Row, now: Timestamp) -> Option<Keeps> {
+    if !core.is_ordered() || row.item.attempts == 0 {
+        return None;
+    }
+    let hold = if core.settings.exhausted == Exhausted::DeadLetter { None } else { hold_of(&row.item) };
+    hold.map(Keeps::Parked).or_else(|| rests(row, now).map(Keeps::Until))
 }
 
 /// What has a time, and the first of the others.
@@ -64,7 +82,11 @@ fn recover_window<T: Send + Sync + 'static>(
 }
 
 fn enter<T: Send + Sync + 'static>(core: &Core<T>, mut message: Message<T>, due: Option<Timestamp>) {
-    message.extras_mut().due = due;
+    let timer = message.take_timer().filter(|_| due.is_some() && message.attempt == 0);
+    let (id, at) = (message.id, message.published_at);
+    let extras = message.extras_mut();
+    extras.due = due;
+    extras.timer = timer.map(|timer| core.runtime.timers.recovered(timer, id, at));
     core.enter(message, Admission::Recovered);
 }
 
