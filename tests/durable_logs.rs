@@ -585,6 +585,29 @@ fn one_commit_reaches_every_durable_queue_and_log() {
 }
 
 #[test]
+fn a_durable_half_message_reaches_a_log_in_the_commit_that_ends_it() {
+    let folder = Folder::new();
+    let declare = |broker: &Broker| -> (Topic<u64>, Log<u64>) {
+        let check_back = postroom::CheckBack::new(|_: &Message<u64>| Resolution::Unknown).durable(BUFFERED);
+        let topic = broker.topic("t").check_back(check_back).declare().unwrap();
+        let log = numbers(broker);
+        topic.bind(&log, "#").unwrap();
+        (topic, log)
+    };
+    let broker = open(&folder);
+    let (topic, log) = declare(&broker);
+    let half = topic.prepare("a", 7).unwrap();
+    let before = broker.store().unwrap().stats().commits;
+    half.commit().unwrap();
+    assert_eq!((broker.store().unwrap().stats().commits - before, log.len()), (1, 1));
+    let after = killed(&folder);
+    drop((broker, topic, log));
+    let broker = open(&after);
+    let (topic, log) = declare(&broker);
+    assert_eq!((offsets(&log), topic.halves().len()), (vec![(0, 7)], 0));
+}
+
+#[test]
 fn a_log_alone_behind_a_topic_takes_it_durably() {
     let folder = Folder::new();
     let broker = open(&folder);
