@@ -9,7 +9,7 @@
 //! **What to expect on screen.** The size of the file and of its log, its format, who has it; each stream with its
 //! settings, how many items it has, how many of those wait for their time, and the age of the oldest. With the name of
 //! a stream, its first items: key, headers, attempts, payload (as text if it is text), and of a dead letter why it is
-//! one.
+//! one. A partition of a log is a stream too (`lines/0`), and shows how far each group is.
 //!
 //! Nothing is written. Only if somebody has copied the file with its log (`-wal`) but without the log's index
 //! (`-shm`), SQLite makes that index. To find out whether its holder lives, the lock is asked for and given back.
@@ -140,6 +140,9 @@ fn items_of(reader: &Reader<'_>, name: &str, limit: usize) -> Result<String, Sto
     let mut out = String::new();
     for stream in reader.streams()?.iter().filter(|stream| stream.name == name) {
         let _ = writeln!(out, "{} {}: {} items", shown(&stream.kind), shown(name), stream.count);
+        if stream.kind == "log" {
+            describe_partition(&mut out, reader, stream)?;
+        }
         let rows = reader.read(stream.id, 0, Limit::items(limit).bytes(64 << 20))?;
         rows.iter().for_each(|row| describe_item(&mut out, row));
         let more = stream.count.saturating_sub(rows.len() as u64);
@@ -148,6 +151,20 @@ fn items_of(reader: &Reader<'_>, name: &str, limit: usize) -> Result<String, Sto
         }
     }
     Ok(out)
+}
+
+/// Where a partition of a log begins and ends, and how far each group is.
+fn describe_partition(out: &mut String, reader: &Reader<'_>, stream: &StreamInfo) -> Result<(), StoreError> {
+    let oldest = reader.first(stream.id)?.unwrap_or(stream.next);
+    let _ = writeln!(out, "  offsets from {oldest}, the next is {}", stream.next);
+    for (name, value) in reader.marks(stream.id, None, 1000)? {
+        let (name, value) = (String::from_utf8_lossy(&name), String::from_utf8_lossy(&value));
+        if let Some((group, at)) = name.strip_prefix("group/").zip(value.parse::<u64>().ok()) {
+            let behind = stream.next.saturating_sub(at);
+            let _ = writeln!(out, "  group {} goes on at {at}, {behind} behind", shown(group));
+        }
+    }
+    Ok(())
 }
 
 fn describe_item(out: &mut String, row: &Row) {

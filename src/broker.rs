@@ -440,23 +440,21 @@ impl Broker {
 impl Broker {
     pub(crate) fn declare_log<T: Send + Sync + 'static>(&self, builder: LogBuilder<T>) -> Result<Log<T>, Error> {
         let mut problems = builder.problems();
-        let mut registry = self.inner.registry.lock();
+        #[cfg(feature = "sqlite")]
+        if builder.durable.is_some() {
+            return self.declare_log_durably(builder, problems);
+        }
+        let mut registry = self.inner.registry_without_log(&builder.name);
         if registry.closed {
             problems.push("the broker was shut down".into());
         }
         if let Some(existing) = registry.logs.get(builder.name.as_str()).cloned() {
             drop(registry);
-            let payload = existing.payload();
-            let found = existing.as_any().downcast::<LogCore<T>>().map(|core| Log { core });
-            match &found {
-                Err(_) => problems.push(other_payload::<T>(payload)),
-                Ok(log) => problems.extend(builder.differences(log)),
-            }
-            Error::unless_none(builder.subject(), problems)?;
-            return Ok(found.expect("a problem otherwise"));
+            return same_log(&builder, existing, problems);
         }
         Error::unless_none(builder.subject(), problems)?;
-        let log = builder.build(Arc::clone(&self.inner.runtime), WeakBroker(Arc::downgrade(&self.inner)));
+        let weak = WeakBroker(Arc::downgrade(&self.inner));
+        let log = builder.build(Arc::clone(&self.inner.runtime), weak, Vec::new());
         registry.logs.insert(Arc::clone(&log.core.shelf.name), log.core.clone());
         Ok(log)
     }
@@ -506,11 +504,30 @@ impl WeakBroker {
 impl Registry {
     /// Removes the dead-letter queue of a queue that can have no dead letters any more.
     fn forget_unused(&mut self, name: &str) {
-        let unused = |queue: &Arc<dyn AnyQueue>| queue.holds_dead_letters() && queue.stats().published == 0;
+        let unused = |queue: &Arc<dyn AnyQueue>| {
+            let stats = queue.stats();
+            queue.holds_dead_letters() && stats.published + stats.recovered == 0
+        };
         if self.queues.get(name).is_some_and(unused) {
             self.queues.remove(name);
         }
     }
+}
+
+/// The log that exists under the builder's name, if it is what the builder describes.
+fn same_log<T: Send + Sync + 'static>(
+    builder: &LogBuilder<T>,
+    existing: Arc<dyn AnyLog>,
+    mut problems: Vec<String>,
+) -> Result<Log<T>, Error> {
+    let payload = existing.payload();
+    let found = existing.as_any().downcast::<LogCore<T>>().map(|core| Log { core });
+    match &found {
+        Err(_) => problems.push(other_payload::<T>(payload)),
+        Ok(log) => problems.extend(builder.differences(log)),
+    }
+    Error::unless_none(builder.subject(), problems)?;
+    Ok(found.expect("a problem otherwise"))
 }
 
 /// The queue that exists under the builder's name, if it is what the builder describes.
@@ -549,6 +566,9 @@ fn other_payload<T>(existing: &str) -> String {
 #[cfg(not(feature = "sqlite"))]
 impl Inner {
     fn registry_without(&self, _: &str) -> crate::sync::MutexGuard<'_, Registry> {
+        self.registry.lock()
+    }
+    fn registry_without_log(&self, _: &str) -> crate::sync::MutexGuard<'_, Registry> {
         self.registry.lock()
     }
     fn registry_for_topic(&self, _: &str) -> crate::sync::MutexGuard<'_, Registry> {

@@ -151,6 +151,25 @@ impl<T: Send + Sync + 'static> DeadLetter<T> {
         .unwrap_or_else(Along::nothing)
     }
 
+    /// The message that carries it.
+    fn into_envelope(self) -> Message<Self> {
+        let mut message = Message::new(self);
+        message.id = message.payload().id();
+        message.published_at = message.payload().at;
+        message.routing_key = message.payload().message.routing_key.clone();
+        if let Some(extras) = &message.payload().message.extras {
+            message.extras = Some(Box::new(extras.of_letter()));
+        }
+        message
+    }
+
+    fn from_envelope(message: Message<Self>) -> Self {
+        match message.try_into_payload() {
+            Ok(letter) => letter,
+            Err(_) => unreachable!("a letter that was not taken has not been shared"),
+        }
+    }
+
     pub(crate) fn return_request(&mut self, request: Request) {
         self.message.extras_mut().request = request;
     }
@@ -209,6 +228,9 @@ pub(crate) trait Redrives<T>: Send + Sync {
 pub(crate) trait DeadLetterSink<T>: Send + Sync {
     /// Takes the letter, closed or not; gives it back if there is no room.
     fn accept(&self, letter: DeadLetter<T>) -> Result<(), DeadLetter<T>>;
+    /// As [`DeadLetterSink::accept`]; a durable queue waits for its file, and gives the letter back if that does not
+    /// take it.
+    fn accept_surely(&self, letter: DeadLetter<T>) -> Result<(), DeadLetter<T>>;
     /// Whether it would take a letter now.
     fn has_room(&self) -> bool;
     fn name(&self) -> &Arc<str>;
@@ -218,13 +240,7 @@ pub(crate) trait DeadLetterSink<T>: Send + Sync {
 impl<T: Send + Sync + 'static> DeadLetterSink<T> for Core<DeadLetter<T>> {
     fn accept(&self, mut letter: DeadLetter<T>) -> Result<(), DeadLetter<T>> {
         let along = letter.leave_file();
-        let mut message = Message::new(letter);
-        message.id = message.payload().id();
-        message.published_at = message.payload().at;
-        message.routing_key = message.payload().message.routing_key.clone();
-        if let Some(extras) = &message.payload().message.extras {
-            message.extras = Some(Box::new(extras.of_letter()));
-        }
+        let message = letter.into_envelope();
         let (message, along) = if self.is_durable() {
             match self.accept_letter_durably(message, along) {
                 Ok(()) => return Ok(()),
@@ -239,11 +255,16 @@ impl<T: Send + Sync + 'static> DeadLetterSink<T> for Core<DeadLetter<T>> {
                 Err(message) => (message, along),
             }
         };
-        let Ok(mut letter) = message.try_into_payload() else {
-            unreachable!("a letter that was not taken has not been shared")
-        };
+        let mut letter = DeadLetter::from_envelope(message);
         letter.message.restore_place(along.place());
         Err(letter)
+    }
+
+    fn accept_surely(&self, letter: DeadLetter<T>) -> Result<(), DeadLetter<T>> {
+        if !self.is_durable() {
+            return DeadLetterSink::accept(self, letter);
+        }
+        self.accept_letter_surely(letter.into_envelope()).map_err(DeadLetter::from_envelope)
     }
 
     fn has_room(&self) -> bool {

@@ -84,6 +84,8 @@ pub struct LogDescription {
     pub retention: String,
     /// Whether it keeps only the latest record of each key.
     pub compacted: bool,
+    /// What a durable log promises; `None` if it is only in memory.
+    pub durable: Option<&'static str>,
     /// Its groups.
     pub groups: Vec<GroupDescription>,
 }
@@ -127,7 +129,9 @@ impl fmt::Display for LogDescription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, payload, partitions) = (&self.name, self.payload, self.partitions);
         write!(f, "log {name:?} of {payload}, {partitions} partitions, keeps {}", self.retention)?;
-        f.write_str(if self.compacted { ", compacted\n" } else { "\n" })?;
+        f.write_str(if self.compacted { ", compacted" } else { "" })?;
+        self.durable.map_or(Ok(()), |promise| write!(f, ", {promise}"))?;
+        writeln!(f)?;
         for group in &self.groups {
             let GroupDescription { name, retry, dead_letters, workers } = group;
             write!(f, "  group {name:?}, retry {retry}, dead letters to {dead_letters:?}")?;

@@ -127,6 +127,11 @@ impl<T> Refused<T> {
         self
     }
 
+    pub(crate) fn by_log(mut self) -> Self {
+        self.kind = Kind::Log;
+        self
+    }
+
     pub(crate) fn by_topic(mut self) -> Self {
         self.kind = Kind::Topic;
         self
@@ -161,6 +166,7 @@ impl<T> Refused<T> {
             Kind::Queue => "queue",
             Kind::Subscriber => "subscriber",
             Kind::Topic => "topic",
+            Kind::Log => "log",
         };
         format!("{kind} {:?}", self.by())
     }
@@ -172,6 +178,7 @@ enum Kind {
     Queue,
     Subscriber,
     Topic,
+    Log,
 }
 
 impl<T> Deref for Refused<T> {
@@ -213,12 +220,12 @@ pub enum PublishError<T> {
     /// routed.
     #[error("routing at {:?} {}", .0.by(), .0.detail())]
     Panicked(Refused<T>),
-    /// The codec of a durable queue could not make bytes of the payload.
-    #[error("encoding it for queue {:?}: {}", .0.by(), .0.detail())]
+    /// The codec of a durable queue or log could not make bytes of the payload.
+    #[error("encoding it for {}: {}", .0.place(), .0.detail())]
     Unencodable(Refused<T>),
     /// The broker's file did not take it (feature `sqlite`); `Refused::store_error` says why. After an error of input
     /// or output it may be there all the same once the file is opened again.
-    #[error("the file of queue {:?} did not take it: {}", .0.by(), .0.file_error())]
+    #[error("the file of {} did not take it: {}", .0.place(), .0.file_error())]
     NotStored(Refused<T>),
 }
 
@@ -316,6 +323,13 @@ pub enum AppendError<T> {
     /// The log's function for the ordering key panicked.
     #[error("finding the ordering key for log {:?} {}", .0.by(), .0.detail())]
     Panicked(Refused<T>),
+    /// The codec of a durable log could not make bytes of the payload.
+    #[error("encoding it for log {:?}: {}", .0.by(), .0.detail())]
+    Unencodable(Refused<T>),
+    /// The broker's file did not take it (feature `sqlite`); `Refused::store_error` says why. After an error of input
+    /// or output it may be there all the same once the file is opened again.
+    #[error("the file of log {:?} did not take it: {}", .0.by(), .0.file_error())]
+    NotStored(Refused<T>),
 }
 
 /// Why a log could not be read, or a group's position not be changed.
@@ -503,5 +517,5 @@ gives_message_back! {
     SendError { Full, Closed, Deadlock, Limited, Panicked, Unencodable, NotStored }
     TrySendError { Full, Closed, Limited, Panicked, Unencodable, NotStored }
     SendTimeoutError { Timeout, Full, Closed, Deadlock, Limited, Panicked, Unencodable, NotStored }
-    AppendError { Closed, Panicked }
+    AppendError { Closed, Panicked, Unencodable, NotStored }
 }

@@ -675,7 +675,9 @@
 //! [`skipped`](crate::GroupStats::skipped) counts and [`Event::LogTrimmed`] tells. By hand, nothing happens to a
 //! record that is not committed until its reader is dropped: then it comes again. A [`Record`](crate::Record)
 //! that is kept, and a dead letter, keep their segment of the log in memory (up to 1,024 records, or a quarter
-//! of what is retained). A log lives in memory, as queues do.
+//! of what is retained). A log lives in memory, as queues do, unless it is [durable](#durable-queues); all
+//! that it retains is in memory even then.
+//!
 //! # Transactions
 //!
 //! [`Broker::transaction`](crate::Broker::transaction) publishes several messages, to any mix of topics, queues and
@@ -1062,7 +1064,7 @@
 //!
 //! # What is lost when the process dies
 //!
-//! Everything that is not settled, outside of [durable queues](#durable-queues): postroom keeps its messages in memory. A crash, a kill, a power cut, a
+//! Everything that is not settled, outside of [durable queues and logs](#durable-queues): postroom keeps its messages in memory. A crash, a kill, a power cut, a
 //! panic in a program built with `panic = "abort"`, or a `main` that returns without
 //! [`Broker::shutdown`] loses
 //!
@@ -1072,7 +1074,7 @@
 //!
 //! What to do about it:
 //!
-//! * Declare the queue [durable](#durable-queues).
+//! * Declare the queue, or the log, [durable](#durable-queues).
 //! * Catch the signal that ends your process, call [`Broker::shutdown`], and write down what
 //!   [`Queue::drain`] returns, dead letters included.
 //! * Keep the truth where it survives: commit the message to your database together with the order, and
@@ -1082,7 +1084,8 @@
 //! # Durable queues
 //!
 //! With the feature `sqlite` a broker can have a file, and queues that are declared durable keep their messages there
-//! until they are settled. All other queues stay in memory, at full speed.
+//! until they are settled; logs keep their records for as long as they are retained. All others stay in memory, at full
+//! speed.
 //!
 //! ```
 //! # #[cfg(feature = "sqlite")]
@@ -1142,6 +1145,15 @@
 //! **Your own rows.** The file is a SQLite database and may hold tables of yours. `Queue::send_in` sends a message in a
 //! transaction that changes them: both or neither, without an outbox and a relay.
 //!
+//! **Logs** are durable in the same way (`LogBuilder::durable`): a record is in the file before `Ok` and before anybody
+//! reads it, and stays there until retention or compaction removes it. One publish, batch or transaction is one commit
+//! for all that is durable, queues and logs. In a later run the log has the same records with the same offsets, and a
+//! group that is started again goes on where it had committed, whatever its `Start`; a new one is in the file before
+//! it begins. What a group commits or seeks is noted as settling is, a few milliseconds later: after a crash some
+//! records come again, and none is passed over. The number of partitions and the codec are those of the file. Unlike a
+//! queue's backlog, all retained records are in memory too, and opening reads them, a million small ones in a few
+//! seconds; so give a durable log a [`Retention`].
+//!
 //! **Dead letters** of a durable queue are durable: giving up on a message, and redriving it, moves it in the file in
 //! one commit. Those that go to a queue you gave are as durable as that is.
 //!
@@ -1156,7 +1168,7 @@
 //!
 //! **Parked keys** stay parked, and timers with a name still cancel what they were given to.
 //!
-//! **Not durable** are, for now, logs and the positions of their groups.
+//! **Not durable** is, for now, how often a record has failed in a log's group.
 //!
 //! **One at a time.** A second broker, in this process or another, is told who has the file.
 //!

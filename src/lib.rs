@@ -32,7 +32,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Messages live in memory: what is not settled when the process dies is lost, unless its queue is
+//! Messages live in memory: what is not settled when the process dies is lost, unless its queue or log is
 //! [durable](guide#durable-queues) or it came through an [outbox](guide#outbox-and-inbox). The [`guide`] says what is
 //! promised, shows it, and says [when a queue is the wrong tool](guide#when-a-queue-is-the-wrong-tool).
 //!
@@ -57,7 +57,7 @@
 //! | commit messages with your own rows, and do work once | `SqliteOutbox`, `PostgresOutbox`, and [their section of the guide](guide#outbox-and-inbox) |
 //! | look after what failed | [`DeadLetter`], [`Queue::redrive`] |
 //! | watch | [`Broker::stats`], [`Broker::describe`], [`Event`] |
-//! | keep messages in a file until they are settled (feature `sqlite`) | `Broker::open`, `QueueBuilder::durable`, and [their section of the guide](guide#durable-queues) |
+//! | keep messages in a file until they are settled, or a log (feature `sqlite`) | `Broker::open`, `QueueBuilder::durable`, `LogBuilder::durable`, and [their section of the guide](guide#durable-queues) |
 //! | keep other things in that file | the module `store` |
 //! | end | [`Broker::shutdown`], [`ShutdownReport`], [`Queue::drain`] |
 //! | test | [`Broker::simulated`], [`Simulation`], [`ManualClock`], [`Broker::wait_idle`] |
@@ -92,6 +92,7 @@
 //! | given up on | the dead-letter queue | as in any queue |
 //! | in a durable queue | the same, once the broker's file has it; what settles it deletes it there | as in any queue |
 //! | in a log | the log, shared with whoever reads it | its partition's lock until it is read, then nothing |
+//! | in a durable log | the same, once the broker's file has it; retention and compaction delete it there | as in any log |
 //!
 //! **Subscribers** share. A topic that has any keeps one ring: a publish writes into it once, under its lock, and
 //! each subscriber has a cursor of its own. It takes a chunk of messages at a time, shared with all others, so
@@ -205,6 +206,8 @@ pub use half::{
     Unsettled,
 };
 pub use idempotency::{Claim, Claimed, Idempotency, Window};
+#[cfg(feature = "sqlite")]
+pub use log::LogTicket;
 pub use log::{
     Group, GroupBuilder, GroupConsumerBuilder, Log, LogBuilder, Offset, Reader, Record, Replay, Retention, Start,
 };

@@ -110,10 +110,10 @@ pub enum Event {
         /// What the panic said.
         text: String,
     },
-    /// A message in the broker's file could not be decoded when its queue was declared. It is kept there, in a
-    /// stream of the kind `undecodable` with its queue's name.
+    /// A message in the broker's file could not be decoded when its queue or log was declared. It is kept there, in
+    /// a stream of the kind `undecodable` with its queue's name, or that of its partition (`log/0`).
     Undecodable {
-        /// The queue.
+        /// The queue, or the log.
         queue: String,
         /// Which message it is.
         message: MessageId,

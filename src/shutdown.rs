@@ -164,8 +164,10 @@ fn report(places: &Places, stuck_workers: Vec<(String, usize)>) -> ShutdownRepor
             report.half_messages.push((topic, open));
         }
     }
-    let groups = places.logs.iter().flat_map(|log| log.leftovers());
-    report.undelivered.extend(groups.filter(|left| left.total() > 0));
+    for log in &places.logs {
+        let list = if log.is_durable() { &mut report.stored } else { &mut report.undelivered };
+        list.extend(log.leftovers().into_iter().filter(|left| left.total() > 0));
+    }
     for queue in &places.queues {
         let stats = queue.stats();
         let leftover =

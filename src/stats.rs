@@ -321,7 +321,7 @@ pub struct HalfStats {
     pub open: u64,
 }
 
-/// A log's counters since it was declared, and what it holds now: `appended = retained + trimmed +
+/// A log's counters since it was declared, and what it holds now: `recovered + appended = retained + trimmed +
 /// compacted`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -330,6 +330,9 @@ pub struct LogStats {
     pub name: String,
     /// How many partitions it has.
     pub partitions: u64,
+    /// Of a durable log, the records that its file held when it was declared.
+    #[serde(default)]
+    pub recovered: u64,
     /// Records appended.
     pub appended: u64,
     /// Records it holds.

@@ -1,10 +1,12 @@
 //! A broker with a file: opening it, declaring what lives there, closing it.
 
-use super::{Broker, Builder, Inner, Registry, same_queue, same_topic};
+use super::{Broker, Builder, Inner, Registry, WeakBroker, same_log, same_queue, same_topic};
+use crate::dead_letter::DeadLetter;
 use crate::error::Error;
 use crate::idempotency::{Idempotency, Window};
+use crate::log::{Durably, Log, LogBuilder};
 use crate::queue::builder::name_problems;
-use crate::queue::durable::{Depot, Durable};
+use crate::queue::durable::{Depot, Durable, letters_of_group};
 use crate::queue::{NO_STORE, Queue, QueueBuilder, dead_letter_name};
 use crate::runtime::Runtime;
 use crate::stats::FileStats;
@@ -225,9 +227,86 @@ impl Broker {
     }
 }
 
+impl Broker {
+    pub(super) fn declare_log_durably<T: Send + Sync + 'static>(
+        &self,
+        builder: LogBuilder<T>,
+        mut problems: Vec<String>,
+    ) -> Result<Log<T>, Error> {
+        let subject = builder.subject();
+        let Some(depot) = &self.inner.depot else {
+            problems.push(NO_STORE.into());
+            return Err(Error::unless_none(subject, problems).expect_err("there is one"));
+        };
+        let _reservation = {
+            let mut registry = self.inner.registry_without_log(&builder.name);
+            if registry.closed {
+                problems.push("the broker was shut down".into());
+            }
+            if let Some(existing) = registry.logs.get(builder.name.as_str()).cloned() {
+                drop(registry);
+                return same_log(&builder, existing, problems);
+            }
+            Error::unless_none(subject.clone(), problems)?;
+            let names = vec![log_reservation(&builder.name)];
+            registry.reserved.extend(names.iter().cloned());
+            Reservation { inner: &self.inner, names }
+        };
+        let durable = builder.durable.as_ref().expect("only called for those");
+        let files = durable.open(depot, &builder.name, builder.width());
+        let files = files.map_err(|problems| Error::unless_none(subject.clone(), problems).expect_err("some"))?;
+        let weak = WeakBroker(Arc::downgrade(&self.inner));
+        let log = builder.build(Arc::clone(&self.inner.runtime), weak, files);
+        let recovered = log.core.shelf.recover();
+        recovered.map_err(|error| Error::new(subject.clone(), format!("its file: {error}")))?;
+        let mut registry = self.inner.registry.lock();
+        if registry.closed {
+            return Err(Error::new(subject, "the broker was shut down"));
+        }
+        registry.logs.insert(Arc::clone(&log.core.shelf.name), log.core.clone());
+        Ok(log)
+    }
+}
+
+impl WeakBroker {
+    /// As [`WeakBroker::adopt_dead_letters`], by way of the file: with those of earlier runs.
+    pub(crate) fn adopt_durable_dead_letters<T: Send + Sync + 'static>(
+        &self,
+        name: &str,
+        durable: &Durably<T>,
+    ) -> Result<Queue<DeadLetter<T>>, Error> {
+        let refuse = |problem: &str| Error::new(format!("queue {name:?}"), problem);
+        let inner = self.0.upgrade().ok_or_else(|| refuse("its broker is gone"))?;
+        let depot = inner.depot.as_ref().ok_or_else(|| refuse(NO_STORE))?;
+        let _reservation = {
+            let mut registry = inner.registry_without(name);
+            if registry.closed {
+                return Err(refuse("the broker was shut down"));
+            }
+            if registry.queues.contains_key(name) {
+                return Err(refuse("the name is taken by another queue"));
+            }
+            registry.reserved.insert(name.to_owned());
+            Reservation { inner: &inner, names: vec![name.to_owned()] }
+        };
+        let queue = letters_of_group(depot, durable.coding.clone(), durable.durability, name, &inner.runtime);
+        let queue = queue.map_err(|problems| refuse(&problems.join("; ")))?;
+        let mut registry = inner.registry.lock();
+        if registry.closed {
+            return Err(refuse("the broker was shut down"));
+        }
+        registry.queues.insert(Arc::clone(&queue.core.name), queue.core.clone());
+        Ok(queue)
+    }
+}
+
 /// Names have no control characters.
 fn topic_reservation(name: &str) -> String {
     format!("topic\n{name}")
+}
+
+fn log_reservation(name: &str) -> String {
+    format!("log\n{name}")
 }
 
 fn memory_reservation(name: &str) -> String {
@@ -258,6 +337,11 @@ impl Inner {
             self.declared.wait(&mut registry);
         }
         registry
+    }
+
+    /// Waits while a log of this name is being filled from the file.
+    pub(super) fn registry_without_log(&self, name: &str) -> MutexGuard<'_, Registry> {
+        self.registry_once_free(&log_reservation(name))
     }
 
     /// Waits while a topic of this name is being declared.

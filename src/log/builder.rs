@@ -1,5 +1,6 @@
 //! Describing a log.
 
+use super::durable::{Durably, OnFile};
 use super::retention::Retention;
 use super::shelf::{KeyOf, Shelf, Tombstone};
 use super::{Log, LogCore};
@@ -7,8 +8,9 @@ use crate::broker::{Broker, WeakBroker};
 use crate::error::Error;
 use crate::message::Text;
 use crate::queue::builder::name_problems;
+use crate::queue::durable::Mode;
 use crate::runtime::Runtime;
-use crate::sync::Mutex;
+use crate::sync::{Condvar, Mutex};
 use std::fmt;
 use std::sync::Arc;
 
@@ -21,13 +23,18 @@ pub struct LogBuilder<T> {
     compact: bool,
     tombstone: Option<Tombstone<T>>,
     keys: Option<KeyOf<T>>,
+    pub(crate) durable: Option<Durably<T>>,
+    /// A schema was given to what was not durable.
+    schema_too_early: bool,
     broker: Broker,
 }
 
 impl<T: Send + Sync + 'static> LogBuilder<T> {
     pub(crate) fn of(broker: Broker, name: String) -> Self {
         let retention = Retention::everything();
-        Self { name, partitions: 1, retention, compact: false, tombstone: None, keys: None, broker }
+        let (durable, schema_too_early) = (None, false);
+        let (partitions, compact, tombstone, keys) = (1, false, None, None);
+        Self { name, partitions, retention, compact, tombstone, keys, durable, schema_too_early, broker }
     }
 
     /// How many partitions it has: how many members of a group can read at the same time. Default 1.
@@ -86,13 +93,96 @@ impl<T: Send + Sync + 'static> LogBuilder<T> {
         self
     }
 
+    /// Keeps its records in the broker's file (see [`Broker::open`](crate::Broker::open)) for as long as they are
+    /// retained, payloads as JSON, and where its groups stand. Default: only in memory.
+    ///
+    /// * Every form of appending and publishing waits for the commit, and `Ok` says that the record is safe: written,
+    ///   or synced too, as `durability` says. Nobody reads it before. Appends of several threads share commits, a batch
+    ///   is one commit; [`Log::append_deferred`] does not wait. One publish, half message or transaction that reaches
+    ///   several durable logs and queues is one commit for all of them; the most demanding decides.
+    /// * Declared again on the file, by a later run, the log has the same records with the same offsets, times, keys,
+    ///   headers and ids, and begins where it began. It has to have as many partitions as before, and the same codec.
+    /// * A [group](Log::group) that is started again goes on where it had committed, whatever its
+    ///   [`Start`](crate::Start); where a new one begins is in the file before it is started. What it commits later, or
+    ///   seeks, is noted with one of the next commits, a few milliseconds later, and nobody waits for it. If the process
+    ///   ends before that, the group goes back a little and some records come again; none is passed over. How often a
+    ///   record has failed is not in the file. Groups of earlier runs count in a compaction until they are
+    ///   [removed](Log::remove_group), started in this run or not.
+    /// * The dead letters of its groups are durable as well. Those given to
+    ///   [`GroupBuilder::dead_letter_to`](crate::GroupBuilder::dead_letter_to) are what that queue was declared as.
+    /// * What retention or compaction removes is deleted from the file with one of the next commits; after a crash,
+    ///   the last of it may be there again.
+    /// * A record that cannot be decoded any more is put apart in the file when the log is declared,
+    ///   [`Event::Undecodable`](crate::Event::Undecodable) tells, and its offset stays a gap.
+    /// * **All retained records are in memory too**: declaring it reads all of them, and what it may hold is bounded by
+    ///   memory. Set a [retention](LogBuilder::retain).
+    ///
+    /// ```
+    /// use postroom::store::Durability;
+    /// use postroom::{Broker, Log, Start};
+    ///
+    /// # let path = std::env::temp_dir().join(format!("postroom-doc-durable-log-{}.db", std::process::id()));
+    /// let broker = Broker::open(&path)?;
+    /// let lines: Log<String> = broker.log("lines").durable(Durability::Sync).declare()?;
+    /// for line in ["started", "ready", "stopped"] {
+    ///     lines.append(line.to_string()).unwrap(); // synced
+    /// }
+    /// lines.group("indexer").start(Start::Earliest)?.commit(0, 1).unwrap();
+    /// drop((broker, lines));
+    ///
+    /// let broker = Broker::open(&path)?;
+    /// let lines: Log<String> = broker.log("lines").durable(Durability::Sync).declare()?;
+    /// let indexer = lines.group("indexer").start(Start::Latest)?;
+    /// let line = indexer.reader().recv().unwrap();
+    /// assert_eq!((line.offset(), line.payload().as_str()), (2, "stopped"));
+    /// # drop((broker, lines, indexer, line));
+    /// # for end in ["", ".lock"] { let _ = std::fs::remove_file(format!("{}{end}", path.display())); }
+    /// # Ok::<(), postroom::Error>(())
+    /// ```
+    #[cfg(feature = "sqlite")]
+    pub fn durable(self, durability: crate::store::Durability) -> Self
+    where
+        T: serde::Serialize + serde::de::DeserializeOwned,
+    {
+        self.durable_with(durability, crate::codec::Json)
+    }
+
+    /// As [`LogBuilder::durable`], with a codec for the payloads. The file notes its name, and the log cannot be
+    /// declared with another one while that is so.
+    #[cfg(feature = "sqlite")]
+    pub fn durable_with(mut self, durability: crate::store::Durability, codec: impl crate::codec::Codec<T>) -> Self {
+        let (version, upgrade) = (0, None);
+        let coding = crate::queue::durable::Coding { codec: Arc::new(codec), version, upgrade };
+        self.durable = Some(Durably { durability, coding });
+        self
+    }
+
+    /// Says which version of its type the payload is, and how to make one of the bytes of an earlier version (of 0, if
+    /// none was ever given). Follows [`LogBuilder::durable`]; see [`QueueBuilder::schema`](crate::QueueBuilder::schema).
+    /// What is in the file is read that way when the log is declared, and stays as it is there; an error puts it apart,
+    /// as does a version later than this one.
+    #[cfg(feature = "sqlite")]
+    pub fn schema(
+        mut self,
+        version: u32,
+        upgrade: impl Fn(u32, &[u8]) -> Result<T, crate::codec::CodecError> + Send + Sync + 'static,
+    ) -> Self {
+        let upgrade: crate::queue::durable::Upgrade<T> = Arc::new(upgrade);
+        match &mut self.durable {
+            Some(durable) => (durable.coding.version, durable.coding.upgrade) = (version, Some(upgrade)),
+            None => self.schema_too_early = true,
+        }
+        self
+    }
+
     /// Makes the log, or finds the one that has been declared alike. Functions cannot be compared and count
     /// as alike.
     ///
     /// # Errors
     /// Everything that is wrong with it at once: an empty name or one with control characters, no
     /// partitions, a retention that keeps nothing, a name taken by another payload type or by other settings,
-    /// a broker that was shut down.
+    /// a broker that was shut down. Of a durable log also a broker without a file, another number of partitions or
+    /// another codec than in the file, a file that cannot be read or written.
     pub fn declare(self) -> Result<Log<T>, Error> {
         let broker = self.broker.clone();
         broker.declare_log(self)
@@ -116,7 +206,14 @@ impl<T: Send + Sync + 'static> LogBuilder<T> {
             problems.push("0 partitions could hold nothing: at least 1".into());
         }
         problems.extend(self.retention.problems());
+        if self.schema_too_early {
+            problems.push("schema without durable before it: only what is in a file has versions".into());
+        }
         problems
+    }
+
+    pub(crate) fn width(&self) -> usize {
+        self.partitions
     }
 
     /// What differs from a log that exists.
@@ -128,6 +225,12 @@ impl<T: Send + Sync + 'static> LogBuilder<T> {
         }
         if !shelf.retention.is_like(&self.retention) {
             found.push(format!("it exists with retention {}, asked for {}", shelf.retention, self.retention));
+        }
+        let mode =
+            |mode: Option<Mode>| mode.map_or_else(|| "in memory only".to_owned(), |mode| format!("durable, {mode:?}"));
+        let (mine, asked) = (shelf.mode(), self.durable.as_ref().map(Durably::mode));
+        if mine != asked {
+            found.push(format!("it exists {}, asked for {}", mode(mine), mode(asked)));
         }
         match (shelf.is_keyed(), self.keys.is_some()) {
             (true, false) => found.push("it exists with a function for the key, asked for without".into()),
@@ -147,10 +250,12 @@ impl<T: Send + Sync + 'static> LogBuilder<T> {
         found
     }
 
-    pub(crate) fn build(self, runtime: Arc<Runtime>, broker: WeakBroker) -> Log<T> {
-        let Self { name, partitions, retention, compact, tombstone, keys, .. } = self;
-        let shelf = Shelf::new(name.into(), runtime, partitions, retention, (compact, tombstone), keys);
-        Log { core: Arc::new(LogCore { shelf, groups: Mutex::default(), broker }) }
+    /// The log, with the part of each partition that is in the file.
+    pub(crate) fn build(self, runtime: Arc<Runtime>, broker: WeakBroker, files: Vec<OnFile<T>>) -> Log<T> {
+        let Self { name, partitions, retention, compact, tombstone, keys, durable, .. } = self;
+        let files = (durable, files);
+        let shelf = Shelf::new(name.into(), runtime, partitions, retention, (compact, tombstone), keys, files);
+        Log { core: Arc::new(LogCore { shelf, groups: Mutex::default(), founded: Condvar::new(), broker }) }
     }
 }
 

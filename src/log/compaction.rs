@@ -6,6 +6,7 @@
 //! no other compaction, no group that has begun or gone back before a tombstone it removes); if not, the work
 //! is done again.
 
+use super::durable::Deletions;
 use super::partition::{Partition, Store};
 use super::retention::{Limits, Retention};
 use super::segment::Segment;
@@ -63,9 +64,20 @@ impl<T> Compaction<'_, T> {
         let seen = self.look(&mut partition.store(), seal_first);
         let before: u64 = seen.sealed.iter().map(|segment| segment.len() as u64).sum();
         let survivors = self.survivors(&seen);
+        let from_file = partition.on_file.as_ref().map(|file| {
+            let mut stay = survivors.iter().map(|(offset, _)| *offset).peekable();
+            let records = seen.sealed.iter().flat_map(|segment| segment.records());
+            file.deletions(records.map(|(offset, _)| (offset, stay.next_if_eq(&offset).is_some())))
+        });
         let removed = before - survivors.len() as u64;
         let fresh = (removed > 0).then(|| self.packed(seen.sealed.first().map_or(0, |first| first.base()), survivors));
-        let replaced = self.replace(&mut partition.store(), &seen, fresh, trash);
+        let replaced = {
+            let mut store = partition.store();
+            let replaced = self.replace(&mut store, &seen, fresh, trash);
+            // Under the lock, so that a tombstone never goes from the file before what it stands for.
+            from_file.into_iter().filter(|_| replaced).for_each(Deletions::hand_in);
+            replaced
+        };
         // The last share of a segment may be the one in here.
         trash.extend(seen.sealed);
         replaced.then_some(removed)

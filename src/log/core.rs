@@ -7,6 +7,7 @@
 //! Locks are taken in the order `board`, lane, partition. No user code runs under any of them.
 
 use super::board::{Board, Phase};
+use super::durable::Marks;
 use super::lane::Lane;
 use super::partition::Gate;
 use super::replay::Replay;
@@ -34,6 +35,8 @@ pub(crate) struct GroupCore<T> {
     lanes: Box<[Padded<Mutex<Lane<T>>>]>,
     /// What is committed in each lane, written under its lock.
     floors: Floors,
+    /// The same in the file of a durable log.
+    marks: Option<Marks>,
     pub(super) board: Mutex<Board>,
     /// Waited on with the board.
     pub(super) awake: Condvar,
@@ -54,12 +57,14 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
         settings: GroupSettings,
         dead: Arc<dyn DeadLetterSink<T>>,
         positions: Vec<u64>,
+        marks: Option<Marks>,
     ) -> Arc<Self> {
         let group = Arc::new_cyclic(|me: &Weak<Self>| Self {
             full_name: format!("{}/{name}", shelf.name).into(),
             name,
             settings,
             dead,
+            marks,
             consumers: AtomicUsize::new(0),
             paused: AtomicBool::new(false),
             board: Mutex::new(Board::new(positions.len())),
@@ -82,6 +87,9 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
     #[inline]
     pub(super) fn note_committed(&self, partition: usize, lane: &Lane<T>) {
         self.floors[partition].store(lane.committed, Ordering::Release);
+        if let Some(marks) = &self.marks {
+            marks.note(partition, lane.committed);
+        }
     }
 
     pub(super) fn width(&self) -> usize {

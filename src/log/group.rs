@@ -3,6 +3,7 @@
 use super::LogCore;
 use super::consumer::GroupConsumerBuilder;
 use super::core::{GroupCore, GroupSettings};
+use super::durable::Marks;
 use super::lane::LaneCounts;
 use super::partition::{Gate, Partition};
 use super::reader::Reader;
@@ -15,6 +16,8 @@ use crate::queue::builder::name_problems;
 use crate::retry::Retry;
 use crate::runtime::Runtime;
 use crate::stats::GroupStats;
+#[cfg(feature = "sqlite")]
+use crate::store::StoreError;
 use std::fmt;
 use std::sync::Arc;
 
@@ -62,8 +65,9 @@ impl<T: Send + Sync + 'static> GroupBuilder<T> {
     /// other settings than it was made with, a dead-letter queue of another broker or whose name is taken, a
     /// broker that was shut down.
     pub fn start(self, start: Start) -> Result<Group<T>, Error> {
-        let mut groups = self.log.groups.lock();
-        let existing = groups.by_name.get(self.name.as_str()).cloned();
+        let log = Arc::clone(&self.log);
+        let _founding = log.found_alone(&self.name);
+        let existing = self.log.groups.lock().by_name.get(self.name.as_str()).cloned();
         let mut problems = name_problems(&self.name);
         problems.extend(self.settings.retry.problems());
         problems.extend(self.settings.replay.problem());
@@ -79,24 +83,58 @@ impl<T: Send + Sync + 'static> GroupBuilder<T> {
             problems.extend(group.settings.differences(&self.settings));
             return Error::unless_none(self.subject(), problems).map(|()| Group { core: group });
         }
-        let (positions, more) = positions(&self.log, start);
-        problems.extend(more);
-        Error::unless_none(self.subject(), problems)?;
-        let queue = match (&self.dead_letters, groups.dead_letters.get(self.name.as_str())) {
-            (Some(queue), _) => queue.clone(),
-            (None, Some(left)) => left.queue(),
-            (None, None) => {
-                self.log.broker.adopt_dead_letters(&format!("{}/{}.dead", self.log.shelf.name, self.name))?
+        let positions = match self.log.shelf.remembered(&self.name) {
+            Some(positions) => positions,
+            None => {
+                let (positions, more) = positions(&self.log, start);
+                problems.extend(more);
+                positions
             }
         };
+        Error::unless_none(self.subject(), problems)?;
+        let marks = self.found(&positions)?;
+        let queue = self.dead_letter_queue()?;
         queue.core.make_terminal();
         let dead: Arc<dyn DeadLetterSink<T>> = queue.core;
         let name: Arc<str> = self.name.into();
-        let core = GroupCore::new(Arc::clone(&name), Arc::clone(&self.log.shelf), self.settings, dead, positions);
-        groups.by_name.insert(name, Arc::clone(&core));
+        let shelf = Arc::clone(&self.log.shelf);
+        let core = GroupCore::new(Arc::clone(&name), shelf, self.settings, dead, positions, marks);
+        self.log.shelf.forget_group(&name);
+        self.log.groups.lock().by_name.insert(name, Arc::clone(&core));
         // Shutdown shuts the log before it looks for groups.
         core.shut(self.log.shelf.gate());
         Ok(Group { core })
+    }
+
+    fn dead_letter_queue(&self) -> Result<Queue<DeadLetter<T>>, Error> {
+        if let Some(queue) = &self.dead_letters {
+            return Ok(queue.clone());
+        }
+        if let Some(left) = self.log.groups.lock().dead_letters.get(self.name.as_str()) {
+            return Ok(left.queue());
+        }
+        let name = format!("{}/{}.dead", self.log.shelf.name, self.name);
+        match &self.log.shelf.durable {
+            #[cfg(feature = "sqlite")]
+            Some(durable) => self.log.broker.adopt_durable_dead_letters(&name, durable),
+            _ => self.log.broker.adopt_dead_letters(&name),
+        }
+    }
+
+    /// Has the file of a durable log know where the group begins, unless it does. A crash cannot have it begin later.
+    #[cfg(feature = "sqlite")]
+    fn found(&self, positions: &[u64]) -> Result<Option<Marks>, Error> {
+        let shelf = &self.log.shelf;
+        if shelf.is_durable() && shelf.remembered(&self.name).is_none() {
+            let refuse = |error: StoreError| Error::new(self.subject(), format!("its file: {error}"));
+            Marks::found(shelf, &self.name, positions).map_err(refuse)?;
+        }
+        Ok(Marks::of(shelf, &self.name, positions))
+    }
+
+    #[cfg(not(feature = "sqlite"))]
+    fn found(&self, _: &[u64]) -> Result<Option<Marks>, Error> {
+        Ok(None)
     }
 
     /// The group of that name, whatever its settings; those given here do not count.

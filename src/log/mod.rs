@@ -4,9 +4,15 @@
 mod record;
 mod segment;
 mod retention;
+#[cfg(feature = "sqlite")]
+mod durable;
+#[cfg(not(feature = "sqlite"))]
+#[path = "memory_only.rs"]
+mod durable;
 mod partition;
 mod compaction;
 mod shelf;
+mod put;
 mod builder;
 mod replay;
 mod board;
@@ -22,6 +28,8 @@ mod group;
 
 pub use builder::LogBuilder;
 pub use consumer::GroupConsumerBuilder;
+#[cfg(feature = "sqlite")]
+pub use durable::LogTicket;
 pub use group::{Group, GroupBuilder};
 pub use reader::Reader;
 pub use record::{Offset, Record};
@@ -34,15 +42,18 @@ use crate::dead_letter::DeadLetterSink;
 use crate::describe::{GroupDescription, LogDescription};
 use crate::error::{AppendError, BatchError, Error, LogError, Refused};
 use crate::message::Message;
+use crate::queue::durable::promise;
 use crate::shutdown::Leftover;
 use crate::stats::LogStats;
-use crate::sync::Mutex;
+use crate::sync::{Condvar, Mutex};
 use core::GroupCore;
+#[cfg(feature = "sqlite")]
+pub(crate) use durable::{Durably, Entry};
 use partition::{Gate, Located};
+pub(crate) use put::{Placed, Putting, Spot, Written};
 use shelf::Shelf;
-pub(crate) use shelf::{Placed, Putting, Written};
 use std::any::{Any, type_name};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -80,6 +91,8 @@ pub struct Log<T> {
 pub(crate) struct LogCore<T> {
     pub(crate) shelf: Arc<Shelf<T>>,
     groups: Mutex<Groups<T>>,
+    /// Waited on with the groups: one has been made, or could not be.
+    founded: Condvar,
     broker: WeakBroker,
 }
 
@@ -87,11 +100,13 @@ struct Groups<T> {
     by_name: BTreeMap<Arc<str>, Arc<GroupCore<T>>>,
     /// Of groups that have been removed.
     dead_letters: BTreeMap<Arc<str>, Arc<dyn DeadLetterSink<T>>>,
+    /// Of groups that are being made. Nothing is locked meanwhile, since a durable log waits for its file.
+    founding: BTreeSet<String>,
 }
 
 impl<T> Default for Groups<T> {
     fn default() -> Self {
-        Self { by_name: BTreeMap::new(), dead_letters: BTreeMap::new() }
+        Self { by_name: BTreeMap::new(), dead_letters: BTreeMap::new(), founding: BTreeSet::new() }
     }
 }
 
@@ -122,6 +137,10 @@ impl<T: Send + Sync + 'static> Log<T> {
     pub fn append(&self, message: impl Into<Message<T>>) -> Result<Offset, AppendError<T>> {
         let shelf = &self.core.shelf;
         let mut message = message.into();
+        #[cfg(feature = "sqlite")]
+        if shelf.is_durable() {
+            return self.append_durably(message);
+        }
         match shelf.key_for(&message) {
             Ok(key) => message.take_key(key),
             Err(words) => return Err(self.panicked(message, words)),
@@ -150,6 +169,10 @@ impl<T: Send + Sync + 'static> Log<T> {
         messages: impl IntoIterator<Item = M>,
     ) -> Result<Vec<Offset>, BatchError<T, AppendError<T>>> {
         let shelf = &self.core.shelf;
+        #[cfg(feature = "sqlite")]
+        if shelf.is_durable() {
+            return self.append_batch_durably(messages.into_iter().map(Into::into).collect());
+        }
         let (mut keyless, mut panicked) = (None, None);
         let place = |(at, message): (usize, M)| {
             let mut message = message.into();
@@ -284,6 +307,19 @@ fn refused<T>(
     BatchError { accepted: 0, cause, rest }
 }
 
+/// A group is being made.
+struct Founding<'a, T> {
+    log: &'a LogCore<T>,
+    name: String,
+}
+
+impl<T> Drop for Founding<'_, T> {
+    fn drop(&mut self) {
+        self.log.groups.lock().founding.remove(&self.name);
+        self.log.founded.notify_all();
+    }
+}
+
 impl<T: Send + Sync + 'static> LogCore<T> {
     fn all_groups(&self) -> Vec<Arc<GroupCore<T>>> {
         self.groups.lock().by_name.values().cloned().collect()
@@ -292,8 +328,15 @@ impl<T: Send + Sync + 'static> LogCore<T> {
     fn remove_group(&self, name: &str) -> Result<(), Error> {
         let subject = || format!("group {name:?} of log {:?}", self.shelf.name);
         let group = self.groups.lock().by_name.get(name).cloned();
-        let group = group.ok_or_else(|| Error::new(subject(), "there is none of that name"))?;
+        let Some(group) = group else {
+            let _founding = self.found_alone(name);
+            let remembered = self.shelf.forget_group(name);
+            self.forget_marks(name);
+            let none = || Error::new(subject(), "there is none of that name");
+            return if remembered { Ok(()) } else { Err(none()) };
+        };
         group.remove().map_err(|problem| Error::new(subject(), problem))?;
+        self.forget_marks(name);
         let mut groups = self.groups.lock();
         // Whatever happened meanwhile: no other of that name could be made.
         groups.by_name.remove(name);
@@ -303,11 +346,29 @@ impl<T: Send + Sync + 'static> LogCore<T> {
         Ok(())
     }
 
+    /// Nobody else makes a group of this name as long as the answer lives.
+    fn found_alone(&self, name: &str) -> Founding<'_, T> {
+        let mut groups = self.groups.lock();
+        while !groups.founding.insert(name.to_owned()) {
+            self.founded.wait(&mut groups);
+        }
+        Founding { log: self, name: name.to_owned() }
+    }
+
+    #[cfg(feature = "sqlite")]
+    fn forget_marks(&self, group: &str) {
+        durable::forget(&self.shelf, group);
+    }
+
+    #[cfg(not(feature = "sqlite"))]
+    fn forget_marks(&self, _: &str) {}
+
     fn log_stats(&self) -> LogStats {
         let counts: Vec<_> = self.shelf.all().map(partition::Partition::counts).collect();
         LogStats {
             name: self.shelf.name.to_string(),
             partitions: counts.len() as u64,
+            recovered: counts.iter().map(|c| c.recovered).sum(),
             appended: counts.iter().map(|c| c.appended).sum(),
             retained: counts.iter().map(|c| c.retained).sum(),
             trimmed: counts.iter().map(|c| c.trimmed).sum(),
@@ -332,6 +393,7 @@ pub(crate) trait AnyLog: Send + Sync {
     fn end(&self);
     /// See `Core::unrest`: what groups with consumers still have to handle.
     fn unrest(&self, horizon: Timestamp) -> (u64, u64);
+    fn is_durable(&self) -> bool;
     /// What each group has not handled.
     fn leftovers(&self) -> Vec<Leftover>;
 }
@@ -359,6 +421,7 @@ impl<T: Send + Sync + 'static> AnyLog for LogCore<T> {
             partitions: self.shelf.width(),
             retention: self.shelf.retention.to_string(),
             compacted: self.shelf.compact,
+            durable: self.shelf.mode().map(promise),
             groups: groups.collect(),
         }
     }
@@ -373,6 +436,9 @@ impl<T: Send + Sync + 'static> AnyLog for LogCore<T> {
         let groups = self.all_groups();
         let sums = groups.iter().map(|group| group.unrest(horizon));
         sums.fold((self.shelf.pledged(), appended), |sum, (busy, moves)| (sum.0 + busy, sum.1.wrapping_add(moves)))
+    }
+    fn is_durable(&self) -> bool {
+        self.shelf.is_durable()
     }
     fn leftovers(&self) -> Vec<Leftover> {
         let left = self.all_groups().into_iter().map(|group| {

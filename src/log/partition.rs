@@ -4,6 +4,7 @@
 //! `Vec` becomes a segment as it is, and another one takes the appends. Readers that keep up make small
 //! segments so; those are joined again as soon as nobody reads them.
 
+use super::durable::OnFile;
 use super::retention::Limits;
 use super::segment::{Run, Segment};
 use crate::clock::Timestamp;
@@ -21,7 +22,12 @@ pub(crate) struct Partition<T> {
     end: AtomicU64,
     /// Compactions under way.
     pub(super) compactions: AtomicUsize,
+    /// Of a durable log.
+    pub(super) on_file: Option<OnFile<T>>,
 }
+
+/// A message, what it counts for, and its offset if the file has given it one.
+pub(super) type Incoming<T> = (Message<T>, u64, Option<u64>);
 
 /// Who may append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +46,9 @@ pub(super) struct Store<T> {
     tail_bytes: u64,
     pub(super) oldest: u64,
     end: u64,
+    /// Where it ended when the file was opened, and what was in there.
+    found_end: u64,
+    found: u64,
     pub(super) retained: u64,
     pub(super) bytes: u64,
     pub(super) compacted: u64,
@@ -102,6 +111,7 @@ pub(crate) enum Located<T> {
 
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct PartitionCounts {
+    pub(crate) recovered: u64,
     pub(crate) appended: u64,
     pub(crate) retained: u64,
     pub(crate) trimmed: u64,
@@ -109,13 +119,15 @@ pub(crate) struct PartitionCounts {
 }
 
 impl<T> Partition<T> {
-    pub(crate) fn new() -> Self {
+    pub(super) fn new(on_file: Option<OnFile<T>>) -> Self {
         let store = Store {
             segments: VecDeque::new(),
             tail: Run::new(),
             tail_bytes: 0,
             oldest: 0,
             end: 0,
+            found_end: 0,
+            found: 0,
             retained: 0,
             bytes: 0,
             compacted: 0,
@@ -127,7 +139,7 @@ impl<T> Partition<T> {
             clean: 0,
             generation: 0,
         };
-        Self { store: Mutex::new(store), end: AtomicU64::new(0), compactions: AtomicUsize::new(0) }
+        Self { store: Mutex::new(store), end: AtomicU64::new(0), compactions: AtomicUsize::new(0), on_file }
     }
 
     /// A place for a message, unless the gate is shut to the caller. Whoever owns the message puts it there
@@ -145,12 +157,12 @@ impl<T> Partition<T> {
             return None;
         }
         let offset = store.end;
-        let sealed = store.admit(limits, message, bytes);
+        let sealed = store.admit(limits, message, bytes, None);
         Some(Place { store, offset, sealed })
     }
 
     /// Appends messages with their sizes one behind the other, whatever the gate says.
-    pub(crate) fn append_all(&self, limits: &Limits, messages: impl Iterator<Item = (Message<T>, u64)>) -> Appended<T> {
+    pub(crate) fn append_all(&self, limits: &Limits, messages: impl Iterator<Item = Incoming<T>>) -> Appended<T> {
         self.finish_all(limits, self.put_all(limits, messages))
     }
 
@@ -159,16 +171,17 @@ impl<T> Partition<T> {
     pub(super) fn put_all(
         &self,
         limits: &Limits,
-        messages: impl Iterator<Item = (Message<T>, u64)>,
+        messages: impl Iterator<Item = Incoming<T>>,
     ) -> (Place<'_, T>, Vec<Arc<Segment<T>>>) {
         let store = self.store.lock();
         let mut place = Place { offset: store.end, store, sealed: false };
         let mut trash = Vec::new();
-        for (mut message, bytes) in messages {
-            place.sealed |= place.store.admit(limits, &mut message, bytes);
+        for (mut message, bytes, at) in messages {
+            place.sealed |= place.store.admit(limits, &mut message, bytes, at);
             place.tail().push(message);
             trash.append(&mut place.store.trim(limits));
         }
+        self.note_trim(&place.store, &trash);
         (place, trash)
     }
 
@@ -187,9 +200,18 @@ impl<T> Partition<T> {
     pub(super) fn finish(&self, limits: &Limits, place: Place<'_, T>) -> Appended<T> {
         let Place { mut store, offset, sealed } = place;
         let trash = if store.is_over(limits) { store.trim(limits) } else { Vec::new() };
+        self.note_trim(&store, &trash);
         let ring = std::mem::take(&mut store.awaited);
         self.end.store(store.end, Ordering::Release);
         Appended { offset, ring, compact: sealed && store.is_dirty(), trash }
+    }
+
+    /// Has the file let go of what retention has let go of. Under the lock, so that these notes have an order.
+    #[inline]
+    fn note_trim(&self, store: &Store<T>, trash: &[Arc<Segment<T>>]) {
+        if let Some(file) = self.on_file.as_ref().filter(|_| !trash.is_empty()) {
+            file.trim(store.oldest);
+        }
     }
 
     pub(crate) fn locate(&self, limits: &Limits, offset: u64) -> Located<T> {
@@ -237,10 +259,26 @@ impl<T> Partition<T> {
             }
             let due = store.segments.front().and_then(|segment| segment.latest()).map(|last| last.after(age));
             if due.is_none_or(|due| due > now) {
+                self.note_trim(&store, &trash);
                 return (trash, due);
             }
             trash.extend(store.drop_front());
         }
+    }
+
+    /// Takes what the file held, and lets go of what is too much. Nobody reads it yet.
+    pub(super) fn restore(
+        &self,
+        limits: &Limits,
+        segments: VecDeque<Arc<Segment<T>>>,
+        (oldest, end): (u64, u64),
+    ) -> Vec<Arc<Segment<T>>> {
+        let mut store = self.store.lock();
+        store.restore(segments, oldest, end);
+        let trash = store.trim(limits);
+        self.note_trim(&store, &trash);
+        self.end.store(store.end, Ordering::Release);
+        trash
     }
 
     pub(crate) fn shut(&self, gate: Gate) {
@@ -259,7 +297,8 @@ impl<T> Partition<T> {
     pub(crate) fn counts(&self) -> PartitionCounts {
         let store = self.store.lock();
         let (retained, trimmed, compacted) = (store.retained, store.trimmed, store.compacted);
-        PartitionCounts { appended: store.end, retained, trimmed, compacted }
+        let (recovered, appended) = (store.found, store.end - store.found_end);
+        PartitionCounts { recovered, appended, retained, trimmed, compacted }
     }
 
     pub(crate) fn is_compacting(&self) -> bool {
@@ -272,9 +311,13 @@ impl<T> Partition<T> {
 }
 
 impl<T> Store<T> {
-    /// Prepares for a message that is pushed next; whether the tail had to be sealed for it.
+    /// Prepares for a message that is pushed next, at the next offset or at the one that the file has given it;
+    /// whether the tail had to be sealed for it.
     #[inline]
-    fn admit(&mut self, limits: &Limits, message: &mut Message<T>, bytes: u64) -> bool {
+    fn admit(&mut self, limits: &Limits, message: &mut Message<T>, bytes: u64, at: Option<u64>) -> bool {
+        if let Some(at) = at.filter(|at| *at != self.end) {
+            self.leave_gap(limits, at);
+        }
         let full = self.tail.is_full() || self.tail_bytes + bytes > limits.segment_bytes();
         let sealed = full && self.seal_full(limits);
         // So that times never go back within a partition and can be searched.
@@ -285,6 +328,14 @@ impl<T> Store<T> {
         self.bytes += bytes;
         self.tail_bytes += bytes;
         sealed
+    }
+
+    /// There are places in the file that nobody here has heard of.
+    #[cold]
+    fn leave_gap(&mut self, limits: &Limits, next: u64) {
+        debug_assert!(next > self.end, "a place is given once");
+        self.seal(limits);
+        self.end = self.end.max(next);
     }
 
     #[cold]
@@ -319,7 +370,8 @@ impl<T> Store<T> {
         let Some(before) = place.checked_sub(1) else { return };
         let (one, other) = (&self.segments[before], &self.segments[place]);
         let fits = one.len() + other.len() <= limits.segment && one.bytes() + other.bytes() <= limits.segment_bytes();
-        let alike = !one.has_gaps() && !other.has_gaps() && other.base() != self.clean_end;
+        let in_a_row = !one.has_gaps() && !other.has_gaps() && one.base() + one.len() as u64 == other.base();
+        let alike = in_a_row && other.base() != self.clean_end;
         let free = Arc::strong_count(one) == 1 && Arc::strong_count(other) == 1;
         if !(fits && alike && free) {
             return;
@@ -338,6 +390,16 @@ impl<T> Store<T> {
     #[inline]
     fn is_over(&self, limits: &Limits) -> bool {
         self.retained > limits.count || self.bytes > limits.bytes
+    }
+
+    /// Takes what the file held; `oldest` and `end` are as they were then.
+    pub(super) fn restore(&mut self, segments: VecDeque<Arc<Segment<T>>>, oldest: u64, end: u64) {
+        (self.oldest, self.end, self.found_end) = (oldest, end, end);
+        self.retained = segments.iter().map(|segment| segment.len() as u64).sum();
+        self.bytes = segments.iter().map(|segment| segment.bytes()).sum();
+        self.found = self.retained;
+        self.latest = segments.back().and_then(|segment| segment.latest()).unwrap_or_default();
+        self.segments = segments;
     }
 
     /// Lets go of segments without which the limits are still kept.

@@ -81,6 +81,15 @@ impl<T> Segment<T> {
         Self { base, offsets: Some(offsets.into()), records: Run(records), bytes }
     }
 
+    /// What the file holds of the offsets from `base` on.
+    pub(crate) fn restored(base: u64, records: Vec<(u64, Message<T>)>, bytes: u64) -> Self {
+        if records.iter().zip(base..).all(|((offset, _), expected)| *offset == expected) {
+            let records = records.into_iter().map(|(_, message)| message).collect();
+            return Self::new(base, Run(records), bytes);
+        }
+        Self::compacted(base, records, bytes)
+    }
+
     pub(crate) fn base(&self) -> u64 {
         self.base
     }

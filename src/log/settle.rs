@@ -150,7 +150,10 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
             let now = self.shelf.runtime.clock.now();
             let name = self.full_name.clone();
             let letter = DeadLetter::of_group(message, given_up.reason.clone(), name, now);
-            if let Err(letter) = self.dead.accept(letter) {
+            // Once a durable log's group has passed the record, nobody comes back to it.
+            let accepted =
+                if self.shelf.is_durable() { self.dead.accept_surely(letter) } else { self.dead.accept(letter) };
+            if let Err(letter) = accepted {
                 given_up.letters.push_front((offset, letter.into_message()));
                 return self.wait_for_room(claim, given_up, rest, now.after(ROOM_AGAIN));
             }

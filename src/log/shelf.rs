@@ -1,13 +1,15 @@
 //! All partitions of a log: where appends go, and what keeps the retention.
 
 use super::compaction::Compaction;
+use super::durable::{Durably, OnFile};
 use super::partition::{Appended, Gate, Located, Partition, Place};
+use super::put::{Placed, Spot};
 use super::record::Offset;
 use super::retention::{Limits, Retention};
-use super::segment::Segment;
 use crate::clock::Timestamp;
 use crate::message::{Message, Text};
 use crate::outcome::{contained, drop_contained};
+use crate::queue::durable::Mode;
 use crate::runtime::{Registration, Runtime};
 use crate::scheduler::{Timed, TimedId};
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, Padded};
@@ -24,85 +26,18 @@ pub(crate) struct Shelf<T> {
     pub(super) retention: Retention<T>,
     pub(super) compact: bool,
     pub(super) tombstone: Option<Tombstone<T>>,
+    pub(super) durable: Option<Durably<T>>,
     keys: Option<KeyOf<T>>,
-    limits: Limits,
+    pub(super) limits: Limits,
     partitions: Box<[Padded<Partition<T>>]>,
     /// The partition of the next message without a key.
     turn: AtomicUsize,
-    following: Mutex<Vec<Following>>,
+    following: Mutex<Followings>,
     /// Appends that were promised and have not arrived yet.
     pledged: AtomicU64,
     ageing: Registration,
     /// Something will be too old one day, and the scheduler knows.
     ages: AtomicBool,
-}
-
-/// A message ready to be appended.
-pub(crate) struct Placed<T> {
-    partition: usize,
-    bytes: u64,
-    message: Message<T>,
-}
-
-impl<T> Placed<T> {
-    pub(crate) fn into_message(self) -> Message<T> {
-        self.message
-    }
-}
-
-/// Records that are written while the locks of their partitions are still held.
-#[must_use]
-pub(crate) struct Putting<'a, T> {
-    shelf: &'a Shelf<T>,
-    places: Vec<(usize, (Place<'a, T>, Vec<Arc<Segment<T>>>))>,
-    n: usize,
-}
-
-impl<'a, T: Send + Sync + 'static> Putting<'a, T> {
-    /// Lets the records be seen; the rest is done by [`Written::finish`], once no lock is held.
-    pub(crate) fn release(self) -> Written<'a, T> {
-        let Self { shelf, places, n } = self;
-        let appended = places.into_iter().map(|(partition, put)| {
-            let appended = shelf.partition(partition).finish_all(&shelf.limits, put);
-            (partition, appended)
-        });
-        Written { shelf, appended: appended.collect(), n }
-    }
-}
-
-/// Records of which nobody was told yet.
-#[must_use]
-pub(crate) struct Written<'a, T> {
-    shelf: &'a Shelf<T>,
-    appended: Vec<(usize, Appended<T>)>,
-    n: usize,
-}
-
-impl<T: Send + Sync + 'static> Written<'_, T> {
-    pub(crate) fn finish(self) {
-        let shelf = self.shelf;
-        shelf.finish_detached(self.detach());
-    }
-
-    /// For [`Shelf::finish_detached`], on another thread.
-    pub(crate) fn detach(self) -> Rest<T> {
-        Rest { appended: self.appended, n: self.n }
-    }
-}
-
-/// What remains to be done of a write.
-pub(crate) struct Rest<T> {
-    appended: Vec<(usize, Appended<T>)>,
-    n: usize,
-}
-
-impl<T: Send + Sync + 'static> Shelf<T> {
-    pub(crate) fn finish_detached(&self, rest: Rest<T>) {
-        for (partition, appended) in rest.appended {
-            self.finish(partition, appended);
-        }
-        (0..rest.n).for_each(|_| self.forgo());
-    }
 }
 
 /// Somebody who reads a log.
@@ -114,6 +49,13 @@ pub(crate) trait Follower: Send + Sync {
 /// For each partition, before which offset a follower has handled everything. Compaction reads it under the
 /// partition's lock, so it is lowered before what lies behind it is read again.
 pub(crate) type Floors = Arc<[Padded<AtomicU64>]>;
+
+#[derive(Default)]
+struct Followings {
+    here: Vec<Following>,
+    /// Groups of earlier runs that nobody has started in this one, and where they stand.
+    remembered: BTreeMap<String, Vec<u64>>,
+}
 
 struct Following {
     follower: Weak<dyn Follower>,
@@ -128,15 +70,18 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         retention: Retention<T>,
         (compact, tombstone): (bool, Option<Tombstone<T>>),
         keys: Option<KeyOf<T>>,
+        (durable, mut files): (Option<Durably<T>>, Vec<OnFile<T>>),
     ) -> Arc<Self> {
+        let mut files = files.drain(..);
         Arc::new_cyclic(|me: &Weak<Self>| Self {
             name,
             limits: retention.limits(),
             retention,
             compact,
             tombstone,
+            durable,
             keys,
-            partitions: (0..partitions).map(|_| Padded(Partition::new())).collect(),
+            partitions: (0..partitions).map(|_| Padded(Partition::new(files.next()))).collect(),
             turn: AtomicUsize::new(0),
             following: Mutex::default(),
             pledged: AtomicU64::new(0),
@@ -159,32 +104,53 @@ impl<T: Send + Sync + 'static> Shelf<T> {
     }
 
     pub(crate) fn follow(&self, follower: Weak<dyn Follower>, floors: Floors) {
-        let mut following = self.following.lock();
+        let following = &mut self.following.lock().here;
         following.retain(|one| one.follower.strong_count() > 0);
         following.push(Following { follower, floors });
     }
 
-    pub(crate) fn unfollow(&self, floors: &Floors) {
-        self.following.lock().retain(|one| !Arc::ptr_eq(&one.floors, floors));
+    /// There are groups of earlier runs.
+    pub(super) fn remember(&self, groups: BTreeMap<String, Vec<u64>>) {
+        self.following.lock().remembered = groups;
     }
 
-    fn followers(&self) -> Vec<Arc<dyn Follower>> {
-        self.following.lock().iter().filter_map(|one| one.follower.upgrade()).collect()
+    /// Where a group of an earlier run stands, until it is forgotten.
+    pub(super) fn remembered(&self, group: &str) -> Option<Vec<u64>> {
+        self.following.lock().remembered.get(group).cloned()
+    }
+
+    /// Such a group is here again, or removed; whether there was one.
+    pub(super) fn forget_group(&self, group: &str) -> bool {
+        self.following.lock().remembered.remove(group).is_some()
+    }
+
+    pub(crate) fn unfollow(&self, floors: &Floors) {
+        self.following.lock().here.retain(|one| !Arc::ptr_eq(&one.floors, floors));
+    }
+
+    pub(super) fn followers(&self) -> Vec<Arc<dyn Follower>> {
+        self.following.lock().here.iter().filter_map(|one| one.follower.upgrade()).collect()
     }
 
     /// Before which offset every follower has handled everything.
     fn read_by_all(&self, partition: usize) -> u64 {
         let following = self.following.lock();
-        let alive = following.iter().filter(|one| one.follower.strong_count() > 0);
-        alive.map(|one| one.floors[partition].load(Ordering::Acquire)).min().unwrap_or(u64::MAX)
+        let alive = following.here.iter().filter(|one| one.follower.strong_count() > 0);
+        let floors = alive.map(|one| one.floors[partition].load(Ordering::Acquire));
+        floors.chain(following.remembered.values().map(|floors| floors[partition])).min().unwrap_or(u64::MAX)
     }
 
     #[inline]
     pub(crate) fn partition_for(&self, message: &Message<T>) -> usize {
+        self.partition_by(message.key())
+    }
+
+    #[inline]
+    fn partition_by(&self, key: Option<&str>) -> usize {
         if self.width() == 1 {
             return 0;
         }
-        match message.key() {
+        match key {
             Some(key) => self.partition_of(key),
             None => self.turn.fetch_add(1, Ordering::Relaxed) % self.width(),
         }
@@ -192,6 +158,15 @@ impl<T: Send + Sync + 'static> Shelf<T> {
 
     pub(crate) fn partition_of(&self, key: &str) -> usize {
         (fnv1a(key.as_bytes()) % self.width() as u64) as usize
+    }
+
+    #[inline]
+    pub(crate) fn is_durable(&self) -> bool {
+        self.durable.is_some()
+    }
+
+    pub(super) fn mode(&self) -> Option<Mode> {
+        self.durable.as_ref().map(Durably::mode)
     }
 
     pub(super) fn is_keyed(&self) -> bool {
@@ -228,24 +203,32 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         Offset { partition, offset: self.finish(partition, appended) }
     }
 
+    /// What a message counts for in bytes.
+    pub(super) fn size_of(&self, message: &Message<T>) -> u64 {
+        self.retention.size_of(message.payload())
+    }
+
     /// What it counts for.
     #[inline]
     fn prepare(&self, message: &mut Message<T>) -> u64 {
+        self.make_record(message);
+        self.retention.size_of(message.payload())
+    }
+
+    #[inline]
+    pub(super) fn make_record(&self, message: &mut Message<T>) {
         message.attempt = 1;
         if self.compact {
             // So that a record that stays can move into another segment.
             message.make_shared();
         }
-        self.retention.size_of(message.payload())
     }
 
     /// The offset of the first one.
     #[inline]
-    fn finish(&self, partition: usize, appended: Appended<T>) -> u64 {
+    pub(super) fn finish(&self, partition: usize, appended: Appended<T>) -> u64 {
         let offset = appended.offset;
-        if self.limits.age.is_some() && !self.ages.load(Ordering::SeqCst) {
-            self.start_ageing();
-        }
+        self.start_ageing();
         if appended.ring || appended.compact || !appended.trash.is_empty() {
             self.follow_up(partition, appended);
         }
@@ -263,7 +246,7 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         let alone = order.first().map(|(first, _)| *first) == order.last().map(|(last, _)| *last);
         if alone {
             let partition = places[0].partition;
-            let messages = batch.into_iter().map(|placed| (placed.message, placed.bytes));
+            let messages = batch.into_iter().map(Placed::into_incoming);
             let first = self.finish(partition, self.partitions[partition].append_all(&self.limits, messages));
             places.iter_mut().zip(first..).for_each(|(place, offset)| place.offset = offset);
             self.forgo();
@@ -273,7 +256,7 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         for chosen in order.chunk_by(|(one, _), (other, _)| one == other) {
             let partition = chosen[0].0;
             let messages = chosen.iter().filter_map(|&(_, at): &(_, usize)| batch[at].take());
-            let messages = messages.map(|placed| (placed.message, placed.bytes));
+            let messages = messages.map(Placed::into_incoming);
             let first = self.finish(partition, self.partitions[partition].append_all(&self.limits, messages));
             chosen.iter().zip(first..).for_each(|(&(_, at), offset)| places[at].offset = offset);
         }
@@ -285,7 +268,7 @@ impl<T: Send + Sync + 'static> Shelf<T> {
     #[inline]
     pub(crate) fn place(&self, partition: usize, mut message: Message<T>) -> Placed<T> {
         let bytes = self.prepare(&mut message);
-        Placed { partition, bytes, message }
+        Placed { partition, bytes, message, place: None }
     }
 
     #[cold]
@@ -300,8 +283,15 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         drop_contained(appended.trash);
     }
 
+    #[inline]
+    pub(super) fn start_ageing(&self) {
+        if self.limits.age.is_some() && !self.ages.load(Ordering::SeqCst) {
+            self.begin_ageing();
+        }
+    }
+
     #[cold]
-    fn start_ageing(&self) {
+    fn begin_ageing(&self) {
         if let Some(age) = self.limits.age
             && !self.ages.swap(true, Ordering::SeqCst)
         {
@@ -309,19 +299,34 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         }
     }
 
+    /// Sees to what has become too old, now and later.
+    pub(super) fn age_what_was_found(&self) {
+        if let Some(due) = self.expire(self.runtime.clock.now()) {
+            self.ageing.arm(due);
+        }
+    }
+
     /// Promises to take a message, unless the log is closed to the caller.
     pub(crate) fn pledge(&self) -> bool {
+        self.pledge_many(1)
+    }
+
+    pub(crate) fn pledge_many(&self, n: usize) -> bool {
         // Entered first, so that whoever shuts the gate sees it or it sees the gate.
-        self.pledged.fetch_add(1, Ordering::SeqCst);
+        self.pledged.fetch_add(n as u64, Ordering::SeqCst);
         let open = self.partition(0).admits(self.runtime.is_worker());
         if !open {
-            self.forgo();
+            self.forgo_many(n);
         }
         open
     }
 
     pub(crate) fn forgo(&self) {
-        self.pledged.fetch_sub(1, Ordering::SeqCst);
+        self.forgo_many(1);
+    }
+
+    pub(crate) fn forgo_many(&self, n: usize) {
+        self.pledged.fetch_sub(n as u64, Ordering::SeqCst);
         self.runtime.note_progress();
     }
 
@@ -332,30 +337,29 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         message.take_timer();
         let partition = self.partition_for(&message);
         let bytes = self.prepare(&mut message);
-        let appended = self.partitions[partition].append_all(&self.limits, std::iter::once((message, bytes)));
+        let appended = self.partitions[partition].append_all(&self.limits, std::iter::once((message, bytes, None)));
         self.finish(partition, appended);
         self.forgo();
     }
 
-    /// What a stamped message will be as a record. Asks the user's function for its size.
-    pub(crate) fn record_of(&self, mut message: Message<T>, key: Option<Text>) -> Placed<T> {
-        message.take_key(key);
-        // A log delivers at once: there is no delay that could be cancelled.
-        message.take_timer();
-        self.place(self.partition_for(&message), message)
+    /// Where a message is going to be. Asks the user's functions for its key, whose panic is the error, and its size.
+    pub(crate) fn spot_for(&self, message: &Message<T>) -> Result<Spot, String> {
+        let key = self.key_for(message)?;
+        let partition = self.partition_by(message.key().or(key.as_ref().map(Text::as_str)));
+        Ok(self.spot_in(partition, message, key))
     }
 
-    /// Takes records that were promised a place, in order; nobody sees any of them before [`Putting::release`].
-    /// Takes the locks of partitions in their order.
-    pub(crate) fn put_together(&self, records: Vec<Placed<T>>) -> Putting<'_, T> {
-        let n = records.len();
-        let mut by_partition: BTreeMap<usize, Vec<Placed<T>>> = BTreeMap::new();
-        records.into_iter().for_each(|record| by_partition.entry(record.partition).or_default().push(record));
-        let places = by_partition.into_iter().map(|(partition, records)| {
-            let messages = records.into_iter().map(|placed| (placed.message, placed.bytes));
-            (partition, self.partitions[partition].put_all(&self.limits, messages))
-        });
-        Putting { shelf: self, places: places.collect(), n }
+    pub(super) fn spot_in(&self, partition: usize, message: &Message<T>, key: Option<Text>) -> Spot {
+        Spot { key, partition, bytes: self.retention.size_of(message.payload()) }
+    }
+
+    /// What a stamped message will be as a record.
+    pub(crate) fn record_at(&self, mut message: Message<T>, spot: Spot) -> Placed<T> {
+        message.take_key(spot.key);
+        // A log delivers at once: there is no delay that could be cancelled.
+        message.take_timer();
+        self.make_record(&mut message);
+        Placed { partition: spot.partition, bytes: spot.bytes, message, place: None }
     }
 
     /// Tells logs, rings and queues of one broker apart.
@@ -390,11 +394,8 @@ impl<T: Send + Sync + 'static> Shelf<T> {
     pub(crate) fn gate(&self) -> Gate {
         self.partition(0).gate()
     }
-}
 
-impl<T: Send + Sync + 'static> Timed for Shelf<T> {
-    /// Something may have become too old.
-    fn fire(&self, now: Timestamp) -> Option<Timestamp> {
+    fn expire(&self, now: Timestamp) -> Option<Timestamp> {
         // Before looking, so that what is appended meanwhile is not missed.
         self.ages.store(false, Ordering::SeqCst);
         let mut next = None;
@@ -407,6 +408,13 @@ impl<T: Send + Sync + 'static> Timed for Shelf<T> {
             self.ages.store(true, Ordering::SeqCst);
         }
         next
+    }
+}
+
+impl<T: Send + Sync + 'static> Timed for Shelf<T> {
+    /// Something may have become too old.
+    fn fire(&self, now: Timestamp) -> Option<Timestamp> {
+        self.expire(now)
     }
 }
 

@@ -86,6 +86,9 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn accept_letter_durably(&self, _: Message<T>, _: Along) -> Result<(), (Message<T>, Along)> {
         match self.filed().0 {}
     }
+    pub(crate) fn accept_letter_surely(&self, _: Message<T>) -> Result<(), Message<T>> {
+        match self.filed().0 {}
+    }
     pub(crate) fn readmit_durably(&self, _: Message<T>, _: Option<Timestamp>, _: Along) -> Moving {
         match self.filed().0 {}
     }

@@ -2,7 +2,10 @@
 
 use super::error::{MAX_ITEM_BYTES, StoreError};
 use super::item::{Change, Item, Seq, StreamId};
+use super::live::LiveMark;
 use smallvec::SmallVec;
+use std::ops::Range;
+use std::sync::Arc;
 
 /// One change.
 #[derive(Debug)]
@@ -12,6 +15,8 @@ pub(super) enum Op {
     Update(StreamId, Seq, Change),
     Move { from: StreamId, seq: Seq, to: StreamId, change: Change },
     Trim(StreamId, Seq),
+    DeleteRange(StreamId, Range<Seq>),
+    LiveMark(StreamId, Vec<u8>, Arc<LiveMark>),
     Mark(StreamId, Vec<u8>, Vec<u8>),
     Unmark(StreamId, Vec<u8>),
     Settings(StreamId, String),
@@ -71,6 +76,19 @@ impl Batch {
     /// Deletes all items before `seq`; with [`Seq::MAX`] all there are.
     pub fn trim(self, stream: StreamId, seq: Seq) -> Self {
         self.with(Op::Trim(stream, seq), 0)
+    }
+
+    /// Deletes all items within these places.
+    pub fn delete_range(self, stream: StreamId, seqs: Range<Seq>) -> Self {
+        self.with(Op::DeleteRange(stream, seqs), 0)
+    }
+
+    /// Notes a number under a name of the stream's: what it is when the writer takes the batch. Handed in with
+    /// [`Store::submit_live`](super::Store::submit_live).
+    pub(super) fn mark_live(self, stream: StreamId, name: impl Into<Vec<u8>>, number: Arc<LiveMark>) -> Self {
+        let name = name.into();
+        let bytes = name.len();
+        self.with(Op::LiveMark(stream, name, number), bytes)
     }
 
     /// Notes a value under a name of the stream's, replacing an earlier one: a group's offset, an id seen.
@@ -166,6 +184,8 @@ impl Op {
             | Self::Delete(stream, _)
             | Self::Update(stream, ..)
             | Self::Trim(stream, _)
+            | Self::DeleteRange(stream, _)
+            | Self::LiveMark(stream, ..)
             | Self::Mark(stream, ..)
             | Self::Unmark(stream, _)
             | Self::Settings(stream, _)

@@ -226,6 +226,16 @@ impl<'c> Committer<'c> {
                     self.delete_range(stream.row(0), stream.row(last))?;
                 }
             }
+            Op::DeleteRange(stream, seqs) => {
+                // As with a single one: only what has been given.
+                let next = self.stream(*stream).map_or(0, |stream| stream.next);
+                if let Some(last) = seqs.end.min(next).checked_sub(1).filter(|last| seqs.start <= *last) {
+                    self.delete_range(stream.row(seqs.start), stream.row(last))?;
+                }
+            }
+            Op::LiveMark(stream, name, number) => {
+                run(&mut self.sql.mark, (stream.get(), name, number.taken().to_string().into_bytes()))?;
+            }
             Op::Mark(stream, name, value) => {
                 run(&mut self.sql.mark, (stream.get(), name, value))?;
             }

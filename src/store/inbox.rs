@@ -3,9 +3,11 @@
 use super::batch::Batch;
 use super::error::StoreError;
 use super::item::Seq;
+use super::live::LiveMark;
 use super::options::{Durability, Options};
 use super::ticket::{Answer, Wake};
 use crate::sync::{Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Called with the places of what a batch inserted; says who is to be woken after that.
@@ -25,11 +27,18 @@ pub(super) struct Entry {
     /// again.
     pub(super) done: Option<Done>,
     bytes: usize,
+    /// What it notes as it is when the entry is taken.
+    live: Option<Arc<LiveMark>>,
 }
 
 impl Entry {
     pub(super) fn new(batch: Batch, durability: Durability, done: Option<Done>) -> Self {
-        Self { bytes: batch.bytes(), batch, durability, done }
+        Self { bytes: batch.bytes(), batch, durability, done, live: None }
+    }
+
+    /// Nobody waits for it.
+    pub(super) fn live(batch: Batch, live: Arc<LiveMark>) -> Self {
+        Self { live: Some(live), ..Self::new(batch, Durability::Buffered, None) }
     }
 }
 
@@ -60,6 +69,8 @@ pub(super) struct Inbox {
 #[derive(Default)]
 struct State {
     entries: Vec<Entry>,
+    /// Theirs.
+    live: Vec<Arc<LiveMark>>,
     /// Of entries waiting and being committed.
     bytes: usize,
     /// Somebody waits for one of the entries.
@@ -87,13 +98,14 @@ impl Inbox {
     }
 
     /// Never blocks. Gives the entry back if the store is closed.
-    pub(super) fn push(&self, entry: Entry) -> Result<(), Entry> {
+    pub(super) fn push(&self, mut entry: Entry) -> Result<(), Entry> {
         let mut state = self.state.lock();
         if state.closing {
             drop(state);
             return Err(entry);
         }
         state.bytes += entry.bytes;
+        state.live.extend(entry.live.take());
         let lazy = entry.done.is_none();
         state.entries.push(entry);
         let wake = if lazy && state.bytes < LAZY_BYTES {
@@ -130,6 +142,7 @@ impl Inbox {
             if state.eager || (!state.entries.is_empty() && (state.closing || state.lazy_until.is_some_and(late))) {
                 state.eager = false;
                 state.lazy_until = None;
+                state.live.drain(..).for_each(|mark| mark.take());
                 if into.is_empty() {
                     std::mem::swap(into, &mut state.entries);
                 } else {

@@ -120,6 +120,7 @@
 mod error;
 mod item;
 mod options;
+mod live;
 mod batch;
 mod ticket;
 mod inbox;
@@ -139,6 +140,7 @@ pub use batch::Batch;
 pub use error::{MAX_ITEM_BYTES, StoreError};
 pub use inspector::Inspector;
 pub use item::{Change, Item, MAX_STREAMS, Row, Seq, StreamId, StreamInfo};
+pub(crate) use live::LiveMark;
 pub use lock::Holder;
 pub use options::{Durability, Options};
 pub use reader::{Limit, Reader};
@@ -271,6 +273,14 @@ impl Store {
     /// If the store is closed.
     pub fn submit_lazily(&self, batch: Batch) -> Result<(), StoreError> {
         let entry = Entry::new(batch, Durability::Buffered, None);
+        self.shared.inbox.push(entry).map_err(|_| StoreError::Closed)
+    }
+
+    /// Has a number noted under a name of the stream's, as it is when the writer takes it; see [`LiveMark`]. As
+    /// [`submit_lazily`](Self::submit_lazily).
+    pub(crate) fn submit_live(&self, stream: StreamId, name: &str, number: &Arc<LiveMark>) -> Result<(), StoreError> {
+        let batch = Batch::new().mark_live(stream, name, Arc::clone(number));
+        let entry = Entry::live(batch, Arc::clone(number));
         self.shared.inbox.push(entry).map_err(|_| StoreError::Closed)
     }
 

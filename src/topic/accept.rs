@@ -30,7 +30,7 @@ pub(super) fn accept_all<T: Send + Sync + 'static>(
 ) -> Result<usize, PublishError<T>> {
     #[cfg(feature = "sqlite")]
     if durably::first_durable(queues).is_some() {
-        return durably::accept_all(queues, rings, Vec::new(), message, patience);
+        return durably::accept_all(queues, rings, &[], Vec::new(), message, patience);
     }
     accept_all_after(queues, rings, message, patience, |_| {})
 }
@@ -93,6 +93,10 @@ pub(super) fn accept_logged<T: Send + Sync + 'static>(
     patience: Patience,
 ) -> Result<usize, PublishError<T>> {
     let Wide { queues, rings, logs, .. } = reached;
+    #[cfg(feature = "sqlite")]
+    if logs.iter().any(|log| log.shelf.is_durable()) || durably::first_durable(queues).is_some() {
+        return accept_logged_durably(reached, message, patience);
+    }
     let mut keys: SmallVec<[Option<Text>; 4]> = SmallVec::new();
     for log in logs {
         match log.shelf.key_for(&message) {
@@ -113,21 +117,41 @@ pub(super) fn accept_logged<T: Send + Sync + 'static>(
         last.into_iter().zip(Some(message)).for_each(|((log, key), message)| log.shelf.redeem(message, key));
         return Ok(logs.len());
     }
-    #[cfg(feature = "sqlite")]
-    if durably::first_durable(queues).is_some() {
-        let keyed = logs.iter().cloned().zip(keys).collect();
-        return match durably::accept_all(queues, rings, keyed, message, patience) {
-            Ok(others) => Ok(logs.len() + others),
-            Err(refused) => {
-                logs.iter().for_each(|log| log.shelf.forgo());
-                Err(refused)
-            }
-        };
-    }
     let write = |message: &mut Message<T>| {
         logs.iter().zip(keys).for_each(|(log, key)| log.shelf.redeem(message.share(), key));
     };
     match accept_all_after(queues, rings, message, patience, write) {
+        Ok(others) => Ok(logs.len() + others),
+        Err(refused) => {
+            logs.iter().for_each(|log| log.shelf.forgo());
+            Err(refused)
+        }
+    }
+}
+
+/// As [`accept_logged`], by way of the file.
+#[cfg(feature = "sqlite")]
+fn accept_logged_durably<T: Send + Sync + 'static>(
+    reached: &Wide<T>,
+    mut message: Message<T>,
+    patience: Patience,
+) -> Result<usize, PublishError<T>> {
+    let Wide { queues, rings, logs, .. } = reached;
+    let mut stowed = Vec::with_capacity(logs.len());
+    for log in logs {
+        match durably::stow(log, &message) {
+            Ok(record) => stowed.push(record),
+            Err(refusal) => return Err(durably::refused_by_log(log, (message, refusal))),
+        }
+    }
+    if let Some(refusing) = logs.iter().position(|log| !log.shelf.pledge()) {
+        logs[..refusing].iter().for_each(|log| log.shelf.forgo());
+        return Err(PublishError::Closed(Refused::new(message, &logs[refusing].shelf.name)));
+    }
+    if queues.is_empty() && rings.is_empty() {
+        message.forget_request();
+    }
+    match durably::accept_all(queues, rings, logs, stowed, message, patience) {
         Ok(others) => Ok(logs.len() + others),
         Err(refused) => {
             logs.iter().for_each(|log| log.shelf.forgo());

@@ -2,13 +2,13 @@
 
 use super::route::{Found, Route, Unresolved};
 use super::{Duplicate, TopicCore};
-use crate::log::LogCore;
+use crate::log::{LogCore, Spot};
 use crate::message::{Message, MessageId, Text};
 use crate::queue::core::Core;
 use crate::queue::throttle::Throttle;
 use crate::subscriber::ring::Ring;
 use crate::sync::Ordering;
-use crate::transaction::{Obstacle, key_in};
+use crate::transaction::{Obstacle, spot_in};
 use std::sync::Arc;
 
 /// Everything that is to take one message.
@@ -16,8 +16,8 @@ pub(crate) struct Destinations<T> {
     /// Each with what it orders the message by.
     pub(crate) queues: Vec<(Arc<Core<T>>, Option<Text>)>,
     pub(crate) rings: Vec<Arc<Ring<T>>>,
-    /// Each with the key it finds.
-    pub(crate) logs: Vec<(Arc<LogCore<T>>, Option<Text>)>,
+    /// Each with where it is going to be there.
+    pub(crate) logs: Vec<(Arc<LogCore<T>>, Spot)>,
     /// Nothing matches it.
     pub(crate) unroutable: bool,
 }
@@ -41,7 +41,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             Err(refusal) => Err((Arc::clone(&queue.name), refusal.into())),
         });
         let queues = keyed.collect::<Result<_, _>>()?;
-        let logs = logs.into_iter().map(|log| key_in(&log, message).map(|key| (log, key)));
+        let logs = logs.into_iter().map(|log| spot_in(&log, message).map(|spot| (log, spot)));
         Ok(Destinations { queues, rings, logs: logs.collect::<Result<_, _>>()?, unroutable })
     }
 

@@ -1,6 +1,7 @@
 //! What a transaction has for one queue, log, or topic's subscribers: promised together, put in together.
 
 use super::error::Obstacle;
+use crate::clock::Timestamp;
 use crate::log::{self, LogCore, Placed};
 use crate::message::Message;
 use crate::outcome::drop_contained;
@@ -24,8 +25,8 @@ pub(super) trait Basket: Any + Send {
     fn waits(&self, patience: Patience) -> bool;
     /// Holding nothing.
     fn wait(&self, patience: Patience) -> Result<(), Refusal>;
-    /// Where the next message is in its queue's file.
-    fn place(&mut self, _: u64) {}
+    /// Where the next message is in the file, and with which time if a log has it.
+    fn place(&mut self, _: u64, _: Option<Timestamp>) {}
     /// Puts everything in and keeps the lock.
     fn put<'a>(&'a mut self) -> Box<dyn Locked + 'a>;
     /// What [`Unlocked::detach`] has left to do.
@@ -77,11 +78,11 @@ impl Baskets {
         std::mem::take(&mut self.waste).into_iter().for_each(drop_contained);
     }
 
-    /// Where the next message for that queue is in its file.
+    /// Where the next message for that queue or log is in the file.
     #[cfg(feature = "sqlite")]
-    pub(super) fn place(&mut self, number: TimedId, place: u64) {
+    pub(super) fn place(&mut self, number: TimedId, place: u64, at: Option<Timestamp>) {
         let basket = self.all.iter_mut().find(|(other, ..)| *other == number);
-        basket.into_iter().for_each(|(.., basket)| basket.place(place));
+        basket.into_iter().for_each(|(.., basket)| basket.place(place, at));
     }
 
     fn find<B: Basket>(&mut self, number: TimedId, make: impl FnOnce() -> B) -> &mut B {
@@ -111,7 +112,7 @@ impl Baskets {
     }
 
     pub(super) fn log<T: Send + Sync + 'static>(&mut self, log: &Arc<LogCore<T>>) -> &mut LogBasket<T> {
-        let make = || LogBasket { log: Arc::clone(log), n: 0, records: Vec::new() };
+        let make = || LogBasket { log: Arc::clone(log), n: 0, records: Vec::new(), places: VecDeque::new() };
         self.find(log.shelf.number(), make)
     }
 }
@@ -136,7 +137,7 @@ impl<T: Send + Sync + 'static> QueueBasket<T> {
 }
 
 impl<T: Send + Sync + 'static> Basket for QueueBasket<T> {
-    fn place(&mut self, place: u64) {
+    fn place(&mut self, place: u64, _: Option<Timestamp>) {
         self.places.push_back(place);
     }
     fn finish(&self, rest: Box<dyn Any + Send>) {
@@ -245,10 +246,24 @@ impl<T: Send + Sync + 'static> Unlocked for ring::Written<'_, T> {
 pub(super) struct LogBasket<T> {
     log: Arc<LogCore<T>>,
     pub(super) n: u64,
-    pub(super) records: Vec<Placed<T>>,
+    records: Vec<Placed<T>>,
+    /// Of records that are in the file and not yet in here.
+    places: VecDeque<(u64, Timestamp)>,
+}
+
+impl<T: Send + Sync + 'static> LogBasket<T> {
+    pub(super) fn push(&mut self, mut record: Placed<T>) {
+        if let Some((place, at)) = self.places.pop_front() {
+            record.set_place(place, at);
+        }
+        self.records.push(record);
+    }
 }
 
 impl<T: Send + Sync + 'static> Basket for LogBasket<T> {
+    fn place(&mut self, place: u64, at: Option<Timestamp>) {
+        self.places.extend(at.map(|at| (place, at)));
+    }
     fn by(&self) -> Arc<str> {
         Arc::clone(&self.log.shelf.name)
     }

@@ -7,7 +7,7 @@ mod durably;
 mod error;
 mod staged;
 
-pub(crate) use staged::key_in;
+pub(crate) use staged::spot_in;
 
 pub use error::{Obstacle, StageError, TransactionError, Unpublished};
 

@@ -4,7 +4,7 @@ use super::basket::Baskets;
 #[cfg(feature = "sqlite")]
 use super::durably::Stow;
 use super::error::Obstacle;
-use crate::log::LogCore;
+use crate::log::{LogCore, Spot};
 use crate::message::{Message, Text};
 use crate::outcome::drop_contained;
 use crate::queue::core::Core;
@@ -25,7 +25,7 @@ pub(super) trait Staged: Send + Sync {
     }
     /// It was admitted in vain.
     fn unadmit(&self) {}
-    /// Adds its copies for durable queues to the batch, running the users' codecs.
+    /// Adds its copies for durable queues and logs to the batch, running the users' codecs.
     #[cfg(feature = "sqlite")]
     fn stow(&self, _: &mut Stow) -> Result<(), (Arc<str>, Obstacle)> {
         Ok(())
@@ -75,12 +75,12 @@ impl<T: Send + Sync + 'static> Staged for Enqueue<T> {
 pub(super) struct Append<T> {
     log: Arc<LogCore<T>>,
     message: Message<T>,
-    key: Option<Text>,
+    spot: Option<Spot>,
 }
 
 impl<T> Append<T> {
     pub(super) fn new(log: Arc<LogCore<T>>, message: Message<T>) -> Self {
-        Self { log, message, key: None }
+        Self { log, message, spot: None }
     }
 }
 
@@ -90,26 +90,31 @@ impl<T: Send + Sync + 'static> Staged for Append<T> {
     }
     fn plan(&mut self, baskets: &mut Baskets) -> Result<(), (Arc<str>, Obstacle)> {
         self.log.shelf.stamp(&mut self.message);
-        self.key = key_in(&self.log, &self.message)?;
+        self.spot = Some(spot_in(&self.log, &self.message)?);
         baskets.log(&self.log).n += 1;
         Ok(())
     }
     fn deliver(self: Box<Self>, baskets: &mut Baskets) {
-        let Self { log, message, key } = *self;
-        let record = log.shelf.record_of(message, key);
-        baskets.log(&log).records.push(record);
+        let Self { log, message, spot } = *self;
+        let Some(spot) = spot else { return };
+        let record = log.shelf.record_at(message, spot);
+        baskets.log(&log).push(record);
+    }
+    #[cfg(feature = "sqlite")]
+    fn stow(&self, stow: &mut Stow) -> Result<(), (Arc<str>, Obstacle)> {
+        self.spot.iter().try_for_each(|spot| stow.add_record(&self.log, &self.message, spot))
     }
     fn discard(self: Box<Self>) {
         drop_contained(self.message);
     }
 }
 
-/// The key a log finds for a message that has none.
-pub(crate) fn key_in<T: Send + Sync + 'static>(
+/// Where in a log a message is going to be. Asks the log's functions for its key and its size.
+pub(crate) fn spot_in<T: Send + Sync + 'static>(
     log: &LogCore<T>,
     message: &Message<T>,
-) -> Result<Option<Text>, (Arc<str>, Obstacle)> {
-    log.shelf.key_for(message).map_err(|words| (Arc::clone(&log.shelf.name), Obstacle::Panicked(words)))
+) -> Result<Spot, (Arc<str>, Obstacle)> {
+    log.shelf.spot_for(message).map_err(|words| (Arc::clone(&log.shelf.name), Obstacle::Panicked(words)))
 }
 
 pub(super) struct Publish<T> {
@@ -155,9 +160,9 @@ impl<T: Send + Sync + 'static> Staged for Publish<T> {
         let Self { topic, mut message, given, to, .. } = *self;
         let Some(Destinations { mut queues, rings, logs, unroutable }) = to else { return };
         topic.passed(message.id, given, unroutable);
-        for (log, key) in logs {
-            let record = log.shelf.record_of(message.share(), key);
-            baskets.log(&log).records.push(record);
+        for (log, spot) in logs {
+            let record = log.shelf.record_at(message.share(), spot);
+            baskets.log(&log).push(record);
         }
         if !rings.is_empty() {
             let mut copy = message.share();
@@ -175,8 +180,9 @@ impl<T: Send + Sync + 'static> Staged for Publish<T> {
     }
     #[cfg(feature = "sqlite")]
     fn stow(&self, stow: &mut Stow) -> Result<(), (Arc<str>, Obstacle)> {
-        let mut queues = self.to.iter().flat_map(|to| &to.queues);
-        queues.try_for_each(|(queue, _)| stow.add(queue, &self.message))
+        let Some(to) = &self.to else { return Ok(()) };
+        to.queues.iter().try_for_each(|(queue, _)| stow.add(queue, &self.message))?;
+        to.logs.iter().try_for_each(|(log, spot)| stow.add_record(log, &self.message, spot))
     }
     fn discard(self: Box<Self>) {
         drop_contained(self.message);

@@ -7,6 +7,7 @@ use crate::queue::builder::Overflow;
 use crate::queue::core::{Accepted, Core, Patience, Pledge, Refusal};
 use crate::queue::fifo::Chunk;
 use crate::store::{Batch, Durability, Item, Seq, StoreError};
+use crate::sync::MutexGuard;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -17,8 +18,12 @@ const BYTES_TOGETHER: usize = 1 << 20;
 
 /// Whatever gets a message beside queues. Called on the writer's thread.
 pub(crate) trait Others<T>: Send {
-    /// Before any queue has it.
-    fn first(&mut self, message: &mut Message<T>, errands: &mut Vec<Errand>);
+    /// The file that some of them are in, and the most demanding of their modes.
+    fn file(&self) -> Option<(Arc<Depot>, Durability)>;
+    /// Adds what goes there to the batch, which is handed in before the order ends. Called by whoever publishes.
+    fn stow(&mut self, batch: Batch, order: &MutexGuard<'_, ()>) -> Batch;
+    /// Before any queue has it; with the places of what they have added.
+    fn first(&mut self, message: &mut Message<T>, places: &[Seq], errands: &mut Vec<Errand>);
     /// After all queues have it.
     fn last(self: Box<Self>, message: Message<T>, errands: &mut Vec<Errand>);
     /// It is not published after all.
@@ -73,15 +78,27 @@ impl<T: Send + Sync + 'static> Parcel<T> {
                 batch = batch.insert(filed.stream, item);
             }
         }
-        let depot = depot.expect("one of the queues is durable");
-        // Where a full queue throws its copy away there is nothing to write; that is noted once it is gone.
+        let beside = self.others.as_ref().and_then(|others| others.file());
+        if let Some((file, wanted)) = beside {
+            mode = mode.max(wanted);
+            depot.get_or_insert(file);
+        }
+        let depot = depot.expect("a queue or a log is durable");
+        depot.store.wait_for_room();
+        let order = self.others.as_ref().map(|_| depot.in_order());
+        if let (Some(others), Some(order)) = (&mut self.others, &order) {
+            batch = others.stow(batch, order);
+        }
+        // Last, since it may insert something too. Where a full queue throws its copy away there is nothing to write;
+        // that is noted once it is gone.
         if let Some(rider) = self.message.take_rider()
             && self.queues.iter().zip(&stored).all(|(queue, stored)| *stored || !queue.is_durable())
         {
             batch = rider.join(batch, &depot);
         }
-        depot.store.wait_for_room();
-        depot.commit(batch, mode, move |result, errands| self.arrive(&stored, result, errands))
+        let pending = depot.commit(batch, mode, move |result, errands| self.arrive(&stored, result, errands));
+        drop(order);
+        pending
     }
 
     fn arrive(self, stored: &[bool], result: Result<&[Seq], StoreError>, errands: &mut Vec<Errand>) -> Delivered<T> {
@@ -94,8 +111,9 @@ impl<T: Send + Sync + 'static> Parcel<T> {
                 return Err((message, Refusal::NotStored(error)));
             }
         };
+        let (places, beside) = places.split_at(stored.iter().filter(|stored| **stored).count());
         if let Some(others) = &mut others {
-            others.first(&mut message, errands);
+            others.first(&mut message, beside, errands);
         }
         let mut places = places.iter();
         let mut routed = 0;

@@ -11,6 +11,7 @@ use crate::message::Message;
 use crate::queue::Queue;
 use crate::queue::builder::{Order, Settings};
 use crate::queue::core::Core;
+use crate::runtime::Runtime;
 use crate::store::{Durability, Item, StoreError, StreamId};
 use crate::sync::Mutex;
 use serde::{Deserialize, Serialize};
@@ -31,7 +32,7 @@ pub(crate) struct Durable<T> {
 }
 
 /// The usual window.
-const WINDOW: usize = 4096;
+pub(super) const WINDOW: usize = 4096;
 
 /// What a stream's messages rely on, as noted in the file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -152,6 +153,22 @@ fn remember_done<T: Send + Sync + 'static>(depot: &Depot, core: &Core<T>) -> Res
     let Some((ledger, (_, by_function))) = core.ledger().zip(core.settings.idempotent) else { return Ok(None) };
     let by = if by_function { "by a function" } else { "by id" };
     DoneStream::open(&depot.store, (DONE, &core.name, by), ledger, core.runtime.clock.now()).map(Some)
+}
+
+/// A queue for the dead letters of something that is no queue, with those of earlier runs.
+pub(crate) fn letters_of_group<T: Send + Sync + 'static>(
+    depot: &Arc<Depot>,
+    coding: Coding<T>,
+    durability: Durability,
+    name: &str,
+    runtime: &Arc<Runtime>,
+) -> Result<Queue<DeadLetter<T>>, Vec<String>> {
+    let durable = Durable { durability, coding, window: WINDOW };
+    let stream = durable.open_stream(depot, DEAD_LETTERS, name)?;
+    let queue = Queue::for_letters_as(name.into(), Arc::clone(runtime), Some(durability));
+    queue.core.make_terminal();
+    durable.fill_letters(depot, stream, &queue, Origin::Queue(Weak::new()))?;
+    Ok(queue)
 }
 
 fn in_words(error: StoreError) -> Vec<String> {

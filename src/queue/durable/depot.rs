@@ -5,7 +5,7 @@ use crate::outcome::{contained, drop_contained};
 use crate::runtime::{Registration, Runtime};
 use crate::scheduler::Timed;
 use crate::store::{Batch, Call, Durability, Seq, Sleeper, Store, StoreError, StreamId, Wake};
-use crate::sync::{AtomicUsize, Condvar, Mutex, Ordering};
+use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
@@ -22,6 +22,8 @@ pub(crate) struct Depot {
     under_way: AtomicUsize,
     alarm: Registration,
     runtime: Arc<Runtime>,
+    /// Held from the moment records of logs get their time until they are handed in.
+    order: Mutex<()>,
 }
 
 /// A queue that hears of what was put into its stream, on the writer's thread.
@@ -69,8 +71,15 @@ impl Depot {
             let queue = hears.0.lock().get(&stream.get()).and_then(Weak::upgrade);
             queue.into_iter().for_each(|queue| queue.arrived(places.start, places.end));
         });
-        let under_way = AtomicUsize::new(0);
-        Arc::new(Self { store, simulated, errands, arrivals, under_way, alarm, runtime: Arc::clone(runtime) })
+        let (under_way, order) = (AtomicUsize::new(0), Mutex::new(()));
+        let runtime = Arc::clone(runtime);
+        Arc::new(Self { store, simulated, errands, arrivals, under_way, alarm, runtime, order })
+    }
+
+    /// Whoever hands in records of logs holds this meanwhile, so that their times have the order of the file. Nothing
+    /// waits under it.
+    pub(crate) fn in_order(&self) -> MutexGuard<'_, ()> {
+        self.order.lock()
     }
 
     /// In a simulation everybody waits, so that the same seed gives the same run.

@@ -1,7 +1,8 @@
 //! What one queue knows of its stream, and what the file hears of settled messages.
 
+use super::declare::WINDOW;
 use super::depot::Depot;
-use super::format::{Format, extra_of, item_of, message_of};
+use super::format::{Coding, Format, Plain, extra_of, item_of, message_of};
 use crate::clock::Timestamp;
 use crate::idempotency::DoneStream;
 use crate::message::{Message, Text};
@@ -19,6 +20,13 @@ pub(crate) struct Filed<T> {
     pub(crate) window: usize,
     /// Of an idempotent queue.
     pub(super) done: Option<DoneStream>,
+}
+
+impl<T: Send + Sync + 'static> Filed<T> {
+    /// Of plain messages.
+    pub(crate) fn plain(depot: Arc<Depot>, stream: StreamId, durability: Durability, coding: Coding<T>) -> Self {
+        Self { depot, stream, durability, format: Arc::new(Plain(coding)), window: WINDOW, done: None }
+    }
 }
 
 impl<T> Filed<T> {

@@ -4,11 +4,11 @@
 //! whatever comes of the batch; if that fails, the file still has it where it was, and that is where it is found
 //! again after the next start.
 
-use super::depot::{Depot, Pending};
+use super::depot::{Depot, Errand, Pending};
 use crate::clock::Timestamp;
 use crate::message::Message;
 use crate::queue::core::{Core, Pledge};
-use crate::store::{Batch, Durability, Seq, StreamId};
+use crate::store::{Batch, Durability, Seq, StoreError, StreamId};
 use std::sync::Arc;
 
 /// Where a message was in the file. It is to be deleted there once it is elsewhere.
@@ -91,6 +91,39 @@ impl<T: Send + Sync + 'static> Core<T> {
             pending.wait();
         }
         Ok(())
+    }
+
+    /// The same of a letter whose message nobody keeps in the file once this has answered: waits for the commit, and
+    /// gives it back if that fails.
+    pub(crate) fn accept_letter_surely(&self, message: Message<T>) -> Result<(), Message<T>> {
+        let Some(me) = self.weak().upgrade() else { return Err(message) };
+        let filed = self.filed();
+        let Ok(item) = filed.item(&message) else {
+            // No later attempt could write it.
+            return self.accept_letter_durably(message, Along::nothing()).map_err(|(message, _)| message);
+        };
+        let Ok(pledge) = self.pledge_for_letter() else { return Err(message) };
+        let stored = self.keeps(&pledge);
+        let batch = if stored { Batch::new().insert(filed.stream, item) } else { Batch::new() };
+        let mut message = message;
+        let arrive = move |result: Result<&[Seq], StoreError>, errands: &mut Vec<Errand>| {
+            let arrived = match result {
+                Ok(places) => {
+                    if let (true, Some(&place)) = (stored, places.first()) {
+                        message.set_fresh_place(place);
+                    }
+                    Arc::clone(&me).redeem_quietly(pledge, message, errands);
+                    Ok(())
+                }
+                Err(_) => {
+                    me.forgo(pledge);
+                    Err(message)
+                }
+            };
+            errands.push(Box::new(move || drop(me)));
+            arrived
+        };
+        filed.depot.commit(batch, filed.durability, arrive).wait()
     }
 
     fn pledge_for_letter(&self) -> Result<Pledge, ()> {

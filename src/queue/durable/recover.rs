@@ -8,8 +8,8 @@ use crate::clock::Timestamp;
 use crate::message::Message;
 use crate::queue::core::{Admission, Core};
 use crate::queue::keyed::{Exhausted, Hold};
-use crate::runtime::Event;
-use crate::store::{Batch, Change, Durability, Limit, Row, Seq, StoreError};
+use crate::runtime::{Event, Runtime};
+use crate::store::{Batch, Change, Durability, Limit, Row, Seq, Store, StoreError, StreamId};
 use std::sync::Weak;
 
 /// Noted when a run ends with nothing in hand.
@@ -142,14 +142,25 @@ fn bring_back<T: Send + Sync + 'static>(
 /// What cannot be decoded is kept as it is, in a stream of its own.
 pub(crate) fn put_apart<T: Send + Sync + 'static>(core: &Core<T>, row: &Row, error: String) -> Result<(), StoreError> {
     let filed = core.filed();
-    let store = &filed.depot.store;
-    let apart = match store.reader()?.stream(UNDECODABLE, &core.name)? {
+    let apart = (&*core.name, core.name.to_string());
+    keep_apart(&core.runtime, &filed.depot.store, (filed.stream, row), apart, error)
+}
+
+/// The same of whatever has that name, in a stream of that other name.
+pub(crate) fn keep_apart(
+    runtime: &Runtime,
+    store: &Store,
+    (from, row): (StreamId, &Row),
+    (name, stream): (&str, String),
+    error: String,
+) -> Result<(), StoreError> {
+    let apart = match store.reader()?.stream(UNDECODABLE, &stream)? {
         Some(stream) => stream.id,
-        None => store.declare(UNDECODABLE, &core.name, "")?,
+        None => store.declare(UNDECODABLE, &stream, "")?,
     };
-    let moved = Batch::new().move_to(filed.stream, row.seq, apart, Change::new());
+    let moved = Batch::new().move_to(from, row.seq, apart, Change::new());
     store.commit(moved, Durability::Buffered)?;
-    let (queue, message) = (core.name.to_string(), row.item.id.into());
-    core.runtime.tell(|| Event::Undecodable { queue, message, error });
+    let (queue, message) = (name.to_owned(), row.item.id.into());
+    runtime.tell(|| Event::Undecodable { queue, message, error });
     Ok(())
 }

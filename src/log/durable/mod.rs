@@ -1,0 +1,26 @@
+//! Logs whose records live in the broker's file for as long as they are retained.
+//!
+//! Each partition is a stream of the file, and a record's offset is its place there. The file comes first: a record is
+//! encoded with no lock held, handed to the store together with all else that has to be there with it, and only after
+//! the commit is it appended to the partition in memory (on the writer's thread, in the order of the file). So nobody
+//! reads what a crash could take back, and whoever has heard `Ok` has it safe.
+//!
+//! | a record is | where | under |
+//! |---|---|---|
+//! | being encoded | with whoever appends | nothing; the log has promised to take it |
+//! | given its time, handed in | with the store's function for it | the depot's order |
+//! | committed | in the partition's tail, then in a segment | the partition's lock |
+//! | let go of by retention or compaction | gone; the file hears of it with one of the next commits | handed in under the partition's lock |
+//!
+//! What the file hears is handed in under a lock, so that it has an order, but nothing is written or waited for there.
+//! Where a group stands is a mark of each partition's stream, written lazily as settled messages are deleted: after a
+//! crash it may be a little behind, so that some records come again, and never ahead.
+
+mod append;
+mod marks;
+mod on_file;
+mod recover;
+
+pub use append::LogTicket;
+pub(crate) use marks::{Marks, forget};
+pub(crate) use on_file::{Deletions, Durably, Entry, OnFile};
