@@ -1064,9 +1064,9 @@
 //!
 //! # What is lost when the process dies
 //!
-//! Everything that is not settled, outside of [durable queues and logs](#durable-queues): postroom keeps its messages in memory. A crash, a kill, a power cut, a
-//! panic in a program built with `panic = "abort"`, or a `main` that returns without
-//! [`Broker::shutdown`] loses
+//! Everything that is not settled, outside of [durable queues and logs](#durable-queues): postroom keeps its
+//! messages in memory. A crash, a kill, a power cut, a panic in a program built with `panic = "abort"`, or a
+//! `main` that returns without [`Broker::shutdown`] loses
 //!
 //! * messages that are ready, delayed, or wait for a retry,
 //! * messages in flight, whose handler may have done half of its work,
@@ -1343,9 +1343,8 @@
 //!   slower call with more ways to fail.
 //! * **Two steps must both happen or neither, at the same moment.** A queue makes the second happen later. Use one
 //!   database transaction, or accept "later" with a [half message](#half-messages).
-//! * **Messages must survive the process, or leave it.** Not yet here: use a database table, or a broker.
-//! * **Messages must survive the process, or leave it.** With a database, see [outbox and
-//!   inbox](#outbox-and-inbox); otherwise not yet here: use a broker.
+//! * **Messages must leave the process.** Not yet here: use a broker. To survive the process, a queue can be
+//!   [durable](#durable-queues), or a message can come from your database by an [outbox](#outbox-and-inbox).
 //! * **You only hand values to a thread.** With nothing to retry, route or watch, a channel is simpler and
 //!   faster.
 //! * **You want to use all cores for one computation.** Use a data-parallel library.
