@@ -267,7 +267,9 @@ impl Broker {
     /// Queues and groups of logs that have consumers are drained, and deliveries in hand are waited for, together at most
     /// `timeout`; retries that become due in that time still happen. Then everything is closed: receivers
     /// find [`Closed`](crate::RecvError::Closed), workers end after the message in hand. Takes at most
-    /// `timeout` and a moment; a handler that never returns is left behind and reported.
+    /// `timeout` and a moment; a handler that never returns is left behind and reported. A file that another
+    /// connection keeps locked is given up to 5 s more, for the acknowledgements that are still to be written; what
+    /// cannot be comes again in the next run.
     ///
     /// What was left can be taken out with [`Queue::drain`]. Called a second time, it reports what is left
     /// then. Called from a handler, it does not wait for that handler.
