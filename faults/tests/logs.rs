@@ -111,7 +111,8 @@ fn a_group_passes_no_record_whose_dead_letter_is_not_in_the_file() {
         let (broker, log, group) = open(&folder, &disk);
         let (taken, _) = append(&log, 0..20);
         disk.fail(Plan { calls: &[Call::Write], after, times: None, fault: Fault::Full });
-        let fails = |record: &Record<u64>| if ***record % 3 == 0 { Err(Failure::permanent("no")) } else { Ok(()) };
+        let fails =
+            |record: &Record<u64>| if record.is_multiple_of(3) { Err(Failure::permanent("no")) } else { Ok(()) };
         group.consumer().start(fails).unwrap();
         // What finds no room is tried again every second.
         let _ = broker.wait_idle(Duration::from_millis(300));
