@@ -128,7 +128,8 @@ pub(crate) struct Extras {
     pub(crate) order_key: Option<Text>,
     /// Where it is in the file of the durable queue that holds it.
     pub(crate) place: Option<u64>,
-    /// It has just got there, and rests until no time.
+    /// It has not been handed out since it got there, and nobody needs it before its turn or its time: it may be only
+    /// there.
     pub(crate) fresh: bool,
     /// What changes in the file when it is published.
     pub(crate) rider: Rider,
@@ -521,8 +522,39 @@ impl<T> Message<T> {
 
     /// The same for a message that has just been written.
     pub(crate) fn set_fresh_place(&mut self, place: u64) {
+        let fresh = self.due().is_none() || self.rests_plainly();
         let extras = self.extras_mut();
-        (extras.place, extras.fresh) = (Some(place), extras.due.is_none());
+        (extras.place, extras.fresh) = (Some(place), fresh);
+    }
+
+    /// Whether nothing but its time keeps it from being delivered, and nobody but its queue knows of it.
+    #[cold]
+    fn rests_plainly(&self) -> bool {
+        let plainly = |extras: &Extras| {
+            let counts = extras.counts_from.is_none() || extras.counts_from == extras.due;
+            counts && extras.history.is_empty() && extras.timer.is_none() && !extras.request.is_some()
+        };
+        self.attempt == 0 && !self.redelivered && self.extras.as_deref().is_some_and(plainly)
+    }
+
+    /// Whether it may be only in the file, see [`Extras::fresh`].
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.extras.as_ref().is_some_and(|extras| extras.fresh)
+    }
+
+    /// It stays in memory from now on.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn known_to_memory(mut self) -> Self {
+        self.extras.iter_mut().for_each(|extras| extras.fresh = false);
+        self
+    }
+
+    /// It has been read from its place.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn set_read_place(&mut self, place: u64) {
+        let extras = self.extras_mut();
+        (extras.place, extras.fresh) = (Some(place), true);
     }
 
     /// Its place, the first time it is asked for and only if it is the place of a fresh message.

@@ -91,6 +91,25 @@ impl<E> DelayHeap<E> {
         found.into_iter().filter_map(|deadline| self.cancel(self.key_of(deadline.slot)?)).collect()
     }
 
+    /// All entries, in no order.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &E> {
+        self.slots.iter().filter_map(|slot| match slot {
+            Slot::Taken { entry, .. } => Some(entry),
+            Slot::Free { .. } => None,
+        })
+    }
+
+    /// Takes out every entry of a kind, in no order.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn remove_where(&mut self, wanted: impl Fn(&E) -> bool) -> Vec<E> {
+        let is_wanted = |slot: &Slot<E>| matches!(slot, Slot::Taken { entry, .. } if wanted(entry));
+        let found: Vec<u32> = (0..).zip(&self.slots).filter(|(_, slot)| is_wanted(slot)).map(|(at, _)| at).collect();
+        let removed = found.into_iter().filter_map(|slot| self.vacate(self.key_of(slot)?)).collect();
+        self.forget_cancelled();
+        removed
+    }
+
     pub(crate) fn pop_due(&mut self, now: Timestamp) -> Option<E> {
         if self.earliest()? > now {
             return None;

@@ -24,6 +24,8 @@ const MODE: &str = "POSTROOM_MODE";
 const IDEMPOTENT: &str = "idempotent";
 /// Everything is prepared first, and one of four local transactions is rolled back.
 const HALVES: &str = "halves";
+/// Everything has a delay of some milliseconds, and memory holds only a few.
+const DELAYED: &str = "delayed";
 const ROUNDS: u64 = 200;
 /// Numbers of one process.
 const EACH: u64 = 1_000_000;
@@ -71,16 +73,22 @@ fn queue(broker: &Broker, mode_name: &str) -> Queue<u64> {
     if mode_name == IDEMPOTENT {
         queue = queue.idempotent(Duration::from_secs(3600));
     }
-    queue.durable(mode(mode_name)).declare().unwrap()
+    let queue = queue.durable(mode(mode_name));
+    if mode_name == DELAYED { queue.window(16) } else { queue }.declare().unwrap()
 }
 
 fn mode(name: &str) -> Durability {
     if name == "sync" { Durability::Sync } else { Durability::Buffered }
 }
 
-fn produce(topic: &Topic<u64>, numbers: std::ops::Range<u64>, times: u32) {
+fn produce(topic: &Topic<u64>, numbers: std::ops::Range<u64>, mode: &str) {
     let mut under_way = Vec::new();
-    let message = |n: u64| if times > 1 { Message::new(n).with_id(n + 1) } else { Message::new(n) };
+    let times = if mode == IDEMPOTENT { 2 } else { 1 };
+    let message = |n: u64| match mode {
+        IDEMPOTENT => Message::new(n).with_id(n + 1),
+        DELAYED => Message::new(n).with_delay(Duration::from_micros(n * 7_919 % 50_000)),
+        _ => Message::new(n),
+    };
     for n in numbers.flat_map(|n| (0..times).map(move |_| n)) {
         Said::Tries(n).say();
         if n % 3 == 0 {
@@ -145,12 +153,12 @@ fn works_until_it_is_killed() {
     println!("\nbegins");
     let broker = Broker::open(file).unwrap();
     let mode = std::env::var(MODE).unwrap();
-    let (queue, times) = (queue(&broker, &mode), if mode == IDEMPOTENT { 2 } else { 1 });
+    let queue = queue(&broker, &mode);
     let topic = topic(&broker, &mode);
     topic.bind(&queue, "#").unwrap();
     for half in [first, first + EACH / 2] {
-        let (topic, numbers, prepares) = (topic.clone(), half..half + EACH / 2, mode == HALVES);
-        thread::spawn(move || if prepares { prepare(&topic, numbers) } else { produce(&topic, numbers, times) });
+        let (topic, numbers, mode) = (topic.clone(), half..half + EACH / 2, mode.clone());
+        thread::spawn(move || if mode == HALVES { prepare(&topic, numbers) } else { produce(&topic, numbers, &mode) });
     }
     let mut settled = 0;
     for delivery in queue.iter() {
@@ -321,6 +329,11 @@ fn what_an_idempotent_queue_has_completed_survives_kill_9() {
 #[test]
 fn there_is_the_half_message_or_the_message_after_kill_9() {
     many_rounds(HALVES);
+}
+
+#[test]
+fn delayed_messages_survive_kill_9() {
+    many_rounds(DELAYED);
 }
 
 #[test]

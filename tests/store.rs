@@ -119,6 +119,14 @@ fn resting_items_are_found_by_time_and_passed_over_otherwise() {
     let ready = reader.read_ready(orders, 0, ALL).unwrap();
     assert_eq!((payloads(&ready), ready[0].item.attempts), (vec!["10".to_owned(), "now".to_owned()], 4));
     assert_eq!(reader.count_resting(orders).unwrap(), 3);
+
+    assert_eq!(reader.read_noted(orders, 0, ALL).unwrap(), []);
+    let noted = Batch::new().update(orders, 2, Change::new().extra(Some(b"!".to_vec())));
+    store
+        .commit(noted.insert(orders, Item { extra: Some(b"!".to_vec()), ..item("ready") }), Durability::Buffered)
+        .unwrap();
+    assert_eq!(payloads(&reader.read_noted(orders, 0, ALL).unwrap()), ["20"]);
+    assert_eq!(reader.read_noted(orders, 3, ALL).unwrap(), []);
 }
 
 #[test]

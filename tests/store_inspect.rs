@@ -51,7 +51,7 @@ fn a_file_that_is_closed_is_read_without_a_trace() {
     let before = everything(&folder);
     let inspector = Inspector::open(folder.file()).unwrap();
     assert_eq!((payloads_in(&inspector), inspector.holder()), (vec!["a".to_owned()], Ok(None)));
-    assert_eq!((inspector.format(), inspector.sizes().unwrap().1), (1, 0));
+    assert_eq!((inspector.format(), inspector.sizes().unwrap().1), (2, 0));
     assert!(inspector.path().is_absolute());
     assert_eq!(everything(&folder).keys().collect::<Vec<_>>(), ["store.db", "store.db.lock"]);
     assert!(everything(&folder) == before);

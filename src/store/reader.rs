@@ -196,6 +196,51 @@ impl Reader<'_> {
         self.rows(&sql, params![stream.get(), to_column(until), due, row], limit)
     }
 
+    /// Those that rest and of which [`Item::extra`](super::Item::extra) says something, by place. Looks at no others.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    pub fn read_noted(&self, stream: StreamId, from: Seq, limit: Limit) -> Result<Vec<Row>, StoreError> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM postroom_item INDEXED BY postroom_item_noted WHERE id BETWEEN ?1 AND ?2 \
+             AND due_at IS NOT NULL AND extra IS NOT NULL ORDER BY id"
+        );
+        self.rows(&sql, params![stream.row(from), stream.last_row()], limit)
+    }
+
+    /// Times and places of those that rest until `until` at the latest, behind `after`, and of which nothing else is
+    /// noted: by that time, then by place; at most `limit`.
+    pub(crate) fn due_places(
+        &self,
+        stream: StreamId,
+        after: (u64, Seq),
+        until: u64,
+        limit: usize,
+    ) -> Result<Vec<(u64, Seq)>, StoreError> {
+        let sql = "SELECT due_at, id FROM postroom_item INDEXED BY postroom_item_due WHERE id >> 48 = ?1 \
+                   AND due_at <= ?2 AND (due_at, id) > (?3, ?4) AND extra IS NULL ORDER BY due_at, id LIMIT ?5";
+        let mut statement = self.sql().prepare_cached(sql)?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let parameters = params![stream.get(), to_column(until), to_column(after.0), stream.row(after.1), limit];
+        let places = statement.query_map(parameters, |row| Ok((from_column(row.get(0)?), seq_of_row(row.get(1)?))))?;
+        Ok(places.collect::<Result<_, _>>()?)
+    }
+
+    /// When the first of those is due that rest beyond `time`.
+    pub(crate) fn next_due_after(&self, stream: StreamId, time: u64) -> Result<Option<u64>, StoreError> {
+        let sql = "SELECT min(due_at) FROM postroom_item INDEXED BY postroom_item_due \
+                   WHERE id >> 48 = ?1 AND due_at > ?2";
+        Ok(self.number(sql, params![stream.get(), to_column(time)])?.map(from_column))
+    }
+
+    /// How many rest until `until` at the latest. Reads no items, only the index of resting ones.
+    pub(crate) fn count_due(&self, stream: StreamId, until: u64) -> Result<u64, StoreError> {
+        let sql =
+            "SELECT count(*) FROM postroom_item INDEXED BY postroom_item_due WHERE id >> 48 = ?1 AND due_at <= ?2";
+        Ok(from_column(self.number(sql, params![stream.get(), to_column(until)])?.unwrap_or(0)))
+    }
+
     /// When the first of those that rest is due.
     ///
     /// # Errors

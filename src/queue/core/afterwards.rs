@@ -219,6 +219,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// How many messages became ready by it.
     fn fire_delayed(&self, intake: &mut Intake<T>, mut message: Message<T>, due: &mut Due<T>) -> usize {
         let timer = message.take_timer();
+        intake.note_fired(&mut message);
         if let Some(extras) = &mut message.extras {
             extras.due = None;
         }

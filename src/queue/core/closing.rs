@@ -54,12 +54,14 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// by then.
     pub(crate) fn unrest(&self, horizon: Timestamp) -> (u64, u64) {
         let mut delayed = self.delayed.lock();
-        let due = u64::from(delayed.earliest().is_some_and(|due| due <= horizon));
         let settled = self.settled_ever();
         let (outlet, intake) = self.both_sides();
+        let earliest = delayed.earliest().into_iter().chain(intake.soonest_unread()).min();
+        let due = u64::from(earliest.is_some_and(|due| due <= horizon));
         let in_flight = outlet.delivered.saturating_sub(settled);
         let ready = outlet.keyed().map_or(intake.entered - outlet.left, |keyed| keyed.available() as u64);
-        let moves = intake.accepted + intake.entered + outlet.left + settled + delayed.len() as u64;
+        let moves =
+            intake.accepted + intake.entered + outlet.left + settled + delayed.len() as u64 + intake.unread_delayed();
         let promised = intake.pledged + outlet.moving;
         drop((delayed, outlet, intake));
         let consumable = if due + ready > 0 && self.is_consumed_by(horizon) { due + ready } else { 0 };

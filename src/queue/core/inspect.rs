@@ -27,7 +27,8 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     pub(crate) fn delayed(&self) -> usize {
-        self.delayed.lock().len()
+        let delayed = self.delayed.lock();
+        delayed.len() + self.intake.lock().unread_delayed() as usize
     }
 
     pub(crate) fn in_flight(&self) -> u64 {
@@ -86,7 +87,10 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Copies of up to `max` of the waiting messages with their times, earliest first.
     pub(crate) fn list_delayed(&self, max: usize) -> Vec<(SystemTime, Message<T>)> {
         let mut delayed = self.delayed.lock();
-        let waiting = delayed.earliest_mut(max).into_iter().map(|(due, waiting)| match waiting {
+        // Beyond there are others, in the file.
+        let end = self.intake.lock().delayed_read_to();
+        let known = delayed.earliest_mut(max).into_iter().take_while(|(due, _)| *due <= end);
+        let waiting = known.map(|(due, waiting)| match waiting {
             Waiting::Retry(message) | Waiting::Delayed(message) | Waiting::Paced(message) => (due, message.share()),
             Waiting::Burial(letter) => (due, letter.share_message()),
         });
@@ -122,6 +126,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             fired.extend(timer);
             all.push(message);
         }
+        intake.note_cleared();
         drop((delayed, intake));
         let slots = all.iter().filter(|message| message.holds_slot).count() as u64;
         self.release(outlet, slots + burials);
@@ -134,17 +139,19 @@ impl<T: Send + Sync + 'static> Core<T> {
         if self.is_beyond_reach() {
             return 0;
         }
-        let mut n = 0;
-        loop {
-            let mut all = self.clear();
-            n += all.len();
-            self.forget_all(&mut all);
-            self.counts.purged.add(all.len() as u64);
-            all.into_iter().for_each(|message| self.throw_away(message, Fate::Purged));
-            if !self.load_rest() {
-                break;
+        let n = self.clearing(|| {
+            let mut n = 0;
+            loop {
+                let mut all = self.clear();
+                n += all.len();
+                self.forget_all(&mut all);
+                self.counts.purged.add(all.len() as u64);
+                all.into_iter().for_each(|message| self.throw_away(message, Fate::Purged));
+                if !self.load_rest() {
+                    return n;
+                }
             }
-        }
+        });
         self.note_gone();
         n
     }
@@ -153,11 +160,14 @@ impl<T: Send + Sync + 'static> Core<T> {
         if self.is_beyond_reach() {
             return Vec::new();
         }
-        let mut all = self.clear();
-        while self.load_rest() {
-            all.extend(self.clear());
-        }
-        self.forget_all(&mut all);
+        let mut all = self.clearing(|| {
+            let mut all = self.clear();
+            while self.load_rest() {
+                all.extend(self.clear());
+            }
+            self.forget_all(&mut all);
+            all
+        });
         all.iter_mut().for_each(|message| message.unanswered(&self.name, Fate::Drained));
         self.counts.drained.add(all.len() as u64);
         self.note_gone();
@@ -224,7 +234,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             refused: counts.refused.get(),
             ready: intake.entered - outlet.left,
             in_flight: outlet.delivered.saturating_sub(settled),
-            delayed: delayed.len() as u64,
+            delayed: delayed.len() as u64 + intake.unread_delayed(),
             oldest_age: oldest.map(|stamp| now.since(stamp)),
             parked: keyed.map_or(0, |keyed| keyed.held() as u64),
             keys: keyed.map_or(0, |keyed| keyed.keys() as u64),

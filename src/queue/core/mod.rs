@@ -31,6 +31,8 @@ pub(crate) mod place;
 mod refusal;
 mod screen;
 #[cfg(feature = "sqlite")]
+mod rest;
+#[cfg(feature = "sqlite")]
 mod spill;
 #[cfg(not(feature = "sqlite"))]
 #[path = "no_spill.rs"]
@@ -557,7 +559,8 @@ impl<T: Send + Sync + 'static> Timed for Core<T> {
         if self.is_durable() {
             self.load_again();
         }
-        let mut next = [self.move_due(now), self.take_back_overdue(now), self.sweep_expired(now)];
+        let mut next =
+            [self.move_due(now), self.take_back_overdue(now), self.sweep_expired(now), self.attend_to_rest(now)];
         if self.runtime.clock.is_manual() {
             self.wake_everyone();
         }

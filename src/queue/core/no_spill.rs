@@ -1,7 +1,10 @@
 //! Stands in for backlogs in a file where the feature `sqlite` is off: there are none.
 
-use super::{Core, Intake};
+use super::{Core, Intake, Waiting};
+use crate::clock::Timestamp;
 use crate::message::Message;
+use crate::scheduler::DelayHeap;
+use crate::sync::MutexGuard;
 
 pub(super) struct Spill<T>(std::marker::PhantomData<fn() -> T>);
 
@@ -15,6 +18,18 @@ impl<T> Intake<T> {
     pub(super) fn has_unread(&self) -> bool {
         false
     }
+    pub(super) fn unread_delayed(&self) -> u64 {
+        0
+    }
+    pub(super) fn soonest_unread(&self) -> Option<Timestamp> {
+        None
+    }
+    pub(super) fn delayed_read_to(&self) -> Timestamp {
+        Timestamp::MAX
+    }
+    pub(super) fn note_fired(&mut self, _: &mut Message<T>) {}
+    pub(super) fn note_coming(&mut self, _: &Message<T>) {}
+    pub(super) fn note_cleared(&mut self) {}
     pub(super) fn pass_over(&mut self, _: &mut Message<T>) {}
     pub(super) fn unread_requests(&mut self) -> Vec<crate::request::Request> {
         Vec::new()
@@ -33,6 +48,19 @@ impl<T: Send + Sync + 'static> Core<T> {
     #[inline]
     pub(crate) fn load_rest(&self) -> bool {
         false
+    }
+    pub(super) fn rest_in_file(
+        &self,
+        _: &mut MutexGuard<'_, DelayHeap<Waiting<T>>>,
+        message: Message<T>,
+    ) -> Option<Message<T>> {
+        Some(message)
+    }
+    pub(super) fn attend_to_rest(&self, _: Timestamp) -> Option<Timestamp> {
+        None
+    }
+    pub(super) fn clearing<R>(&self, clear: impl FnOnce() -> R) -> R {
+        clear()
     }
     pub(super) fn load_again(&self) {}
     pub(super) fn drop_spilled(&self) {}

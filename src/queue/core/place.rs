@@ -39,7 +39,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     #[cold]
-    fn put_specially(&self, intake: &mut Intake<T>, message: Message<T>) {
+    pub(super) fn put_specially(&self, intake: &mut Intake<T>, message: Message<T>) {
         let Some(message) = self.put_in_window(intake, message) else { return };
         self.note_expiry(&message);
         if self.is_ordered() {
@@ -100,6 +100,9 @@ impl<T: Send + Sync + 'static> Core<T> {
         mut message: Message<T>,
     ) -> Option<Superseded> {
         let due = message.due().expect("only called for what has a delay");
+        if self.is_durable() {
+            message = self.rest_in_file(&mut delayed, message)?;
+        }
         let timer = message.take_timer();
         message.note_delayed(self.settings.ttl.is_some());
         let mut superseded = None;

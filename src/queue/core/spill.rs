@@ -5,10 +5,12 @@
 //! behind one place of the stream, in order. That is decided under the intake's lock, by whoever shows a commit, in
 //! the order of the file. Whoever finds nothing in memory reads the next portion; others find it once it is there.
 //!
-//! Only messages that rest until no time of theirs are read that way. What is delayed, or has been handed out and has
-//! come back, has a time in the file, be it past, and stays in memory.
+//! Only messages that rest until no time of theirs are read that way. What has been handed out and has come back has a
+//! time in the file, be it past, and stays in memory; for what has a delay see [`rest`](super::rest).
 
+use super::rest::{Rest, at_of};
 use super::{Core, Intake};
+use crate::clock::Timestamp;
 use crate::message::Message;
 use crate::outcome::drop_contained;
 use crate::queue::durable::put_apart;
@@ -19,9 +21,9 @@ use std::ops::Range;
 use std::time::Duration;
 
 /// No further message is read at once when those read have so many bytes.
-const PORTION_BYTES: usize = 4 << 20;
+pub(super) const PORTION_BYTES: usize = 4 << 20;
 /// Until a read that has failed is tried again.
-const AGAIN: Duration = Duration::from_secs(1);
+pub(super) const AGAIN: Duration = Duration::from_secs(1);
 
 /// What of a queue is ready and only in the file: guarded by the intake.
 pub(super) struct Spill<T> {
@@ -39,14 +41,16 @@ pub(super) struct Spill<T> {
     /// Reading has failed, and rests.
     resting: bool,
     /// Those before may have been in hand in an earlier run.
-    old_before: Seq,
+    pub(super) old_before: Seq,
     /// Places among them, and behind, of what did not get in: a full queue threw it away or gave up on it, but its
     /// deletion may be a while. In order; neighbours are one, so there are no more than messages between them.
     passed: VecDeque<Range<Seq>>,
     /// Who waits for replies to some of them.
     requests: BTreeMap<Seq, Request>,
     /// Spilled, and to be dropped when no lock is held.
-    waste: Vec<Message<T>>,
+    pub(super) waste: Vec<Message<T>>,
+    /// What has a delay.
+    pub(super) rest: Rest,
 }
 
 impl<T> Default for Spill<T> {
@@ -63,11 +67,16 @@ impl<T> Default for Spill<T> {
             passed: VecDeque::new(),
             requests: BTreeMap::new(),
             waste: Vec::new(),
+            rest: Rest::default(),
         }
     }
 }
 
 impl<T> Spill<T> {
+    fn wants_reading(&self) -> bool {
+        self.count > 0 && !self.reading && !self.resting
+    }
+
     fn add(&mut self, first: Seq, last: Seq, count: u64) {
         if self.count == 0 {
             self.read_up_to(first);
@@ -111,12 +120,44 @@ impl<T> Intake<T> {
 
     /// Whether a reader that finds nothing in memory should fetch more.
     pub(super) fn wants_reading(&self) -> bool {
-        self.spill.count > 0 && !self.spill.reading && !self.spill.resting
+        self.spill.wants_reading() || self.spill.rest.wants_reading()
     }
 
     /// Whether there is more in the file.
     pub(super) fn has_unread(&self) -> bool {
-        self.spill.count > 0
+        self.spill.count > 0 || self.spill.rest.unread() > 0
+    }
+
+    /// How many with a delay are only in the file.
+    pub(super) fn unread_delayed(&self) -> u64 {
+        self.spill.rest.waiting()
+    }
+
+    /// When the first of those may be due.
+    pub(super) fn soonest_unread(&self) -> Option<Timestamp> {
+        self.spill.rest.soonest()
+    }
+
+    /// Up to when all with a delay are in memory.
+    pub(super) fn delayed_read_to(&self) -> Timestamp {
+        self.spill.rest.read_up_to()
+    }
+
+    /// The message's time has come.
+    pub(super) fn note_fired(&mut self, message: &mut Message<T>) {
+        if message.take_fresh().is_some() {
+            self.spill.rest.fired();
+        }
+    }
+
+    /// A message with a delay will be put in its place in a moment.
+    pub(super) fn note_coming(&mut self, message: &Message<T>) {
+        at_of(message).into_iter().for_each(|at| self.spill.rest.pass_over(at));
+    }
+
+    /// Nothing waits in memory any more.
+    pub(super) fn note_cleared(&mut self) {
+        self.spill.rest.cleared();
     }
 
     /// Gives a message back, unless it is fresh in the file and `window` are before it in memory; what is kept
@@ -136,8 +177,11 @@ impl<T> Intake<T> {
 
     /// The message does not get in, though the file has it until it is deleted there.
     pub(super) fn pass_over(&mut self, message: &mut Message<T>) {
-        if let Some(place) = message.take_fresh() {
-            self.spill.pass_over(place);
+        let at = at_of(message);
+        match (message.take_fresh(), at) {
+            (Some(_), Some(at)) => self.spill.rest.pass_over(at),
+            (Some(place), None) => self.spill.pass_over(place),
+            _ => {}
         }
     }
 
@@ -180,14 +224,16 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// again. No lock may be held: the user's codec runs here.
     #[inline]
     pub(crate) fn load_more(&self) -> bool {
-        self.settings.durable.is_some() && self.filed.get().is_some_and(|filed| self.load(filed.window))
+        let Some(filed) = self.filed.get().filter(|_| self.settings.durable.is_some()) else { return false };
+        let due = self.load_due();
+        self.load(filed.window) || due
     }
 
     #[cold]
     fn load(&self, window: usize) -> bool {
         let (unread, counted, turn) = {
             let mut intake = self.intake.lock();
-            if intake.tail.about() >= window.div_ceil(2) || !intake.wants_reading() {
+            if intake.tail.about() >= window.div_ceil(2) || !intake.spill.wants_reading() {
                 return false;
             }
             let spill = &mut intake.spill;
@@ -211,6 +257,11 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// As [`Core::load_more`], for whoever clears the queue: takes over from another who is reading, whose outcome is
     /// dropped, so that nothing is left behind. `false` if nothing is unread, or reading has failed.
     pub(crate) fn load_rest(&self) -> bool {
+        let delayed = self.load_rest_of_delayed();
+        self.load_rest_of_ready() || delayed
+    }
+
+    fn load_rest_of_ready(&self) -> bool {
         {
             let spill = &mut self.intake.lock().spill;
             if spill.count == 0 || spill.resting {
@@ -219,14 +270,15 @@ impl<T: Send + Sync + 'static> Core<T> {
             spill.turn += u64::from(spill.reading);
             spill.reading = false;
         }
-        self.load_more();
+        self.filed.get().into_iter().for_each(|filed| _ = self.load(filed.window));
         true
     }
 
     /// After a read that has failed; called by the scheduler.
     pub(super) fn load_again(&self) {
-        let rested = std::mem::take(&mut self.intake.lock().spill.resting);
-        if rested {
+        let spill = &mut self.intake.lock().spill;
+        let (ready, delayed) = (std::mem::take(&mut spill.resting), spill.rest.try_again());
+        if ready || delayed {
             self.load_more();
         }
     }
@@ -256,7 +308,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         Ok(loaded)
     }
 
-    fn restored(&self, row: &Row, old: bool) -> Result<Message<T>, String> {
+    pub(super) fn restored(&self, row: &Row, old: bool) -> Result<Message<T>, String> {
         let mut message = self.filed().message(&row.item)?;
         message.redelivered |= old;
         message.holds_slot = true;

@@ -83,6 +83,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         for (i, mut message) in (0..).zip(messages) {
             message.holds_slot = i < pledges.slots;
             if message.due().is_some() && message.holds_slot {
+                intake.note_coming(&message);
                 after.delayed.push(message);
                 continue;
             }
@@ -135,9 +136,6 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// What could not be done under the locks, since it may take others or run the user's code.
     fn put_the_rest(&self, after: Afterwards<T>) {
-        if self.is_durable() {
-            self.drop_spilled();
-        }
         if self.is_ordered() && after.arrived > 0 {
             // Who may be woken shows only in both sides of the queue together.
             self.wake_in_turn(after.arrived);
@@ -149,6 +147,9 @@ impl<T: Send + Sync + 'static> Core<T> {
             intake.pledged -= 1;
             intake.accepted += 1;
             self.place(delayed, intake, message);
+        }
+        if self.is_durable() {
+            self.drop_spilled();
         }
         for message in after.overflowing {
             // Only a full dead-letter queue can still refuse; the promise holds nevertheless.

@@ -117,7 +117,8 @@ impl From<Failed> for Attempt {
     }
 }
 
-/// `None` if there is nothing to say. `hold` says why its key is parked because of it.
+/// `None` if there is nothing to say: nothing but its time, from which then a queue's time to live counts. `hold` says
+/// why its key is parked because of it.
 pub(super) fn extra_of<T>(message: &Message<T>, letter: Option<Letter>, hold: Option<&Hold>) -> Option<Vec<u8>> {
     let extras = message.extras.as_deref();
     let counts_from = extras.and_then(|extras| extras.counts_from).map(|from| from.0);
@@ -125,12 +126,19 @@ pub(super) fn extra_of<T>(message: &Message<T>, letter: Option<Letter>, hold: Op
     let held = hold.map(|hold| Held { reason: hold.reason.clone(), since: hold.since.0 });
     let timer = extras.filter(|extras| extras.due.is_some()).and_then(|extras| extras.timer.as_ref()?.name());
     let waits = held.is_some() || timer.is_some();
-    if history.is_empty() && counts_from.is_none() && !message.redelivered && letter.is_none() && !waits {
+    let counts_plainly = counts_from.is_none() || counts_from == message.due().map(|due| due.0);
+    if history.is_empty() && counts_plainly && !message.redelivered && letter.is_none() && !waits {
         return None;
     }
     let timer = timer.map(str::to_owned);
     let extra = Extra { history, counts_from, redelivered: message.redelivered, letter, held, timer };
     serde_json::to_vec(&extra).ok()
+}
+
+/// What is noted of a message that is in memory as long as it rests, if nothing else is.
+pub(super) fn known_extra<T>(message: &Message<T>) -> Vec<u8> {
+    let counts_from = message.extras.as_deref().and_then(|extras| extras.counts_from).map(|from| from.0);
+    serde_json::to_vec(&Extra { counts_from, ..Extra::default() }).unwrap_or_else(|_| b"{}".to_vec())
 }
 
 /// The item of a stamped message. Runs the user's codec, so no lock may be held.
@@ -153,7 +161,8 @@ pub(super) fn item_of<T>(format: &dyn Format<T>, message: &Message<T>) -> Result
 
 /// The message of an item, without its place.
 pub(super) fn message_of<T>(format: &dyn Format<T>, item: &Item) -> Result<Message<T>, String> {
-    let extra = item.extra.as_deref().map_or_else(|| Ok(Extra::default()), serde_json::from_slice);
+    let nothing = || Extra { counts_from: item.due_at, ..Extra::default() };
+    let extra = item.extra.as_deref().map_or_else(|| Ok(nothing()), serde_json::from_slice);
     let Extra { history, counts_from, redelivered, letter, timer, .. } =
         extra.map_err(|e| format!("what is noted of it: {e}"))?;
     let mut message = Message::new(format.restore(item, letter)?);

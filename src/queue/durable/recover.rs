@@ -9,7 +9,7 @@ use crate::message::Message;
 use crate::queue::core::{Admission, Core};
 use crate::queue::keyed::{Exhausted, Hold};
 use crate::runtime::{Event, Runtime};
-use crate::store::{Batch, Change, Durability, Limit, Row, Seq, Store, StoreError, StreamId};
+use crate::store::{Batch, Change, Durability, Limit, Row, Seq, Store, StoreError, StreamId, StreamInfo};
 use std::sync::Weak;
 
 /// Noted when a run ends with nothing in hand.
@@ -22,20 +22,35 @@ const PORTION: Limit = Limit { items: 1024, bytes: 4 << 20 };
 pub(super) fn recover<T: Send + Sync + 'static>(core: &Core<T>) -> Result<(), StoreError> {
     let was_at_rest = ask_rest(core.filed())?;
     let now = core.runtime.clock.now();
-    if core.may_spill() { recover_window(core, was_at_rest, now) } else { recover_all(core, was_at_rest, now) }
+    if core.is_ordered() {
+        return recover_in_order(core, was_at_rest, now);
+    }
+    recover_resting(core, was_at_rest, now)?;
+    if core.may_spill() { recover_window(core, was_at_rest) } else { recover_ready(core, was_at_rest) }
 }
 
-fn recover_all<T: Send + Sync + 'static>(core: &Core<T>, was_at_rest: bool, now: Timestamp) -> Result<(), StoreError> {
+fn recover_in_order<T: Send + Sync + 'static>(
+    core: &Core<T>,
+    was_at_rest: bool,
+    now: Timestamp,
+) -> Result<(), StoreError> {
     // First those that keep their key busy while they wait for their next attempt, or hold it back.
     each_row(core.filed(), |row| match keeps_key(core, &row, now) {
         Some(Keeps::Until(due)) => bring_back(core, &row, was_at_rest, |message| core.recover_resting(message, due)),
         Some(Keeps::Parked(hold)) => bring_back(core, &row, was_at_rest, |message| core.recover_parked(message, hold)),
         None => Ok(()),
     })?;
+    let mut waiting = 0;
     each_row(core.filed(), |row| match keeps_key(core, &row, now) {
         Some(_) => Ok(()),
+        None if row.item.extra.is_none() && rests(&row, now).is_some() => {
+            waiting += 1;
+            Ok(())
+        }
         None => bring_back(core, &row, was_at_rest, |message| enter(core, message, rests(&row, now))),
     })?;
+    let next = info(core.filed())?.next;
+    core.recover_delayed(next, 0, waiting, was_at_rest, now);
     core.recover_stop();
     Ok(())
 }
@@ -54,24 +69,55 @@ fn keeps_key<T: Send + Sync + 'static>(core: &Core<T>, row: &Row, now: Timestamp
     hold.map(Keeps::Parked).or_else(|| rests(row, now).map(Keeps::Until))
 }
 
-/// What has a time, and the first of the others.
-fn recover_window<T: Send + Sync + 'static>(
+/// Of what has a time, that of which more is noted, and the first of the others.
+fn recover_resting<T: Send + Sync + 'static>(
     core: &Core<T>,
     was_at_rest: bool,
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let filed = core.filed();
     let reader = filed.depot.store.reader()?;
-    let mut after = None;
+    let (mut overdue, mut waiting) = (reader.count_due(filed.stream, now.0)?, reader.count_resting(filed.stream)?);
+    waiting -= overdue;
+    let mut from = 0;
     loop {
-        let rows = reader.read_due_after(filed.stream, after, u64::MAX, PORTION)?;
+        let rows = reader.read_noted(filed.stream, from, PORTION)?;
         let Some(last) = rows.last() else { break };
-        after = last.item.due_at.map(|due| (due, last.seq));
+        from = last.seq + 1;
         for row in rows {
-            bring_back(core, &row, was_at_rest, |message| enter(core, message, rests(&row, now)))?;
+            let due = rests(&row, now);
+            *(if due.is_some() { &mut waiting } else { &mut overdue }) -= 1;
+            bring_back(core, &row, was_at_rest, |message| enter(core, message, due))?;
         }
     }
-    let stream = reader.info(filed.stream)?.ok_or(StoreError::UnknownStream(filed.stream))?;
+    let next = info(filed)?.next;
+    core.recover_delayed(next, overdue, waiting, was_at_rest, now);
+    Ok(())
+}
+
+fn recover_ready<T: Send + Sync + 'static>(core: &Core<T>, was_at_rest: bool) -> Result<(), StoreError> {
+    let filed = core.filed();
+    let reader = filed.depot.store.reader()?;
+    let mut from = 0;
+    loop {
+        let rows = reader.read_ready(filed.stream, from, PORTION)?;
+        let Some(last) = rows.last() else { return Ok(()) };
+        from = last.seq + 1;
+        for row in rows {
+            bring_back(core, &row, was_at_rest, |message| enter(core, message, None))?;
+        }
+    }
+}
+
+fn info<T>(filed: &Filed<T>) -> Result<StreamInfo, StoreError> {
+    filed.depot.store.reader()?.info(filed.stream)?.ok_or(StoreError::UnknownStream(filed.stream))
+}
+
+/// The first of what has no time.
+fn recover_window<T: Send + Sync + 'static>(core: &Core<T>, was_at_rest: bool) -> Result<(), StoreError> {
+    let filed = core.filed();
+    let reader = filed.depot.store.reader()?;
+    let stream = info(filed)?;
     let resting = reader.count_resting(filed.stream)?;
     core.recover_backlog(stream.next, stream.count.saturating_sub(resting), was_at_rest);
     let me: Weak<Core<T>> = core.weak();

@@ -1,0 +1,546 @@
+//! Of what has a delay, memory holds a window too: those due soonest. The rest is in the file only, and is read when
+//! memory runs out of them, or their time comes.
+//!
+//! Everything up to one moment has been read, and everything behind it has not. Told by its row, what may be unread
+//! is a message with a time of which nothing else is noted. Whatever has been handed out, or has a timer, has more in
+//! its row, is in memory as a whole, and is passed over by whoever reads.
+//!
+//! What falls due while the ready messages fill their window stays in the file, and is counted as ready. It is read
+//! before the others, since it is due before them.
+//!
+//! While somebody reads, or clears the queue, what arrives stays in memory, and is noted as
+//! [elsewhere](Rest::elsewhere) if it lies behind that moment; so does what only memory can have.
+
+use super::spill::{AGAIN, PORTION_BYTES};
+use super::{Core, Intake, Waiting};
+use crate::clock::Timestamp;
+use crate::message::Message;
+use crate::outcome::drop_contained;
+use crate::queue::durable::put_apart;
+use crate::scheduler::DelayHeap;
+use crate::store::{Limit, Seq, StoreError};
+use crate::sync::MutexGuard;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// The least time between two counts of what is due and has to wait for room.
+const COUNT_PAUSE: Duration = Duration::from_millis(10);
+
+/// When a message is due, as far as the file can say, and its place: the order in which they are read.
+type At = (Timestamp, Seq);
+
+/// What has a delay and is only in the file: guarded by the intake.
+pub(super) struct Rest {
+    /// What is due up to there is in memory, or has been. `None` while nothing is unread.
+    read_to: Option<At>,
+    /// Unread, and not known to be due.
+    waiting: u64,
+    /// Unread, due, and counted as ready.
+    overdue: u64,
+    /// Unread ones up to there are overdue.
+    looked: At,
+    /// No other is due before.
+    soonest: Timestamp,
+    /// Those at these places have been shown to memory, and not all of them have been cleared away.
+    begin: Seq,
+    shown: Seq,
+    /// In memory though they may be unread.
+    resident: usize,
+    /// Not to be read though they look like it: they are in memory, or gone.
+    elsewhere: BTreeSet<At>,
+    reading: bool,
+    /// Counts readings, and those whose outcome nobody wants any more.
+    turn: u64,
+    /// Reading has failed, and rests.
+    failed: bool,
+    /// So many are clearing the queue.
+    clearing: usize,
+}
+
+impl Default for Rest {
+    fn default() -> Self {
+        let nowhere = (Timestamp(0), 0);
+        Self {
+            read_to: None,
+            waiting: 0,
+            overdue: 0,
+            looked: nowhere,
+            soonest: Timestamp::MAX,
+            begin: 0,
+            shown: 0,
+            resident: 0,
+            elsewhere: BTreeSet::new(),
+            reading: false,
+            turn: 0,
+            failed: false,
+            clearing: 0,
+        }
+    }
+}
+
+/// What is to be done about those in the file.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    Read,
+    /// Count those that are due by now.
+    Count,
+    /// Look again then.
+    Wait(Option<Timestamp>),
+}
+
+impl Rest {
+    pub(super) fn unread(&self) -> u64 {
+        self.waiting + self.overdue
+    }
+
+    pub(super) fn waiting(&self) -> u64 {
+        self.waiting
+    }
+
+    /// Up to when all are in memory.
+    pub(super) fn read_up_to(&self) -> Timestamp {
+        self.read_to.map_or(Timestamp::MAX, |(due, _)| due)
+    }
+
+    /// One of those in memory is no longer.
+    pub(super) fn fired(&mut self) {
+        self.resident = self.resident.saturating_sub(1);
+    }
+
+    /// When the next of those that wait may be due.
+    pub(super) fn soonest(&self) -> Option<Timestamp> {
+        (self.waiting > 0).then_some(self.soonest)
+    }
+
+    /// Whether something ready should be fetched.
+    pub(super) fn wants_reading(&self) -> bool {
+        self.overdue > 0 && !self.reading && !self.failed
+    }
+
+    pub(super) fn try_again(&mut self) -> bool {
+        std::mem::take(&mut self.failed)
+    }
+
+    fn is_behind(&self, at: At) -> bool {
+        self.read_to.is_some_and(|read_to| at > read_to)
+    }
+
+    /// A row at that place need not be read, now or ever.
+    pub(super) fn pass_over(&mut self, at: At) {
+        self.shown = self.shown.max(at.1 + 1);
+        self.elsewhere.insert(at);
+    }
+
+    /// Forgets what nobody can come across any more.
+    fn tidy(&mut self, now: Timestamp) {
+        while self.elsewhere.first().is_some_and(|&at| at.0 <= now && !self.is_behind(at)) {
+            self.elsewhere.pop_first();
+        }
+    }
+
+    /// Counts one that stays in the file; whether it is ready.
+    fn add(&mut self, at: At) -> bool {
+        let overdue = at <= self.looked;
+        if overdue {
+            self.overdue += 1;
+        } else {
+            self.soonest = self.soonest().map_or(at.0, |soonest| soonest.min(at.0));
+            self.waiting += 1;
+        }
+        overdue
+    }
+
+    /// Counts one off that was unread; whether it was ready.
+    fn remove(&mut self, at: At) -> bool {
+        let overdue = at <= self.looked && self.overdue > 0;
+        if overdue {
+            self.overdue -= 1;
+        } else {
+            self.waiting = self.waiting.saturating_sub(1);
+        }
+        overdue
+    }
+
+    fn settle_bounds(&mut self) {
+        if self.unread() == 0 {
+            (self.read_to, self.soonest) = (None, Timestamp::MAX);
+        }
+    }
+
+    /// `ready` are so in memory.
+    fn next_step(&self, now: Timestamp, ready: usize, window: usize) -> Step {
+        if self.unread() == 0 || self.reading || self.failed {
+            return Step::Wait(None);
+        }
+        if self.overdue > 0 && ready < window.div_ceil(2) {
+            return Step::Read;
+        }
+        if self.waiting == 0 {
+            return Step::Wait(None);
+        }
+        let (due, has_room) = (self.soonest <= now, ready + self.resident < window);
+        if self.overdue == 0 && has_room && (due || self.resident < window.div_ceil(4)) {
+            return Step::Read;
+        }
+        if due { Step::Count } else { Step::Wait(Some(self.soonest)) }
+    }
+
+    fn begin_reading(&mut self) -> Ask {
+        self.reading = true;
+        self.turn += 1;
+        let from = self.read_to.unwrap_or_default();
+        Ask { from, looked: self.looked.max(from), begin: self.begin, shown: self.shown, turn: self.turn }
+    }
+
+    /// Ends a reading, if it was not taken over.
+    fn end_reading(&mut self, turn: u64) -> bool {
+        let its_turn = self.turn == turn;
+        self.reading &= !its_turn;
+        its_turn
+    }
+
+    /// Everything in memory has been taken away.
+    pub(super) fn cleared(&mut self) {
+        self.resident = 0;
+        if self.unread() == 0 {
+            self.begin = self.shown;
+            self.elsewhere.clear();
+        }
+    }
+}
+
+/// What to read, as of some moment.
+struct Ask {
+    from: At,
+    looked: At,
+    begin: Seq,
+    shown: Seq,
+    turn: u64,
+}
+
+impl Ask {
+    fn covers(&self, place: Seq) -> bool {
+        (self.begin..self.shown).contains(&place)
+    }
+}
+
+struct Read<T> {
+    messages: Vec<(At, Message<T>)>,
+    undecodable: Vec<At>,
+    /// The last that was looked at; `None` if there is nothing left.
+    last: Option<At>,
+}
+
+pub(super) fn at_of<T>(message: &Message<T>) -> Option<At> {
+    // Later times are cut off in the file.
+    let due = message.due()?.0.min(i64::MAX as u64);
+    Some((Timestamp(due), message.place()?))
+}
+
+/// Where a message stands that waits for its time, and whether it may be only in the file.
+fn resting<T>(waiting: &Waiting<T>) -> Option<(At, bool)> {
+    let Waiting::Delayed(message) = waiting else { return None };
+    Some((at_of(message)?, message.is_fresh()))
+}
+
+fn may_leave<T>(waiting: &Waiting<T>) -> Option<At> {
+    resting(waiting).and_then(|(at, fresh)| fresh.then_some(at))
+}
+
+impl<T: Send + Sync + 'static> Core<T> {
+    /// Gives a message back that is to wait in memory; what is kept is dropped by [`Core::drop_spilled`].
+    pub(super) fn rest_in_file(
+        &self,
+        delayed: &mut MutexGuard<'_, DelayHeap<Waiting<T>>>,
+        message: Message<T>,
+    ) -> Option<Message<T>> {
+        let Some((filed, at)) = self.filed.get().zip(at_of(&message)) else { return Some(message) };
+        let now = self.runtime.clock.now();
+        let mut intake = self.intake.lock();
+        let rest = &mut intake.spill.rest;
+        rest.shown = rest.shown.max(at.1 + 1);
+        if !rest.reading {
+            rest.settle_bounds();
+        }
+        rest.tidy(now);
+        if !message.is_fresh() || at.1 < rest.begin {
+            rest.elsewhere.insert(at);
+            return Some(message.known_to_memory());
+        }
+        if rest.reading || rest.clearing > 0 {
+            rest.elsewhere.insert(at);
+            rest.resident += 1;
+            return Some(message);
+        }
+        rest.elsewhere.remove(&at);
+        if rest.resident >= filed.window {
+            intake.let_go(delayed, filed.window, now);
+        }
+        let rest = &mut intake.spill.rest;
+        if !rest.is_behind(at) {
+            rest.resident += 1;
+            return Some(message);
+        }
+        let soonest = rest.soonest().unwrap_or(Timestamp::MAX);
+        let ready = rest.add(at);
+        intake.entered += u64::from(ready);
+        intake.spill.waste.push(message);
+        drop(intake);
+        if ready || at.0 < soonest {
+            self.arm(if ready { now } else { at.0 });
+        }
+        None
+    }
+
+    /// Sees to those in the file: reads them if there is room for them, and counts what is due. Answers when to look
+    /// again. No lock may be held: the user's codec runs here.
+    pub(super) fn attend_to_rest(&self, now: Timestamp) -> Option<Timestamp> {
+        self.attend(now).1
+    }
+
+    /// The same, and whether anything was done.
+    fn attend(&self, now: Timestamp) -> (bool, Option<Timestamp>) {
+        let Some(window) = self.filed.get().map(|filed| filed.window) else { return (false, None) };
+        let mut something = false;
+        loop {
+            let (step, ask) = {
+                let mut intake = self.intake.lock();
+                // Where the order is not simply that of arrival, all that is ready is in memory.
+                let ready = if self.may_spill() { intake.about_ready() } else { 0 };
+                let step = intake.spill.rest.next_step(now, ready, window);
+                match step {
+                    Step::Wait(next) => return (something, next),
+                    step => (step, intake.spill.rest.begin_reading()),
+                }
+            };
+            let turn = ask.turn;
+            let done = match step {
+                Step::Count => self.count_due(&ask, now, window),
+                _ => self.read_rest(&ask),
+            };
+            if done.is_err() {
+                self.reading_failed(turn);
+                return (something, None);
+            }
+            something = true;
+        }
+    }
+
+    fn reading_failed(&self, turn: u64) {
+        let rest = &mut self.intake.lock().spill.rest;
+        rest.failed |= rest.end_reading(turn);
+        self.arm(self.runtime.clock.now().after(AGAIN));
+    }
+
+    /// For [`Core::load_more`]: whether it is of use to look again.
+    pub(super) fn load_due(&self) -> bool {
+        if !self.intake.lock().spill.rest.wants_reading() {
+            return false;
+        }
+        let (something, next) = self.attend(self.runtime.clock.now());
+        next.into_iter().for_each(|next| self.arm(next));
+        something
+    }
+
+    /// For whoever clears the queue: takes over from another who is reading. `false` if nothing is unread, or reading
+    /// has failed.
+    pub(super) fn load_rest_of_delayed(&self) -> bool {
+        let ask = {
+            let rest = &mut self.intake.lock().spill.rest;
+            if rest.unread() == 0 || rest.failed {
+                return false;
+            }
+            rest.begin_reading()
+        };
+        if self.read_rest(&ask).is_err() {
+            self.reading_failed(ask.turn);
+        }
+        true
+    }
+
+    /// What arrives stays in memory meanwhile.
+    pub(super) fn clearing<R>(&self, clear: impl FnOnce() -> R) -> R {
+        self.intake.lock().spill.rest.clearing += 1;
+        let cleared = clear();
+        self.intake.lock().spill.rest.clearing -= 1;
+        cleared
+    }
+
+    fn read_rest(&self, ask: &Ask) -> Result<(), StoreError> {
+        let read = self.read_portion_of_rest(ask)?;
+        self.take_in_rest(read, ask.turn);
+        Ok(())
+    }
+
+    fn read_portion_of_rest(&self, ask: &Ask) -> Result<Read<T>, StoreError> {
+        let filed = self.filed();
+        let portion = Limit::items(filed.window.div_ceil(2)).bytes(PORTION_BYTES);
+        let old_before = self.intake.lock().spill.old_before;
+        let mut read = Read { messages: Vec::new(), undecodable: Vec::new(), last: Some(ask.from) };
+        while let (Some((due, place)), true) = (read.last, read.messages.is_empty()) {
+            let rows =
+                filed.depot.store.reader()?.read_due_after(filed.stream, Some((due.0, place)), u64::MAX, portion)?;
+            read.last = None;
+            for row in rows {
+                let due = Timestamp(row.item.due_at.unwrap_or_default());
+                let at = (due, row.seq);
+                read.last = Some(at);
+                if row.item.extra.is_some() || !ask.covers(row.seq) {
+                    continue;
+                }
+                match self.restored(&row, row.seq < old_before) {
+                    Ok(mut message) => {
+                        self.find_key(&mut message);
+                        message.set_read_place(row.seq);
+                        message.extras_mut().due = Some(due);
+                        read.messages.push((at, message));
+                    }
+                    Err(error) => {
+                        if let Err(error) = put_apart(self, &row, error) {
+                            read.messages.into_iter().for_each(drop_contained);
+                            return Err(error);
+                        }
+                        read.undecodable.push(at);
+                    }
+                }
+            }
+        }
+        Ok(read)
+    }
+
+    fn take_in_rest(&self, read: Read<T>, turn: u64) {
+        let mut delayed = self.delayed.lock();
+        let (mut outlet, mut intake) = self.both_sides();
+        let rest = &mut intake.spill.rest;
+        if !rest.end_reading(turn) {
+            drop((delayed, outlet, intake));
+            return read.messages.into_iter().for_each(drop_contained);
+        }
+        let (mut gone, mut left, mut waste) = (0, 0, Vec::new());
+        for at in read.undecodable {
+            left += u64::from(intake.spill.rest.remove(at));
+            gone += 1;
+        }
+        for (at, mut message) in read.messages {
+            let rest = &mut intake.spill.rest;
+            if rest.elsewhere.contains(&at) {
+                waste.push(message);
+            } else if rest.remove(at) {
+                message = message.known_to_memory();
+                message.extras_mut().due = None;
+                // It is counted already.
+                self.put_specially(&mut intake, message);
+            } else {
+                rest.resident += 1;
+                message.note_delayed(self.settings.ttl.is_some());
+                delayed.insert(at.0, Waiting::Delayed(message));
+            }
+        }
+        let rest = &mut intake.spill.rest;
+        match read.last {
+            Some(last) => (rest.read_to, rest.soonest) = (Some(last), rest.soonest.max(last.0)),
+            // Some may have been deleted by others.
+            None => {
+                gone += rest.unread();
+                left += rest.overdue;
+                (rest.waiting, rest.overdue) = (0, 0);
+            }
+        }
+        rest.settle_bounds();
+        let earliest = delayed.earliest();
+        drop((delayed, intake));
+        outlet.left += left;
+        self.release(outlet, gone);
+        waste.into_iter().for_each(drop_contained);
+        earliest.into_iter().for_each(|due| self.arm(due));
+        self.wake_everyone();
+        self.runtime.note_progress();
+    }
+
+    /// Counts those as ready that are due by now.
+    fn count_due(&self, ask: &Ask, now: Timestamp, window: usize) -> Result<(), StoreError> {
+        let filed = self.filed();
+        let reader = filed.depot.store.reader()?;
+        let (looked, limit) = ((ask.looked.0.0, ask.looked.1), window.max(1024));
+        let places = reader.due_places(filed.stream, looked, now.0, limit)?;
+        let more = places.last().filter(|_| places.len() == limit).map(|&(due, place)| (Timestamp(due), place));
+        let next = if more.is_some() { Some(now.0) } else { reader.next_due_after(filed.stream, now.0)? };
+        let pause = if more.is_some() || self.runtime.clock.is_manual() { Duration::ZERO } else { COUNT_PAUSE };
+        let delayed = self.delayed.lock();
+        let (outlet, mut intake) = self.both_sides();
+        let rest = &mut intake.spill.rest;
+        if !rest.end_reading(ask.turn) {
+            return Ok(());
+        }
+        let is_unread =
+            |&&(due, place): &&(u64, Seq)| ask.covers(place) && !rest.elsewhere.contains(&(Timestamp(due), place));
+        let due = (places.iter().filter(is_unread).count() as u64).min(rest.waiting);
+        rest.waiting -= due;
+        rest.overdue += due;
+        rest.looked = more.unwrap_or((now, Seq::MAX));
+        // Until then they count as delayed; nobody could have had them sooner.
+        rest.soonest = next.map_or(Timestamp::MAX, |next| Timestamp(next).max(now.after(pause)));
+        intake.entered += due;
+        drop((delayed, outlet, intake));
+        self.wake_everyone();
+        self.runtime.note_progress();
+        Ok(())
+    }
+
+    /// Notes what has a delay and is in the file, unread, when the queue is declared: so many are due, so many wait.
+    pub(crate) fn recover_delayed(&self, next: Seq, overdue: u64, waiting: u64, was_at_rest: bool, now: Timestamp) {
+        let mut intake = self.intake.lock();
+        intake.entered += overdue;
+        intake.slots += overdue + waiting;
+        intake.recovered += overdue + waiting;
+        intake.spill.old_before = if was_at_rest { 0 } else { next };
+        let rest = &mut intake.spill.rest;
+        rest.shown = next;
+        if overdue + waiting > 0 {
+            (rest.overdue, rest.waiting) = (overdue, waiting);
+            let until_now = (now, Seq::MAX);
+            rest.read_to = Some(if overdue > 0 { At::default() } else { until_now });
+            (rest.looked, rest.soonest) = (until_now, now);
+        }
+        drop(intake);
+        let next = self.attend_to_rest(now);
+        next.into_iter().for_each(|next| self.arm(next));
+    }
+}
+
+impl<T> Intake<T> {
+    /// How many are ready and in memory, but for a few that are about to be handed out.
+    fn about_ready(&self) -> usize {
+        self.tail.about() + self.aside.available()
+    }
+
+    /// The later half of the window goes back to where it is anyway.
+    fn let_go(&mut self, delayed: &mut DelayHeap<Waiting<T>>, window: usize, now: Timestamp) {
+        let mut places: Vec<At> = delayed.entries().filter_map(may_leave).collect();
+        let rest = &mut self.spill.rest;
+        rest.resident = places.len();
+        let half = window / 2;
+        if places.len() <= half {
+            return;
+        }
+        // What is due by now may have been taken long ago, and be deleted in a while.
+        let limit = places.select_nth_unstable(half).1.max(&mut (now, Seq::MAX)).to_owned();
+        if rest.read_to.is_some_and(|read_to| read_to <= limit) {
+            return;
+        }
+        let out = delayed.remove_where(|waiting| may_leave(waiting).is_some_and(|at| at > limit));
+        let stay = delayed.entries().filter_map(resting).map(|(at, _)| at);
+        let stay: Vec<At> = stay.filter(|&at| at > limit).collect();
+        rest.elsewhere.extend(stay);
+        rest.read_to = Some(limit);
+        rest.resident -= out.len();
+        for waiting in out {
+            let Waiting::Delayed(message) = waiting else { unreachable!("asked for no other") };
+            if let Some(at) = at_of(&message) {
+                rest.elsewhere.remove(&at);
+                rest.add(at);
+            }
+            self.spill.waste.push(message);
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! Delayed messages of a durable queue, of which most are only in the file.
+#![cfg(feature = "sqlite")]
+#![allow(missing_docs)]
+
+mod common;
+
+use common::store::Folder;
+use common::within;
+use postroom::store::Durability;
+use postroom::store::rusqlite::Connection;
+use postroom::{Broker, Expired, ManualClock, Message, Overflow, Queue, Retry, Simulation, Timer};
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::{Duration, Instant};
+
+const LIMIT: Duration = Duration::from_secs(120);
+const SECOND: Duration = Duration::from_secs(1);
+
+struct World {
+    folder: Folder,
+    clock: ManualClock,
+}
+
+impl World {
+    fn new() -> Self {
+        Self { folder: Folder::new(), clock: ManualClock::new() }
+    }
+
+    fn broker(&self) -> (Broker, Simulation) {
+        Broker::builder().clock(self.clock.clone()).seed(1).store(self.folder.file()).build_simulated().unwrap()
+    }
+}
+
+fn queue(broker: &Broker) -> Queue<u32> {
+    broker.queue("q").capacity(10_000).durable(Durability::Buffered).window(4).declare().unwrap()
+}
+
+fn later(n: u32) -> Message<u32> {
+    Message::new(n).with_delay(n * SECOND)
+}
+
+fn all(queue: &Queue<u32>) -> Vec<u32> {
+    std::iter::from_fn(|| queue.try_recv().ok().map(|delivery| (**delivery, delivery.ack()).0)).collect()
+}
+
+#[test]
+fn they_come_in_the_order_of_their_times_however_they_were_sent() {
+    let world = World::new();
+    let (broker, simulation) = world.broker();
+    let queue = queue(&broker);
+    let numbers = |step: u32| (0..100).map(move |n| 1 + n * step % 100);
+    queue.send_batch(numbers(37).map(later).collect::<Vec<_>>()).unwrap();
+    for n in numbers(53) {
+        queue.send(later(n + 100)).unwrap();
+    }
+    assert_eq!((queue.delayed(), queue.len()), (200, 0));
+    simulation.advance(50 * SECOND);
+    assert_eq!((queue.delayed(), queue.len()), (150, 50));
+    assert_eq!(all(&queue), (1..=50).collect::<Vec<_>>());
+    simulation.advance(200 * SECOND);
+    assert_eq!(queue.len(), 150, "all are counted");
+    assert_eq!(all(&queue), (51..=200).collect::<Vec<_>>());
+    assert_eq!(queue.stats().unaccounted(), 0);
+}
+
+#[test]
+fn a_sooner_one_that_is_sent_later_does_not_wait_for_those_in_the_file() {
+    let world = World::new();
+    let (broker, simulation) = world.broker();
+    let queue = queue(&broker);
+    queue.send_batch((100..200).map(later).collect::<Vec<_>>()).unwrap();
+    queue.send_batch((1..10).map(later).collect::<Vec<_>>()).unwrap();
+    simulation.advance(10 * SECOND);
+    assert_eq!(all(&queue), (1..10).collect::<Vec<_>>());
+    let soonest: Vec<u32> = queue.list_delayed(2).iter().map(|(_, message)| **message).collect();
+    assert_eq!(soonest, [100, 101]);
+}
+
+#[test]
+fn timers_are_found_wherever_the_others_are() {
+    let world = World::new();
+    let (broker, simulation) = world.broker();
+    let first = queue(&broker);
+    let handle = Timer::new();
+    first.send(later(60).with_timer(&handle)).unwrap();
+    first.send(later(61).with_timer("named")).unwrap();
+    first.send_batch((1..50).map(later).collect::<Vec<_>>()).unwrap();
+    first.send(later(62).with_timer("other")).unwrap();
+    assert!(handle.is_pending() && handle.cancel() && !handle.cancel());
+    simulation.advance(20 * SECOND);
+    drop((first, broker, simulation));
+    let (broker, simulation) = world.broker();
+    let queue = queue(&broker);
+    assert_eq!((queue.delayed(), queue.len()), (31, 20));
+    assert!(broker.cancel_timer("named"));
+    simulation.advance(60 * SECOND);
+    assert!(!broker.cancel_timer("other"), "it has fired");
+    let mut came = all(&queue);
+    // It was in memory, and most others were not.
+    came.sort_unstable();
+    assert_eq!(came, (1..50).chain([62]).collect::<Vec<_>>());
+    assert_eq!(queue.stats().unaccounted(), 0);
+}
+
+#[test]
+fn a_time_to_live_counts_from_when_they_are_due() {
+    let world = World::new();
+    let open = || {
+        let (broker, simulation) = world.broker();
+        let queue = broker.queue("q").ttl(5 * SECOND).expired(Expired::Drop).durable(Durability::Buffered).window(4);
+        let queue: Queue<u32> = queue.declare().unwrap();
+        (broker, simulation, queue)
+    };
+    let run = open();
+    run.2.send_batch((1..40).map(later).collect::<Vec<_>>()).unwrap();
+    drop(run);
+    let (_broker, simulation, queue) = open();
+    simulation.advance(20 * SECOND);
+    assert_eq!((queue.delayed(), queue.len()), (19, 5), "{:?}", queue.stats());
+    assert_eq!(all(&queue), (16..=20).collect::<Vec<_>>());
+    simulation.advance(100 * SECOND);
+    assert_eq!((queue.delayed(), queue.len(), queue.stats().expired), (0, 0, 34));
+    assert_eq!(queue.stats().unaccounted(), 0);
+}
+
+#[test]
+fn attempts_and_what_failed_are_known_after_reopening() {
+    let world = World::new();
+    let open = || {
+        let (broker, simulation) = world.broker();
+        let queue = broker.queue("q").retry(Retry::fixed(30 * SECOND).max_attempts(9)).durable(Durability::Buffered);
+        let queue: Queue<u32> = queue.window(4).declare().unwrap();
+        (broker, simulation, queue)
+    };
+    let run = open();
+    run.2.send_batch((1..40).map(later).collect::<Vec<_>>()).unwrap();
+    run.1.advance(10 * SECOND);
+    (0..10).for_each(|_| run.2.recv().unwrap().retry().unwrap());
+    assert_eq!((run.2.delayed(), run.2.len()), (39, 0));
+    drop(run);
+    let (_broker, simulation, queue) = open();
+    simulation.advance(100 * SECOND);
+    let mut attempts = BTreeMap::new();
+    while let Ok(delivery) = queue.try_recv() {
+        attempts.insert(**delivery, delivery.attempt());
+        delivery.ack().unwrap();
+    }
+    assert_eq!(attempts, (1..40).map(|n| (n, if n <= 10 { 2 } else { 1 })).collect());
+}
+
+#[test]
+fn a_file_of_the_first_format_is_taken_over() {
+    let mut world = World::new();
+    let (broker, simulation) = world.broker();
+    let first = queue(&broker);
+    first.send_batch((1..40).map(later).collect::<Vec<_>>()).unwrap();
+    first.send(later(40).with_timer("named")).unwrap();
+    drop((first, broker, simulation));
+    let file = Connection::open(world.folder.file()).unwrap();
+    // That is what it had there.
+    file.execute_batch(
+        "DROP INDEX postroom_item_noted; UPDATE postroom_meta SET value = 1 WHERE name = 'format';
+         UPDATE postroom_item SET extra = CAST('{\"counts_from\":' || due_at || '}' AS BLOB) WHERE extra IS NULL;
+         PRAGMA wal_checkpoint(TRUNCATE)",
+    )
+    .unwrap_or_default();
+    drop(file);
+    world.clock.advance(10 * SECOND);
+    let (broker, simulation) = world.broker();
+    let queue = queue(&broker);
+    assert_eq!((queue.len(), queue.delayed()), (10, 30));
+    assert!(broker.cancel_timer("named"));
+    simulation.advance(100 * SECOND);
+    assert_eq!(all(&queue), (1..40).collect::<Vec<_>>());
+    world.clock = ManualClock::new();
+}
+
+#[test]
+fn a_full_queue_gives_its_oldest_up_and_loses_nothing_else() {
+    for policy in [Overflow::DropOldest, Overflow::DropNewest, Overflow::DeadLetter] {
+        let world = World::new();
+        let (broker, simulation) = world.broker();
+        let queue = broker.queue("q").capacity(30).overflow(policy).durable(Durability::Buffered).window(4);
+        let queue: Queue<u32> = queue.declare().unwrap();
+        for n in 1..=40 {
+            queue.send(later(n)).unwrap();
+        }
+        simulation.advance(100 * SECOND);
+        let stats = queue.stats();
+        let letters = queue.dead_letters().len();
+        assert_eq!((queue.len(), stats.dropped as usize + letters, stats.unaccounted()), (30, 10, 0), "{policy:?}");
+        assert_eq!(all(&queue).len(), 30, "{policy:?}");
+        drop((queue, broker, simulation));
+        let (broker, _simulation) = world.broker();
+        let queue: Queue<u32> = broker.queue("q").durable(Durability::Buffered).declare().unwrap();
+        assert_eq!(queue.len() + queue.delayed(), 0, "{policy:?}");
+    }
+}
+
+#[test]
+fn none_is_lost_early_or_twice_while_many_send_and_take() {
+    within(LIMIT, || {
+        for _ in 0..3 {
+            let folder = Folder::new();
+            let broker = Broker::open(folder.file()).unwrap();
+            let queue = broker.queue("q").capacity(100_000).durable(Durability::Buffered).window(16);
+            let queue: Queue<u32> = queue.declare().unwrap();
+            let begin = Instant::now();
+            let due = |n: u32| Duration::from_millis(u64::from(n.wrapping_mul(7_919) % 400));
+            let senders: Vec<_> = (0..3)
+                .map(|sender| {
+                    let queue = queue.clone();
+                    thread::spawn(move || {
+                        for first in (0..1_000).step_by(20) {
+                            let numbers = (first..first + 20).map(|n| sender * 1_000 + n);
+                            let messages =
+                                numbers.map(|n| Message::new(n).with_delay(due(n).saturating_sub(begin.elapsed())));
+                            queue.send_batch(messages.collect::<Vec<_>>()).unwrap();
+                        }
+                    })
+                })
+                .collect();
+            let takers: Vec<_> = (0..2)
+                .map(|_| {
+                    let queue = queue.clone();
+                    thread::spawn(move || {
+                        let mut seen = Vec::new();
+                        while let Ok(delivery) = queue.recv_timeout(Duration::from_secs(1)) {
+                            assert!(begin.elapsed() >= due(**delivery), "{} is early", **delivery);
+                            seen.push(**delivery);
+                            delivery.ack().unwrap();
+                        }
+                        seen
+                    })
+                })
+                .collect();
+            senders.into_iter().for_each(|sender| sender.join().unwrap());
+            let mut seen: Vec<u32> = takers.into_iter().flat_map(|taker| taker.join().unwrap()).collect();
+            seen.sort_unstable();
+            assert_eq!(seen, (0..3_000).collect::<Vec<_>>());
+            assert_eq!((queue.delayed(), queue.len(), queue.stats().unaccounted()), (0, 0, 0));
+        }
+    });
+}

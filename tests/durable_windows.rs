@@ -1,0 +1,195 @@
+//! Opening a durable queue that holds a great deal reads a small part of it, whatever its messages wait for.
+//!
+//! `POSTROOM_MANY` sets how many there are.
+#![cfg(all(feature = "sqlite", target_os = "linux"))]
+#![allow(missing_docs, unsafe_code)]
+
+mod common;
+
+use common::store::Folder;
+use postroom::store::{Batch, Durability, Item, Options, Store};
+use postroom::{Broker, ManualClock, Queue, Simulation};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Bytes that this process has allocated, SQLite's own aside.
+static HELD: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+// SAFETY: both pass the call on unchanged to the system allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let held = HELD.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
+        PEAK.fetch_max(held, Ordering::Relaxed);
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        HELD.fetch_sub(layout.size(), Ordering::Relaxed);
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// One at a time, since they measure the same memory.
+static ALONE: Mutex<()> = Mutex::new(());
+
+const LIMIT: usize = 8 << 20;
+
+fn many() -> u64 {
+    std::env::var("POSTROOM_MANY").map_or(100_000, |n| n.parse().unwrap())
+}
+
+struct World {
+    folder: Folder,
+    clock: ManualClock,
+}
+
+impl World {
+    /// One whose queue holds `n` of these items.
+    fn holding(n: u64, declare: fn(&Broker) -> Queue<u64>, item: impl Fn(u64, u64) -> Item) -> Self {
+        let world = Self { folder: Folder::new(), clock: ManualClock::new() };
+        let (broker, _simulation) = world.broker();
+        drop((declare(&broker), broker));
+        let store = Store::open(world.folder.file(), Options::new()).unwrap();
+        let stream = store.reader().unwrap().stream("queue", "q").unwrap().unwrap().id;
+        let now = nanos(world.clock.now());
+        for first in (0..n).step_by(1000) {
+            let numbers = first..(first + 1000).min(n);
+            let batch = numbers.fold(Batch::new(), |batch, n| batch.insert(stream, item(n, now)));
+            store.submit_lazily(batch).unwrap();
+            store.wait_for_room();
+        }
+        store.flush(Durability::Buffered).unwrap();
+        store.close().unwrap();
+        world
+    }
+
+    fn broker(&self) -> (Broker, Simulation) {
+        Broker::builder().clock(self.clock.clone()).seed(1).store(self.folder.file()).build_simulated().unwrap()
+    }
+}
+
+fn nanos(time: SystemTime) -> u64 {
+    u64::try_from(time.duration_since(UNIX_EPOCH).unwrap().as_nanos()).unwrap()
+}
+
+fn item(n: u64) -> Item {
+    let payload = serde_json::to_vec(&n).unwrap();
+    Item { id: n + 1, routing_key: "x".repeat(100), payload, ..Item::default() }
+}
+
+/// What it takes to open the queue and to get the first message.
+fn measure<R>(what: &str, open: impl FnOnce() -> R) -> R {
+    let (before, begin) = (HELD.load(Ordering::Relaxed), Instant::now());
+    PEAK.store(before, Ordering::Relaxed);
+    let opened = open();
+    let peak = PEAK.load(Ordering::Relaxed) - before;
+    println!("{what}: {:?}, {} KiB at most", begin.elapsed(), peak >> 10);
+    assert!(peak < LIMIT, "{what}: {peak} bytes at most");
+    opened
+}
+
+fn plain(broker: &Broker) -> Queue<u64> {
+    broker.queue("q").capacity(10_000_000).durable(Durability::Buffered).declare().unwrap()
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+#[test]
+fn what_has_a_delay_is_read_when_its_time_comes_near() {
+    let _alone = ALONE.lock().unwrap();
+    let many = many();
+    // A thousand a second, in no order.
+    let due = |n: u64, now: u64| now + SECOND + n.wrapping_mul(7_919) % many * SECOND / 1_000;
+    let world = World::holding(many, plain, |n, now| Item { due_at: Some(due(n, now)), published_at: now, ..item(n) });
+    let (broker, simulation) = world.broker();
+    let queue = measure(&format!("{many} delayed"), || {
+        let queue = plain(&broker);
+        assert_eq!((queue.delayed() as u64, queue.len()), (many, 0));
+        simulation.advance(Duration::from_secs(1));
+        queue.recv().unwrap().ack().unwrap();
+        queue
+    });
+    measure("ten seconds of them", || {
+        for _ in 0..100 {
+            simulation.advance(Duration::from_millis(100));
+            while let Ok(delivery) = queue.try_recv() {
+                delivery.ack().unwrap();
+            }
+        }
+    });
+    assert_eq!((queue.stats().acked, queue.delayed() as u64), (10_001, many - 10_001));
+    assert_eq!(queue.stats().unaccounted(), 0);
+}
+
+#[test]
+fn what_was_due_while_nobody_ran_is_read_as_its_turn_comes() {
+    let _alone = ALONE.lock().unwrap();
+    let many = many();
+    for (what, apart) in [("overdue", SECOND / 1_000), ("overdue at one time", 0)] {
+        let world = World::holding(many, plain, |n, now| Item { due_at: Some(now - SECOND - n * apart), ..item(n) });
+        let (broker, _simulation) = world.broker();
+        let queue = measure(&format!("{many} {what}"), || {
+            let queue = plain(&broker);
+            assert_eq!((queue.delayed() as u64, queue.len() as u64), (0, many));
+            queue.recv().unwrap().ack().unwrap();
+            queue
+        });
+        measure("half of them", || (1..many / 2).for_each(|_| queue.recv().unwrap().ack().unwrap()));
+        assert_eq!((queue.len() as u64, queue.stats().unaccounted()), (many - many / 2, 0));
+    }
+}
+
+#[test]
+fn what_falls_due_while_nobody_takes_it_stays_in_the_file() {
+    let _alone = ALONE.lock().unwrap();
+    for (what, apart) in [("fall due", SECOND / 10_000), ("fall due at one time", 0)] {
+        // On a manual clock, each time that comes is an event.
+        let many = if apart > 0 { 10_000 } else { many() };
+        let world = World::holding(many, plain, |n, now| Item { due_at: Some(now + SECOND + n * apart), ..item(n) });
+        let (broker, simulation) = world.broker();
+        let queue = plain(&broker);
+        measure(&format!("{many} {what}"), || {
+            simulation.advance(Duration::from_secs(1) + Duration::from_nanos(many * apart))
+        });
+        assert_eq!((queue.delayed() as u64, queue.len() as u64), (0, many));
+        measure("a part of them", || (0..5_000).for_each(|_| queue.recv().unwrap().ack().unwrap()));
+        measure("the rest", || assert_eq!(queue.purge() as u64, many - 5_000));
+        assert_eq!((queue.len(), queue.stats().unaccounted()), (0, 0));
+    }
+}
+
+#[test]
+fn what_is_sent_with_a_delay_stays_in_the_file_but_for_the_soonest() {
+    let _alone = ALONE.lock().unwrap();
+    let world = World::holding(0, plain, |n, _| item(n));
+    let (broker, simulation) = world.broker();
+    let queue = plain(&broker);
+    let n = many().min(30_000);
+    let messages = |from: u64| {
+        let number = move |n: u64| from + n.wrapping_mul(7_919) % 1_000;
+        (0..1_000).map(number).map(|n| postroom::Message::new(n).with_delay(Duration::from_millis(1_000 + n)))
+    };
+    measure(&format!("{n} sent with delays"), || {
+        (0..n).step_by(1_000).for_each(|from| _ = queue.send_batch(messages(from)).unwrap())
+    });
+    assert_eq!(queue.delayed() as u64, n);
+    let mut last = 0;
+    for _ in 0..n {
+        while queue.is_empty() {
+            simulation.advance(Duration::from_millis(50));
+        }
+        let delivery = queue.recv().unwrap();
+        assert!(**delivery >= last / 50 * 50, "{} after {last}", **delivery);
+        last = **delivery;
+        delivery.ack().unwrap();
+    }
+    assert_eq!((queue.delayed(), queue.stats().unaccounted()), (0, 0));
+}
