@@ -357,6 +357,11 @@ impl World {
         assert_eq!(self.queue.delayed(), count(|at| matches!(at, At::Waiting(_) | At::Retrying(_))));
         assert_eq!(self.queue.in_flight(), count(|at| *at == At::Held));
         assert_eq!(self.queue.dead_letters().len(), count(|at| *at == At::Dead));
+        if self.kind != Kind::Key {
+            let ready = self.model.iter().filter(|(_, at)| matches!(at, At::Fresh | At::Back));
+            let best = ready.map(|(&n, _)| self.rank(n)).max();
+            assert_eq!(self.queue.peek().map(|message| self.rank(*message)), best, "shown next");
+        }
         assert_eq!(self.queue.stats().unaccounted(), 0, "{:?}", self.queue.stats());
     }
 

@@ -100,6 +100,38 @@ fn plain(broker: &Broker) -> Queue<u64> {
     broker.queue("q").capacity(10_000_000).durable(Durability::Buffered).declare().unwrap()
 }
 
+#[test]
+fn of_each_priority_a_window_is_in_memory() {
+    let _alone = ALONE.lock().unwrap();
+    let many = many();
+    let declare = |broker: &Broker| -> Queue<u64> {
+        let queue = broker.queue("q").capacity(10_000_000).priority_levels(4).durable(Durability::Buffered);
+        queue.declare().unwrap()
+    };
+    // The rarest are the most urgent, and the last.
+    let priority = |n: u64| if n % 100_000 > 99_990 { 3 } else { (n % 3) as u8 };
+    let world = World::holding(many, declare, |n, _| Item { priority: priority(n), ..item(n) });
+    let (broker, _simulation) = world.broker();
+    let queue = measure(&format!("{many} of four priorities"), || {
+        let queue = declare(&broker);
+        assert_eq!(queue.len() as u64, many);
+        let delivery = queue.recv().unwrap();
+        assert_eq!(delivery.priority(), 3);
+        delivery.ack().unwrap();
+        queue
+    });
+    measure("half of them", || {
+        let mut last = 3;
+        for _ in 1..many / 2 {
+            let delivery = queue.recv().unwrap();
+            assert!(delivery.priority() <= last);
+            last = delivery.priority();
+            delivery.ack().unwrap();
+        }
+    });
+    assert_eq!((queue.len() as u64, queue.stats().unaccounted()), (many - many / 2, 0));
+}
+
 const SECOND: u64 = 1_000_000_000;
 
 #[test]

@@ -471,9 +471,11 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
     ///   a crash everything. A retry that waited, in a queue ordered by key, still holds its key.
     /// * Of a backlog, the first few thousand messages are in memory and the rest stays in the file until its turn
     ///   comes, also right after opening; that is [listed](Queue::list) and swept for expired messages only then.
-    ///   What is ready in a queue that is ordered by key or has priority levels is all in memory.
+    ///   With priority levels, memory has the first few thousand of each. What is ready in a queue that is ordered by
+    ///   key is all in memory.
     /// * Of what has a delay, too, memory has the few thousand that are due soonest; what falls due while as many are
-    ///   ready waits for them in the file, and is counted as ready. In memory as a whole are messages with a
+    ///   ready waits for them in the file, and is counted as ready (not where there is an order by key, or
+    ///   priority levels: there it is in memory). In memory as a whole are messages with a
     ///   [timer](crate::Message::with_timer), requests that wait for their reply, and what has been handed out before
     ///   and waits for its next attempt; they may overtake what is ready and in the file. The
     ///   [list of delayed messages](Queue::list_delayed) ends with the last before which all are in memory.

@@ -59,6 +59,22 @@ impl<M> Levels<M> {
         Some(message)
     }
 
+    /// How many of a level have not been handed out before.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn fresh(&self, level: usize) -> usize {
+        self.lanes[level].fresh.len()
+    }
+
+    /// The level of the next message, if that is one of which all are elsewhere.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn to_fill(&self, has_more: impl Fn(usize) -> bool) -> Option<usize> {
+        let low = self.owed + self.low_share >= Self::WHOLE;
+        let has_message = |level: &usize| !self.lanes[*level].is_empty() || has_more(*level);
+        let mut levels = 0..self.lanes.len();
+        let next = if low { levels.find(has_message) } else { levels.rev().find(has_message) };
+        next.filter(|&level| self.lanes[level].is_empty())
+    }
+
     /// The oldest fresh message of the lowest level that has one for which it is `of_use`: the one to throw
     /// away for another of this `level`, unless all are above that.
     pub(crate) fn evict(&mut self, level: u8, of_use: impl Fn(&M) -> bool) -> Option<M> {
@@ -102,6 +118,11 @@ impl<M> Levels<M> {
 }
 
 impl<M> Lane<M> {
+    #[cfg(feature = "sqlite")]
+    fn is_empty(&self) -> bool {
+        self.back.is_empty() && self.fresh.is_empty()
+    }
+
     fn pop(&mut self) -> Option<M> {
         self.back.pop_front().or_else(|| self.fresh.pop_front())
     }

@@ -8,7 +8,7 @@ use super::statements::{COLUMNS, to_row};
 use crate::sync::Mutex;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, params};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::PathBuf;
 
 /// How much to read at once.
@@ -32,6 +32,15 @@ impl Limit {
     pub fn bytes(self, bytes: usize) -> Self {
         Self { bytes, ..self }
     }
+}
+
+/// How many items have a priority, and between which places.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Priority {
+    pub(crate) priority: u8,
+    pub(crate) count: u64,
+    pub(crate) first: Seq,
+    pub(crate) last: Seq,
 }
 
 /// Connections that are not being read with.
@@ -194,6 +203,34 @@ impl Reader<'_> {
         );
         let (due, row) = after.map_or((i64::MIN, 0), |(due, seq)| (to_column(due), stream.row(seq)));
         self.rows(&sql, params![stream.get(), to_column(until), due, row], limit)
+    }
+
+    /// Of [`read_ready`](Self::read_ready) those with such a priority.
+    pub(crate) fn read_level(
+        &self,
+        stream: StreamId,
+        places: RangeInclusive<Seq>,
+        priorities: &Range<u16>,
+        limit: Limit,
+    ) -> Result<Vec<Row>, StoreError> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM postroom_item WHERE id BETWEEN ?1 AND ?2 AND due_at IS NULL \
+             AND priority >= ?3 AND priority < ?4 ORDER BY id"
+        );
+        let (first, last) = (stream.row(*places.start()), stream.row(*places.end()));
+        self.rows(&sql, params![first, last, priorities.start, priorities.end], limit)
+    }
+
+    /// How many rest until no time, by their priority. Looks at every item, though not at its payload.
+    pub(crate) fn count_by_priority(&self, stream: StreamId) -> Result<Vec<Priority>, StoreError> {
+        let sql = "SELECT priority, count(*), min(id), max(id) FROM postroom_item WHERE id BETWEEN ?1 AND ?2 \
+                   AND due_at IS NULL GROUP BY priority";
+        let mut statement = self.sql().prepare_cached(sql)?;
+        let rows = statement.query_map(params![stream.row(0), stream.last_row()], |row| {
+            let (count, first, last) = (from_column(row.get(1)?), seq_of_row(row.get(2)?), seq_of_row(row.get(3)?));
+            Ok(Priority { priority: row.get(0)?, count, first, last })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     /// Those that rest and of which [`Item::extra`](super::Item::extra) says something, by place. Looks at no others.

@@ -502,6 +502,9 @@ impl<T: Send + Sync + 'static> Core<T> {
     ) -> Option<Message<T>> {
         outlet.sort(intake);
         let in_order = outlet.keyed_mut().and_then(|keyed| keyed.evict(|message| message.holds_slot));
+        if intake.lowest_is_unread(newcomer) {
+            return None;
+        }
         let lowest = in_order.or_else(|| intake.aside.evict_for(newcomer));
         self.note_aside(intake);
         let oldest = lowest.or_else(|| pop_holding_slot(outlet, intake))?;

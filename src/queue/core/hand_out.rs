@@ -154,6 +154,9 @@ impl<T: Send + Sync + 'static> Core<T> {
                 return Err(if over { Nothing::Closed } else { Nothing::Empty });
             }
             self.may_go(intake)?;
+            if intake.level_to_read().is_some() {
+                return Err(Nothing::Empty);
+            }
             let aside = outlet.pop_in_turn().or_else(|| intake.aside.pop());
             self.note_aside(intake);
             let mut message = match aside {
@@ -342,7 +345,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             let (outlet, mut intake) = self.both_sides();
             let expects_more = (delayed.len() > 0 || intake.has_unread()) && !self.has_ended();
             drop(delayed);
-            let ready = outlet.has_message(&intake);
+            let ready = outlet.has_message(&intake) && intake.level_to_read().is_none();
             if !ready && intake.wants_reading() {
                 drop((outlet, intake));
                 self.load_more();

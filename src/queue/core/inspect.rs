@@ -68,6 +68,8 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// Copies of up to `max` of the next messages, sharing their payloads with the queue.
     pub(crate) fn peek(&self, max: usize) -> Vec<Message<T>> {
+        // With priorities, the next may not be in memory though others are.
+        while max > 0 && self.intake.lock().level_to_read().is_some() && self.load_more() {}
         let found = self.peek_at_memory(max);
         if found.is_empty() && max > 0 && self.load_more() { self.peek_at_memory(max) } else { found }
     }

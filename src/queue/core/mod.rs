@@ -470,7 +470,7 @@ impl<T> Intake<T> {
         Self {
             tail: Tail::new(),
             keys: Tail::new(),
-            spill: Self::new_spill(),
+            spill: Self::new_spill(settings.priority_levels),
             aside: Aside::new(settings),
             gate: Gate::Open,
             accepted: 0,

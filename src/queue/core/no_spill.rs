@@ -9,7 +9,13 @@ use crate::sync::MutexGuard;
 pub(super) struct Spill<T>(std::marker::PhantomData<fn() -> T>);
 
 impl<T> Intake<T> {
-    pub(super) fn new_spill() -> Spill<T> {
+    pub(super) fn level_to_read(&self) -> Option<usize> {
+        None
+    }
+    pub(super) fn lowest_is_unread(&self, _: &Message<T>) -> bool {
+        false
+    }
+    pub(super) fn new_spill(_: u8) -> Spill<T> {
         Spill(std::marker::PhantomData)
     }
     pub(super) fn wants_reading(&self) -> bool {

@@ -306,7 +306,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             let (step, ask) = {
                 let mut intake = self.intake.lock();
                 // Where the order is not simply that of arrival, all that is ready is in memory.
-                let ready = if self.may_spill() { intake.about_ready() } else { 0 };
+                let ready = if self.spills_in_order() { intake.about_ready() } else { 0 };
                 let step = intake.spill.rest.next_step(now, ready, window);
                 match step {
                     Step::Wait(next) => return (something, next),

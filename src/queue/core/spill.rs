@@ -15,7 +15,8 @@ use crate::message::Message;
 use crate::outcome::drop_contained;
 use crate::queue::durable::put_apart;
 use crate::request::Request;
-use crate::store::{Limit, Row, Seq, StoreError};
+use crate::store::{Limit, Priority, Row, Seq, StoreError};
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
@@ -27,13 +28,12 @@ pub(super) const AGAIN: Duration = Duration::from_secs(1);
 
 /// What of a queue is ready and only in the file: guarded by the intake.
 pub(super) struct Spill<T> {
-    /// Where to read on.
-    from: Seq,
-    /// The last of them.
-    last: Seq,
+    /// By priority level; where there are none, one.
+    levels: SmallVec<[Backlog; 1]>,
+    /// Of all levels.
+    count: u64,
     /// Where the next one that another connection puts there can be at the earliest.
     known: Seq,
-    count: u64,
     /// Somebody is reading.
     reading: bool,
     /// Counts readings, and those whose outcome nobody wants any more.
@@ -42,9 +42,6 @@ pub(super) struct Spill<T> {
     resting: bool,
     /// Those before may have been in hand in an earlier run.
     pub(super) old_before: Seq,
-    /// Places among them, and behind, of what did not get in: a full queue threw it away or gave up on it, but its
-    /// deletion may be a while. In order; neighbours are one, so there are no more than messages between them.
-    passed: VecDeque<Range<Seq>>,
     /// Who waits for replies to some of them.
     requests: BTreeMap<Seq, Request>,
     /// Spilled, and to be dropped when no lock is held.
@@ -53,18 +50,29 @@ pub(super) struct Spill<T> {
     pub(super) rest: Rest,
 }
 
-impl<T> Default for Spill<T> {
-    fn default() -> Self {
+/// What of one priority level is ready and only in the file.
+#[derive(Default)]
+struct Backlog {
+    /// Where to read on.
+    from: Seq,
+    /// The last of them.
+    last: Seq,
+    count: u64,
+    /// Places among them, and behind, of what did not get in: a full queue threw it away or gave up on it, but its
+    /// deletion may be a while. In order; neighbours are one, so there are no more than messages between them.
+    passed: VecDeque<Range<Seq>>,
+}
+
+impl<T> Spill<T> {
+    fn new(levels: u8) -> Self {
         Self {
-            from: 0,
-            last: 0,
-            known: 0,
+            levels: (0..levels.max(1)).map(|_| Backlog::default()).collect(),
             count: 0,
+            known: 0,
             reading: false,
             turn: 0,
             resting: false,
             old_before: 0,
-            passed: VecDeque::new(),
             requests: BTreeMap::new(),
             waste: Vec::new(),
             rest: Rest::default(),
@@ -77,13 +85,15 @@ impl<T> Spill<T> {
         self.count > 0 && !self.reading && !self.resting
     }
 
-    fn add(&mut self, first: Seq, last: Seq, count: u64) {
-        if self.count == 0 {
-            self.read_up_to(first);
-        }
-        self.last = last;
+    fn add(&mut self, level: usize, first: Seq, last: Seq, count: u64) {
+        self.levels[level].add(first, last, count);
         self.known = last + 1;
         self.count += count;
+    }
+
+    /// Priorities beyond the top count as the top.
+    fn level_of(&self, message: &Message<T>) -> usize {
+        usize::from(message.priority()).min(self.levels.len() - 1)
     }
 
     /// Ends a reading, if it was not [taken over](Core::load_rest).
@@ -91,6 +101,16 @@ impl<T> Spill<T> {
         let its_turn = self.turn == turn;
         self.reading &= !its_turn;
         its_turn
+    }
+}
+
+impl Backlog {
+    fn add(&mut self, first: Seq, last: Seq, count: u64) {
+        if self.count == 0 {
+            self.read_up_to(first);
+        }
+        self.last = last;
+        self.count += count;
     }
 
     fn pass_over(&mut self, place: Seq) {
@@ -114,8 +134,8 @@ impl<T> Spill<T> {
 }
 
 impl<T> Intake<T> {
-    pub(super) fn new_spill() -> Spill<T> {
-        Spill::default()
+    pub(super) fn new_spill(levels: u8) -> Spill<T> {
+        Spill::new(levels)
     }
 
     /// Whether a reader that finds nothing in memory should fetch more.
@@ -164,10 +184,11 @@ impl<T> Intake<T> {
     /// is dropped by [`Core::drop_spilled`].
     pub(super) fn keep_in_file(&mut self, mut message: Message<T>, window: usize) -> Option<Message<T>> {
         let Some(place) = message.take_fresh() else { return Some(message) };
-        if self.spill.count == 0 && self.tail.about() < window {
+        let level = self.spill.level_of(&message);
+        if self.spill.levels[level].count == 0 && self.in_memory(level) < window {
             return Some(message);
         }
-        self.spill.add(place, place, 1);
+        self.spill.add(level, place, place, 1);
         if let Some(request) = message.take_request() {
             self.spill.requests.insert(place, request);
         }
@@ -175,12 +196,43 @@ impl<T> Intake<T> {
         None
     }
 
+    /// How many of a level are ready and in memory, but for a few about to be handed out, or handed out before.
+    fn in_memory(&self, level: usize) -> usize {
+        self.aside.levels.as_ref().map_or_else(|| self.tail.about(), |levels| levels.fresh(level))
+    }
+
+    /// The level that the next message is of, if it has to be read from the file first.
+    pub(super) fn level_to_read(&self) -> Option<usize> {
+        if self.spill.count == 0 || self.spill.resting {
+            return None;
+        }
+        self.aside.levels.as_ref()?.to_fill(|level| self.spill.levels[level].count > 0)
+    }
+
+    /// The highest level of which all are in the file.
+    fn empty_level(&self) -> Option<usize> {
+        let is_empty = |level: &usize| self.spill.levels[*level].count > 0 && self.in_memory(*level) == 0;
+        (0..self.spill.levels.len()).rev().find(is_empty)
+    }
+
+    /// Whether the lowest level with a message, up to this one's, has none in memory.
+    pub(super) fn lowest_is_unread(&self, message: &Message<T>) -> bool {
+        let Some(levels) = self.aside.levels.as_ref().filter(|_| self.spill.count > 0) else { return false };
+        let upto = ..=self.spill.level_of(message);
+        let lowest =
+            (0..).zip(&self.spill.levels[upto]).find(|(level, spilled)| spilled.count > 0 || levels.fresh(*level) > 0);
+        lowest.is_some_and(|(level, _)| levels.fresh(level) == 0)
+    }
+
     /// The message does not get in, though the file has it until it is deleted there.
     pub(super) fn pass_over(&mut self, message: &mut Message<T>) {
         let at = at_of(message);
         match (message.take_fresh(), at) {
             (Some(_), Some(at)) => self.spill.rest.pass_over(at),
-            (Some(place), None) => self.spill.pass_over(place),
+            (Some(place), None) => {
+                let level = self.spill.level_of(message);
+                self.spill.levels[level].pass_over(place);
+            }
             _ => {}
         }
     }
@@ -192,6 +244,9 @@ impl<T> Intake<T> {
 
 /// What is to be read, as of some moment.
 struct Unread {
+    level: usize,
+    /// The priorities that are of this level.
+    priorities: Range<u16>,
     from: Seq,
     last: Seq,
     old_before: Seq,
@@ -207,9 +262,14 @@ struct Loaded<T> {
 }
 
 impl<T: Send + Sync + 'static> Core<T> {
-    /// Whether a backlog may stay in the file. Where the order is not simply that of arrival, all of it is in memory.
+    /// Whether a backlog may stay in the file. Where the order is by key, all of it is in memory.
     pub(crate) fn may_spill(&self) -> bool {
-        self.is_durable() && !self.is_ordered() && self.settings.priority_levels == 1
+        self.is_durable() && !self.is_ordered()
+    }
+
+    /// The same where the order is simply that of arrival.
+    pub(crate) fn spills_in_order(&self) -> bool {
+        self.may_spill() && self.settings.priority_levels == 1
     }
 
     /// See [`Intake::keep_in_file`].
@@ -231,19 +291,33 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     #[cold]
     fn load(&self, window: usize) -> bool {
+        let level = if self.settings.priority_levels > 1 { None } else { Some(0) };
+        self.load_level(level, window)
+    }
+
+    /// `None`: the level that the next message is of, or another of which none is in memory.
+    fn load_level(&self, level: Option<usize>, window: usize) -> bool {
         let (unread, counted, turn) = {
             let mut intake = self.intake.lock();
-            if intake.tail.about() >= window.div_ceil(2) || !intake.spill.wants_reading() {
+            let Some(level) = level.or_else(|| intake.level_to_read()).or_else(|| intake.empty_level()) else {
+                return false;
+            };
+            let enough = intake.in_memory(level) >= window.div_ceil(2) || intake.spill.levels[level].count == 0;
+            if enough || !intake.spill.wants_reading() {
                 return false;
             }
             let spill = &mut intake.spill;
             spill.reading = true;
             spill.turn += 1;
-            let Spill { from, last, old_before, ref passed, .. } = *spill;
-            (Unread { from, last, old_before, passed: passed.iter().cloned().collect() }, spill.count, spill.turn)
+            let top = level + 1 == spill.levels.len();
+            let priorities = level as u16..if top { u16::MAX } else { level as u16 + 1 };
+            let (old_before, turn) = (spill.old_before, spill.turn);
+            let Backlog { from, last, ref passed, count } = spill.levels[level];
+            let passed = passed.iter().cloned().collect();
+            (Unread { level, priorities, from, last, old_before, passed }, count, turn)
         };
         match self.read_portion(&unread) {
-            Ok(loaded) => self.take_in(loaded, unread.last, counted, turn),
+            Ok(loaded) => self.take_in(loaded, &unread, counted, turn),
             Err(_) => {
                 let spill = &mut self.intake.lock().spill;
                 spill.resting |= spill.end_reading(turn);
@@ -286,7 +360,12 @@ impl<T: Send + Sync + 'static> Core<T> {
     fn read_portion(&self, unread: &Unread) -> Result<Loaded<T>, StoreError> {
         let filed = self.filed();
         let portion = Limit::items(filed.window.div_ceil(2)).bytes(PORTION_BYTES);
-        let rows = filed.depot.store.reader()?.read_ready(filed.stream, unread.from, portion)?;
+        let reader = filed.depot.store.reader()?;
+        let rows = if self.settings.priority_levels == 1 {
+            reader.read_ready(filed.stream, unread.from, portion)?
+        } else {
+            reader.read_level(filed.stream, unread.from..=unread.last, &unread.priorities, portion)?
+        };
         let mut loaded = Loaded { messages: Vec::with_capacity(rows.len()), rows: 0, undecodable: 0, last: None };
         for row in rows.into_iter().take_while(|row| row.seq <= unread.last) {
             loaded.last = Some(row.seq);
@@ -316,26 +395,33 @@ impl<T: Send + Sync + 'static> Core<T> {
         Ok(message)
     }
 
-    /// `counted` messages up to `last` were only in the file when the reading began.
-    fn take_in(&self, loaded: Loaded<T>, last: Seq, counted: u64, turn: u64) {
+    /// `counted` messages of the level up to its last were only in the file when the reading began.
+    fn take_in(&self, loaded: Loaded<T>, unread: &Unread, counted: u64, turn: u64) {
         let (mut outlet, mut intake) = self.both_sides();
         let spill = &mut intake.spill;
         if !spill.end_reading(turn) {
             drop((outlet, intake));
             return loaded.messages.into_iter().for_each(drop_contained);
         }
+        let Unread { level, last, .. } = *unread;
         // Some may have been deleted by others.
         let missing = if loaded.last.is_none_or(|seq| seq >= last) { counted - loaded.rows.min(counted) } else { 0 };
-        spill.count -= loaded.rows.min(counted) + missing;
-        spill.read_up_to(loaded.last.unwrap_or(last) + 1);
+        let found = loaded.rows.min(counted) + missing;
+        spill.count -= found;
+        spill.levels[level].count -= found;
+        spill.levels[level].read_up_to(loaded.last.unwrap_or(last) + 1);
         let gone = missing + loaded.undecodable;
         for mut message in loaded.messages {
             if let Some(request) = message.place().and_then(|place| intake.spill.requests.remove(&place)) {
                 message.extras_mut().request = request;
             }
             self.note_expiry(&message);
-            intake.tail.push(message);
+            match &mut intake.aside.levels {
+                Some(levels) => levels.push(message.priority(), message),
+                None => intake.tail.push(message),
+            }
         }
+        self.note_aside(&intake);
         outlet.left += gone;
         drop(intake);
         self.release(outlet, gone);
@@ -345,17 +431,32 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// Notes what is in the file, unread, when the queue is declared.
     pub(crate) fn recover_backlog(&self, next: Seq, count: u64, was_at_rest: bool) {
+        let last = next.checked_sub(1).filter(|_| count > 0);
+        let found = last.map(|last| Priority { priority: 0, count, first: 0, last });
+        self.recover_backlogs(next, found.as_slice(), was_at_rest);
+    }
+
+    /// The same by priority, where there are levels.
+    pub(crate) fn recover_backlogs(&self, next: Seq, found: &[Priority], was_at_rest: bool) {
         let mut intake = self.intake.lock();
+        let count: u64 = found.iter().map(|found| found.count).sum();
         intake.entered += count;
         intake.slots += count;
         intake.recovered += count;
-        if let Some(last) = next.checked_sub(1).filter(|_| count > 0) {
-            intake.spill.add(0, last, count);
+        let top = intake.spill.levels.len() - 1;
+        for &Priority { priority, count, first, last } in found {
+            let backlog = &mut intake.spill.levels[usize::from(priority).min(top)];
+            let (first, last) =
+                if backlog.count > 0 { (first.min(backlog.from), last.max(backlog.last)) } else { (first, last) };
+            backlog.add(first, last, count);
+            backlog.from = first;
         }
+        intake.spill.count = count;
         intake.spill.known = next;
         intake.spill.old_before = if was_at_rest { 0 } else { next };
         drop(intake);
-        self.load_more();
+        let window = self.filed().window;
+        (0..=top).rev().for_each(|level| _ = self.load_level(Some(level), window));
     }
 
     /// Messages that a transaction of the user's has put into the file: they count as spilled. Called on the writer's
@@ -370,7 +471,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         intake.entered += n;
         intake.slots += n;
         intake.accepted += n;
-        intake.spill.add(first, end - 1, n);
+        intake.spill.add(0, first, end - 1, n);
         drop(intake);
         self.wake_everyone();
     }

@@ -26,7 +26,13 @@ pub(super) fn recover<T: Send + Sync + 'static>(core: &Core<T>) -> Result<(), St
         return recover_in_order(core, was_at_rest, now);
     }
     recover_resting(core, was_at_rest, now)?;
-    if core.may_spill() { recover_window(core, was_at_rest) } else { recover_ready(core, was_at_rest) }
+    if core.spills_in_order() {
+        return recover_window(core, was_at_rest);
+    }
+    let filed = core.filed();
+    let found = filed.depot.store.reader()?.count_by_priority(filed.stream)?;
+    core.recover_backlogs(info(filed)?.next, &found, was_at_rest);
+    Ok(())
 }
 
 fn recover_in_order<T: Send + Sync + 'static>(
@@ -93,20 +99,6 @@ fn recover_resting<T: Send + Sync + 'static>(
     let next = info(filed)?.next;
     core.recover_delayed(next, overdue, waiting, was_at_rest, now);
     Ok(())
-}
-
-fn recover_ready<T: Send + Sync + 'static>(core: &Core<T>, was_at_rest: bool) -> Result<(), StoreError> {
-    let filed = core.filed();
-    let reader = filed.depot.store.reader()?;
-    let mut from = 0;
-    loop {
-        let rows = reader.read_ready(filed.stream, from, PORTION)?;
-        let Some(last) = rows.last() else { return Ok(()) };
-        from = last.seq + 1;
-        for row in rows {
-            bring_back(core, &row, was_at_rest, |message| enter(core, message, None))?;
-        }
-    }
 }
 
 fn info<T>(filed: &Filed<T>) -> Result<StreamInfo, StoreError> {

@@ -47,7 +47,8 @@ impl<T: Send + Sync + 'static> Queue<T> {
         let mut message = message.into();
         self.core.stamp(&mut message);
         let refuse = |message, refusal| Err(self.core.send_error((message, refusal)));
-        let Some(filed) = self.core.filed.get().filter(|_| self.core.may_spill() && message.due().is_none()) else {
+        let Some(filed) = self.core.filed.get().filter(|_| self.core.spills_in_order() && message.due().is_none())
+        else {
             let words = "only a durable queue without an order or priorities takes it, and no delay";
             return refuse(message, Refusal::Unencodable(words.into()));
         };
