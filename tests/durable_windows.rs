@@ -85,13 +85,20 @@ fn item(n: u64) -> Item {
     Item { id: n + 1, routing_key: "x".repeat(100), payload, ..Item::default() }
 }
 
+/// Resident memory of this process in bytes, SQLite's included.
+fn resident() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
 /// What it takes to open the queue and to get the first message.
 fn measure<R>(what: &str, open: impl FnOnce() -> R) -> R {
-    let (before, begin) = (HELD.load(Ordering::Relaxed), Instant::now());
+    let (before, before_it, begin) = (HELD.load(Ordering::Relaxed), resident(), Instant::now());
     PEAK.store(before, Ordering::Relaxed);
     let opened = open();
     let peak = PEAK.load(Ordering::Relaxed) - before;
-    println!("{what}: {:?}, {} KiB at most", begin.elapsed(), peak >> 10);
+    let more = resident().saturating_sub(before_it);
+    println!("{what}: {:?}, {} KiB at most, {} KiB more resident", begin.elapsed(), peak >> 10, more >> 10);
     assert!(peak < LIMIT, "{what}: {peak} bytes at most");
     opened
 }
