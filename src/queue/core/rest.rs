@@ -263,7 +263,8 @@ impl<T: Send + Sync + 'static> Core<T> {
             rest.settle_bounds();
         }
         rest.tidy(now);
-        if !message.is_fresh() || at.1 < rest.begin {
+        // Of a dead letter, more than its time is noted.
+        if !message.is_fresh() || self.is_terminal() || at.1 < rest.begin {
             rest.elsewhere.insert(at);
             return Some(message.known_to_memory());
         }
