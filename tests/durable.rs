@@ -4,14 +4,13 @@
 
 mod common;
 
-use common::store::Folder;
+use common::store::{Folder, flush, simulated};
 use common::{eventually, quiet, within};
 use postroom::store::{Durability, Limit, StoreError};
 use postroom::{
     Broker, Codec, CodecError, Expired, ManualClock, Message, Obstacle, Overflow, PublishError, Queue, Reason, Retry,
-    SendError, Simulation, Topic, TransactionError,
+    SendError, Topic, TransactionError,
 };
-use std::path::Path;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -25,25 +24,6 @@ fn open(folder: &Folder) -> Broker {
 
 fn jobs(broker: &Broker) -> Queue<String> {
     broker.queue("jobs").durable(Durability::Buffered).declare().unwrap()
-}
-
-/// On a clock that a later run goes on with.
-fn simulated(folder: &Folder, clock: &ManualClock) -> (Broker, Simulation) {
-    Broker::builder().clock(clock.clone()).seed(1).store(folder.file()).build_simulated().unwrap()
-}
-
-/// What a process that is killed now would leave behind.
-fn killed(folder: &Folder) -> Folder {
-    let copy = Folder::new();
-    for end in ["", "-wal"] {
-        let name = |path: &Path| format!("{}{end}", path.display());
-        let _ = std::fs::copy(name(&folder.file()), name(&copy.file()));
-    }
-    copy
-}
-
-fn flush(broker: &Broker) {
-    broker.store().unwrap().flush(Durability::Buffered).unwrap();
 }
 
 fn texts(queue: &Queue<String>) -> Vec<String> {
@@ -93,7 +73,7 @@ fn order_is_kept_and_what_is_settled_is_gone() {
     queue.recv_batch(10).unwrap().ack().unwrap();
     let in_hand = queue.recv().unwrap();
     flush(&broker);
-    let killed = killed(&folder);
+    let killed = folder.killed();
     drop((in_hand, queue, broker));
 
     let broker = open(&killed);
@@ -247,7 +227,7 @@ fn what_expired_while_the_file_was_closed_is_among_the_dead_letters() {
         };
         let broker = open(&folder);
         declare(&broker).send_batch(0..500).unwrap();
-        let left = killed(&folder);
+        let left = folder.killed();
         thread::sleep(Duration::from_millis(30));
 
         let broker = open(&left);
@@ -296,7 +276,7 @@ fn a_message_is_never_both_in_its_queue_and_a_dead_letter() {
         queue.recv().unwrap().dead_letter("no").unwrap();
     }
     eventually("all of them", || queue.dead_letters().len() == 25);
-    let copy = killed(&folder);
+    let copy = folder.killed();
     let other = open(&copy);
     let again = jobs(&other);
     assert_eq!((again.len(), again.dead_letters().len()), (25, 25));

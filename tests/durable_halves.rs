@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::store::Folder;
+use common::store::{Folder, flush, simulated};
 use common::{ON_PURPOSE, eventually, quiet};
 use postroom::store::Durability;
 use postroom::{
@@ -12,7 +12,6 @@ use postroom::{
     PrepareError, Published, Queue, Reason, Resolution, Simulation, Topic,
 };
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -57,10 +56,6 @@ impl World {
         Self { folder: Folder::new(), start: clock.now(), clock, truth: Truth::default() }
     }
 
-    fn broker(&self) -> (Broker, Simulation) {
-        Broker::builder().clock(self.clock.clone()).seed(1).store(self.folder.file()).build_simulated().unwrap()
-    }
-
     fn check_back(&self) -> CheckBack<u32> {
         let (truth, clock, start) = (self.truth.clone(), self.clock.clone(), self.start);
         CheckBack::new(move |n: &Message<u32>| {
@@ -72,7 +67,7 @@ impl World {
     }
 
     fn run(&self) -> Run {
-        let (broker, simulation) = self.broker();
+        let (broker, simulation) = simulated(&self.folder, &self.clock);
         let topic = broker.topic("orders").check_back(self.check_back()).declare().unwrap();
         let queue = broker.queue("billing").durable(BUFFERED).declare().unwrap();
         topic.bind(&queue, "order.*").unwrap();
@@ -81,19 +76,11 @@ impl World {
 
     /// As if the process were killed now, and started again.
     fn killed(&mut self, run: Run) -> Run {
-        let copy = Folder::new();
-        for end in ["", "-wal"] {
-            let name = |path: &Path| format!("{}{end}", path.display());
-            let _ = std::fs::copy(name(&self.folder.file()), name(&copy.file()));
-        }
+        let copy = self.folder.killed();
         drop(run);
         self.folder = copy;
         self.run()
     }
-}
-
-fn flush(broker: &Broker) {
-    broker.store().unwrap().flush(BUFFERED).unwrap();
 }
 
 fn content(queue: &Queue<u32>) -> Vec<u32> {
@@ -274,7 +261,7 @@ fn what_the_check_back_commits_is_kept_until_something_is_bound() {
     drop(run.topic.prepare("order.a", 7).unwrap());
     world.truth.is(7, Resolution::Commit);
     drop(run);
-    let (broker, simulation) = world.broker();
+    let (broker, simulation) = simulated(&world.folder, &world.clock);
     let topic: Topic<u32> = broker.topic("orders").check_back(world.check_back()).declare().unwrap();
     simulation.advance(100 * SECOND);
     assert_eq!((world.truth.asked().len(), open(&topic)), (1, vec![7]), "decided, and nobody is there");
@@ -311,7 +298,7 @@ fn ids_and_bounds_hold_over_a_restart() {
     assert_ne!(new.id(), 9.into());
     drop((new, run));
 
-    let (broker, _simulation) = world.broker();
+    let (broker, _simulation) = simulated(&world.folder, &world.clock);
     let few = world.check_back().max_open(2);
     let topic: Topic<u32> = broker.topic("orders").check_back(few).declare().unwrap();
     assert!(matches!(topic.prepare("order.a", 4), Err(PrepareError::TooMany(_))));

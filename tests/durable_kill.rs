@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::store::Folder;
+use common::store::{Folder, flush};
 use postroom::store::Durability;
 use postroom::{Broker, CheckBack, Message, Queue, Resolution, Retry, Topic};
 use std::collections::{BTreeMap, BTreeSet};
@@ -166,7 +166,7 @@ fn works_until_it_is_killed() {
         }
         settled += 1;
         if settled % 40 == 0 {
-            broker.store().unwrap().flush(Durability::Buffered).unwrap();
+            flush(&broker);
             Said::Safe.say();
         }
         if settled % 700 == 0 {

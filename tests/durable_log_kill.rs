@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::store::Folder;
+use common::store::{Folder, flush};
 use postroom::store::Durability;
 use postroom::{Broker, Failure, Group, Log, Message, Queue, Record, Retention, Retry, Start, Topic};
 use std::collections::{BTreeMap, BTreeSet};
@@ -150,7 +150,7 @@ fn works_until_it_is_killed() {
         }
         loop {
             let committed: Vec<u64> = (0..PARTITIONS).map(|partition| group.committed(partition).unwrap()).collect();
-            parts.broker.store().unwrap().flush(Durability::Buffered).unwrap();
+            flush(&parts.broker);
             committed.iter().enumerate().for_each(|(partition, &committed)| Said::Safe(partition, committed).say());
             thread::sleep(Duration::from_millis(2));
         }
