@@ -5,41 +5,24 @@
 mod common;
 
 use common::store::{Folder, flush, simulated};
+use common::truth::Truth;
 use common::{ON_PURPOSE, eventually, quiet};
 use postroom::store::Durability;
 use postroom::{
     Broker, CheckBack, Codec, CodecError, DeadLetter, HalfError, ManualClock, Message, Obstacle, Overflow,
     PrepareError, Published, Queue, Reason, Resolution, Simulation, Topic,
 };
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
 const BUFFERED: Durability = Durability::Buffered;
 
-/// What the listener answers, and when it was asked, in seconds since the first run began.
-#[derive(Clone, Default)]
-struct Truth {
-    answers: Arc<Mutex<HashMap<u32, Resolution>>>,
-    asked: Arc<Mutex<Vec<(u32, u64)>>>,
-}
-
-impl Truth {
-    fn is(&self, n: u32, resolution: Resolution) {
-        self.answers.lock().unwrap().insert(n, resolution);
-    }
-
-    fn asked(&self) -> Vec<(u32, u64)> {
-        self.asked.lock().unwrap().clone()
-    }
-}
-
 /// One run after the other on a clock that goes on.
 struct World {
     folder: Folder,
     clock: ManualClock,
-    start: std::time::SystemTime,
+    /// Since the first run began.
     truth: Truth,
 }
 
@@ -53,17 +36,12 @@ struct Run {
 impl World {
     fn new() -> Self {
         let clock = ManualClock::new();
-        Self { folder: Folder::new(), start: clock.now(), clock, truth: Truth::default() }
+        Self { folder: Folder::new(), truth: Truth::since(clock.now()), clock }
     }
 
     fn check_back(&self) -> CheckBack<u32> {
-        let (truth, clock, start) = (self.truth.clone(), self.clock.clone(), self.start);
-        CheckBack::new(move |n: &Message<u32>| {
-            let after = clock.now().duration_since(start).unwrap().as_secs();
-            truth.asked.lock().unwrap().push((**n, after));
-            truth.answers.lock().unwrap().get(n.payload()).copied().unwrap_or(Resolution::Unknown)
-        })
-        .durable(BUFFERED)
+        let clock = self.clock.clone();
+        self.truth.check_back(move || clock.now()).durable(BUFFERED)
     }
 
     fn run(&self) -> Run {

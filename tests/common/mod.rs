@@ -8,6 +8,7 @@ pub(crate) mod kill;
 pub(crate) mod log;
 #[cfg(feature = "sqlite")]
 pub(crate) mod store;
+pub(crate) mod truth;
 
 use std::sync::Once;
 use std::sync::mpsc;
