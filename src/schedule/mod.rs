@@ -11,7 +11,7 @@ mod rule;
 
 use crate::broker::Broker;
 use crate::clock::{SystemClock, Timestamp};
-use crate::error::Error;
+use crate::error::{Error, SHUT_DOWN};
 use crate::message::Message;
 use crate::outcome::{contained, drop_contained};
 use crate::queue::Queue;
@@ -528,7 +528,7 @@ impl Schedules {
     ) -> Result<Schedule, Error> {
         let mut table = self.table.lock();
         if table.closed {
-            problems.push("the broker was shut down".into());
+            problems.push(SHUT_DOWN.into());
         }
         let existing = table.entries.get(name).cloned();
         if let Some(existing) = &existing {
