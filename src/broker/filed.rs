@@ -69,7 +69,7 @@ impl Broker {
 
     pub(super) fn declare_durably<T: Send + Sync + 'static>(
         &self,
-        mut builder: QueueBuilder<T>,
+        builder: QueueBuilder<T>,
         mut problems: Vec<String>,
     ) -> Result<Queue<T>, Error> {
         let subject = builder.subject();
@@ -77,7 +77,6 @@ impl Broker {
             problems.push(NO_STORE.into());
             return Err(Error::all(subject, problems));
         };
-        let durable = builder.durable.take().expect("only called for those");
         let dead_name = builder.dead_letters.is_none().then(|| dead_letter_name(&builder.name));
         let _reservation = {
             let mut registry = match self.inner.entry_of_queue(&builder, problems)? {
@@ -89,8 +88,9 @@ impl Broker {
             Reservation { inner: &self.inner, names }
         };
         let trouble = |problems| Error::all(subject.clone(), problems);
-        let streams = durable.open(depot, &builder.name, &builder.settings, dead_name.as_deref()).map_err(trouble)?;
-        let QueueBuilder { name, settings, keys, dead_letters, .. } = builder;
+        let QueueBuilder { name, settings, keys, dead_letters, durable, .. } = builder;
+        let durable = durable.expect("only called for those");
+        let streams = durable.open(depot, &name, &settings, dead_name.as_deref()).map_err(trouble)?;
         let shared = dead_letters.clone();
         let queue = Queue::build(Arc::clone(&self.inner.runtime), name.into(), settings, keys, dead_letters);
         let own = dead_name.is_some().then(|| queue.dead_letters());
@@ -113,7 +113,6 @@ impl Broker {
         &self,
         mut builder: TopicBuilder<T>,
     ) -> Result<Topic<T>, Error> {
-        let durable = builder.take_durable();
         let subject = builder.subject();
         let Some(depot) = &self.inner.depot else { return Err(Error::new(subject, NO_STORE)) };
         let dead_name = format!("{}.half.dead", builder.name());
@@ -126,6 +125,7 @@ impl Broker {
             registry.reserved.extend(names.iter().cloned());
             Reservation { inner: &self.inner, names }
         };
+        let durable = builder.take_durable();
         let topic = builder.build(Arc::clone(&self.inner.runtime), dead_name);
         let dead = topic.core.own_dead_letters();
         let opened = topic.core.open_published(depot);
