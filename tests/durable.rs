@@ -8,8 +8,8 @@ use common::store::{Folder, flush, simulated};
 use common::{eventually, quiet, within};
 use postroom::store::{Durability, Limit, StoreError};
 use postroom::{
-    Broker, Codec, CodecError, Expired, ManualClock, Message, Obstacle, Overflow, PublishError, Queue, Reason, Retry,
-    SendError, Topic, TransactionError,
+    Broker, CheckBack, Codec, CodecError, Error, Expired, Log, ManualClock, Message, Obstacle, Overflow, PublishError,
+    Queue, Reason, Resolution, Retry, SendError, Start, Topic, TransactionError,
 };
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
@@ -768,4 +768,52 @@ fn threads_that_declare_the_same_queue_find_one() {
         assert!(threads.into_iter().all(|thread| thread.join().unwrap() == 100));
         assert_eq!(jobs(&broker).stats().recovered, 100);
     });
+}
+
+/// A codec for text that, asked for its name for the first time, says so and waits.
+struct Slow {
+    asked: mpsc::Sender<()>,
+    go_on: Mutex<Option<mpsc::Receiver<()>>>,
+}
+
+impl Codec<String> for Slow {
+    fn name(&self) -> &str {
+        if let Some(go_on) = self.go_on.lock().unwrap().take() {
+            self.asked.send(()).unwrap();
+            go_on.recv().unwrap();
+        }
+        "text"
+    }
+    fn encode(&self, payload: &String) -> Result<Vec<u8>, CodecError> {
+        Ok(payload.clone().into_bytes())
+    }
+    fn decode(&self, bytes: &[u8]) -> Result<String, CodecError> {
+        Ok(String::from_utf8(bytes.to_vec())?)
+    }
+}
+
+#[test]
+fn the_name_of_a_queue_that_is_just_being_opened_is_taken_for_dead_letters_in_memory_too() {
+    let folder = Folder::new();
+    let broker = open(&folder);
+    let topic = || broker.topic("orders").check_back(CheckBack::new(|_: &Message<u32>| Resolution::Unknown)).declare();
+    let log: Log<u32> = broker.log("lines").declare().unwrap();
+    let group = || log.group("readers").start(Start::Earliest);
+    let tries: [(&str, &(dyn Fn() -> Option<Error> + Sync)); 2] =
+        [("orders.half.dead", &|| topic().err()), ("lines/readers.dead", &|| group().err())];
+    for (name, other) in tries {
+        let (asked, is_asked) = mpsc::channel();
+        let (go, go_on) = mpsc::channel();
+        let slow = Slow { asked, go_on: Mutex::new(Some(go_on)) };
+        thread::scope(|scope| {
+            let queue = scope.spawn(|| broker.queue::<String>(name).durable_with(SYNC, slow).declare());
+            is_asked.recv().unwrap();
+            // It may wait until it is known what becomes of the other one.
+            let refused = scope.spawn(other);
+            go.send(()).unwrap();
+            let refused = refused.join().unwrap().expect(name);
+            assert!(refused.to_string().contains("taken by another queue"), "{refused}");
+            queue.join().unwrap().unwrap();
+        });
+    }
 }
