@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::store::Folder;
+use common::store::{Folder, simulated};
 use common::within;
 use postroom::store::Durability;
 use postroom::store::rusqlite::Connection;
@@ -27,7 +27,7 @@ impl World {
     }
 
     fn broker(&self) -> (Broker, Simulation) {
-        Broker::builder().clock(self.clock.clone()).seed(1).store(self.folder.file()).build_simulated().unwrap()
+        simulated(&self.folder, &self.clock)
     }
 }
 

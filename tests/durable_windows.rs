@@ -6,7 +6,7 @@
 
 mod common;
 
-use common::store::Folder;
+use common::store::{Folder, simulated};
 use postroom::store::{Batch, Durability, Item, Options, Store};
 use postroom::{Broker, ManualClock, Queue, Simulation};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -72,7 +72,7 @@ impl World {
     }
 
     fn broker(&self) -> (Broker, Simulation) {
-        Broker::builder().clock(self.clock.clone()).seed(1).store(self.folder.file()).build_simulated().unwrap()
+        simulated(&self.folder, &self.clock)
     }
 }
 
