@@ -149,6 +149,23 @@ fn attempts_and_what_failed_are_known_after_reopening() {
 }
 
 #[test]
+fn a_redriven_letter_is_not_taken_for_one_of_them() {
+    let world = World::new();
+    let (broker, simulation) = world.broker();
+    let queue = queue(&broker);
+    queue.send_batch((1..40).map(later).collect::<Vec<_>>()).unwrap();
+    simulation.advance(39 * SECOND);
+    queue.recv().unwrap().dead_letter("no").unwrap();
+    assert_eq!(queue.dead_letters().redrive().run().unwrap().moved, 1);
+    queue.send(later(40)).unwrap();
+    simulation.advance(40 * SECOND);
+    let mut came = all(&queue);
+    came.sort_unstable();
+    assert_eq!(came, (1..=40).collect::<Vec<_>>());
+    assert_eq!((queue.len(), queue.delayed(), queue.stats().unaccounted()), (0, 0, 0));
+}
+
+#[test]
 fn a_file_of_the_first_format_is_taken_over() {
     let mut world = World::new();
     let (broker, simulation) = world.broker();

@@ -90,6 +90,30 @@ fn a_full_queue_drops_the_oldest_of_the_lowest_level() {
 }
 
 #[test]
+fn while_the_lowest_level_is_only_in_the_file_no_higher_one_gives_way() {
+    let folder = Folder::new();
+    let broker = open(&folder);
+    let with = |queue: QueueBuilder<u32>| queue.capacity(60).overflow(Overflow::DropOldest).low_priority_share(0.5);
+    let queue = declare(&broker, |queue| with(queue).window(1));
+    queue.send_batch((0..60).map(message).collect::<Vec<_>>()).unwrap();
+    // One of them is the only one of the lowest level in memory.
+    let mut expected: Vec<u32> = (0..60).collect();
+    for _ in 0..2 {
+        let delivery = queue.recv().unwrap();
+        expected.retain(|n| *n != **delivery);
+        delivery.ack().unwrap();
+    }
+    queue.send_batch([101, 111].map(message).to_vec()).unwrap();
+    expected.extend([101, 111]);
+    queue.send(message(102)).unwrap();
+    assert_eq!((queue.len(), queue.stats().dropped), (60, 1));
+    let mut left = all(&queue);
+    left.sort_unstable();
+    let higher = |numbers: &[u32]| numbers.iter().copied().filter(|n| n % 10 > 0 && *n != 102).collect::<Vec<_>>();
+    assert_eq!(higher(&left), higher(&expected));
+}
+
+#[test]
 fn what_expires_in_the_file_makes_room_whatever_its_level() {
     within(LIMIT, || {
         let folder = Folder::new();

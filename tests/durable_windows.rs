@@ -125,7 +125,7 @@ fn of_each_priority_a_window_is_in_memory() {
         queue.declare().unwrap()
     };
     // The rarest are the most urgent, and the last.
-    let priority = |n: u64| if n % 100_000 > 99_990 { 3 } else { (n % 3) as u8 };
+    let priority = |n: u64| if n + 10 > many { 3 } else { (n % 3) as u8 };
     let world = World::holding(many, declare, |n, _| Item { priority: priority(n), ..item(n) });
     let (broker, _simulation) = world.broker();
     let queue = measure(&format!("{many} of four priorities"), || {
@@ -136,16 +136,17 @@ fn of_each_priority_a_window_is_in_memory() {
         delivery.ack().unwrap();
         queue
     });
-    measure_taking("half of them", || {
+    let part = (many / 2).min(50_000);
+    measure_taking("a part of them", || {
         let mut last = 3;
-        for _ in 1..many / 2 {
+        for _ in 1..part {
             let delivery = queue.recv().unwrap();
             assert!(delivery.priority() <= last);
             last = delivery.priority();
             delivery.ack().unwrap();
         }
     });
-    assert_eq!((queue.len() as u64, queue.stats().unaccounted()), (many - many / 2, 0));
+    assert_eq!((queue.len() as u64, queue.stats().unaccounted()), (many - part, 0));
 }
 
 const SECOND: u64 = 1_000_000_000;
@@ -173,7 +174,8 @@ fn what_has_a_delay_is_read_when_its_time_comes_near() {
             }
         }
     });
-    assert_eq!((queue.stats().acked, queue.delayed() as u64), (10_001, many - 10_001));
+    let came = many.min(10_001);
+    assert_eq!((queue.stats().acked, queue.delayed() as u64), (came, many - came));
     assert_eq!(queue.stats().unaccounted(), 0);
 }
 
@@ -190,8 +192,9 @@ fn what_was_due_while_nobody_ran_is_read_as_its_turn_comes() {
             queue.recv().unwrap().ack().unwrap();
             queue
         });
-        measure_taking("half of them", || (1..many / 2).for_each(|_| queue.recv().unwrap().ack().unwrap()));
-        assert_eq!((queue.len() as u64, queue.stats().unaccounted()), (many - many / 2, 0));
+        let part = (many / 2).min(50_000);
+        measure_taking("a part of them", || (1..part).for_each(|_| queue.recv().unwrap().ack().unwrap()));
+        assert_eq!((queue.len() as u64, queue.stats().unaccounted()), (many - part, 0));
     }
 }
 

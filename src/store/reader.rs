@@ -197,12 +197,18 @@ impl Reader<'_> {
         until: u64,
         limit: Limit,
     ) -> Result<Vec<Row>, StoreError> {
-        let sql = format!(
-            "SELECT {COLUMNS} FROM postroom_item INDEXED BY postroom_item_due WHERE id >> 48 = ?1 \
-             AND due_at <= ?2 AND (due_at, id) > (?3, ?4) ORDER BY due_at, id"
-        );
+        let select = format!("SELECT {COLUMNS} FROM postroom_item INDEXED BY postroom_item_due WHERE id >> 48 = ?1");
         let (due, row) = after.map_or((i64::MIN, 0), |(due, seq)| (to_column(due), stream.row(seq)));
-        self.rows(&sql, params![stream.get(), to_column(until), due, row], limit)
+        // Two questions, since a pair would be looked for by its first half alone.
+        let same = format!("{select} AND due_at = ?2 AND id > ?3 AND due_at <= ?4 ORDER BY due_at, id");
+        let mut found = self.rows(&same, params![stream.get(), due, row, to_column(until)], limit)?;
+        let bytes: usize = found.iter().map(|row| row.item.bytes()).sum();
+        if found.len() < limit.items && (bytes < limit.bytes || found.is_empty()) {
+            let left = Limit { items: limit.items - found.len(), bytes: limit.bytes - bytes };
+            let later = format!("{select} AND due_at > ?2 AND due_at <= ?3 ORDER BY due_at, id");
+            found.extend(self.rows(&later, params![stream.get(), due, to_column(until)], left)?);
+        }
+        Ok(found)
     }
 
     /// Of [`read_ready`](Self::read_ready) those with such a priority.
@@ -255,13 +261,21 @@ impl Reader<'_> {
         until: u64,
         limit: usize,
     ) -> Result<Vec<(u64, Seq)>, StoreError> {
-        let sql = "SELECT due_at, id FROM postroom_item INDEXED BY postroom_item_due WHERE id >> 48 = ?1 \
-                   AND due_at <= ?2 AND (due_at, id) > (?3, ?4) AND extra IS NULL ORDER BY due_at, id LIMIT ?5";
-        let mut statement = self.sql().prepare_cached(sql)?;
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let parameters = params![stream.get(), to_column(until), to_column(after.0), stream.row(after.1), limit];
-        let places = statement.query_map(parameters, |row| Ok((from_column(row.get(0)?), seq_of_row(row.get(1)?))))?;
-        Ok(places.collect::<Result<_, _>>()?)
+        // As in `read_due_after`.
+        let ends = ["due_at = ?2 AND id > ?3", "due_at > ?2 AND ?3 NOT NULL"];
+        let mut found = Vec::new();
+        for end in ends {
+            let sql = format!(
+                "SELECT due_at, id FROM postroom_item INDEXED BY postroom_item_due WHERE id >> 48 = ?1 AND {end} \
+                 AND due_at <= ?4 AND extra IS NULL ORDER BY due_at, id LIMIT ?5"
+            );
+            let mut statement = self.sql().prepare_cached(&sql)?;
+            let left = i64::try_from(limit - found.len()).unwrap_or(i64::MAX);
+            let values = params![stream.get(), to_column(after.0), stream.row(after.1), to_column(until), left];
+            let places = statement.query_map(values, |row| Ok((from_column(row.get(0)?), seq_of_row(row.get(1)?))))?;
+            found.extend(places.collect::<Result<Vec<_>, _>>()?);
+        }
+        Ok(found)
     }
 
     /// When the first of those is due that rest beyond `time`.
