@@ -14,7 +14,7 @@ use crate::log::{AnyLog, Log, LogBuilder, LogCore};
 use crate::name::Name;
 use crate::queue::core::Core;
 use crate::queue::durable::promise;
-use crate::queue::{Queue, QueueBuilder, dead_letter_name};
+use crate::queue::{Queue, QueueBuilder, dead_letter_name, undecodable_name};
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 use crate::runtime::Companion;
 use crate::runtime::{Event, EventHook, Options, Runtime};
@@ -498,21 +498,34 @@ impl WeakBroker {
     pub(crate) fn forget_dead_letters(&self, name: &str) -> bool {
         let Some(inner) = self.0.upgrade() else { return true };
         let mut registry = inner.registry.lock();
+        // It comes, and goes, with another one if it is durable.
+        let undecodable = undecodable_name(name);
+        if !registry.is_unused(&undecodable) {
+            return false;
+        }
         registry.forget_unused(name);
-        !registry.queues.contains_key(name)
+        let forgotten = !registry.queues.contains_key(name);
+        if forgotten {
+            registry.forget_unused(&undecodable);
+        }
+        forgotten
     }
 }
 
 impl Registry {
     /// Removes the dead-letter queue of a queue that can have no dead letters any more.
     fn forget_unused(&mut self, name: &str) {
-        let unused = |queue: &Arc<dyn AnyQueue>| {
-            let stats = queue.stats();
-            queue.holds_dead_letters() && stats.published + stats.recovered == 0
-        };
-        if self.queues.get(name).is_some_and(unused) {
+        if self.is_unused(name) {
             self.queues.remove(name);
         }
+    }
+
+    /// Whether there is none of that name, or one that has never held a dead letter.
+    fn is_unused(&self, name: &str) -> bool {
+        self.queues.get(name).is_none_or(|queue| {
+            let stats = queue.stats();
+            queue.holds_dead_letters() && stats.published + stats.recovered == 0
+        })
     }
 }
 

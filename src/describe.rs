@@ -152,7 +152,11 @@ impl TopicDescription {
 
 impl fmt::Display for QueueDescription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "queue {:?} of {}, capacity {}, {:?}", self.name, self.payload, self.capacity, self.overflow)?;
+        write!(f, "queue {:?} of {}", self.name, self.payload)?;
+        match self.capacity {
+            u64::MAX => f.write_str(", unbounded")?,
+            capacity => write!(f, ", capacity {capacity}, {:?}", self.overflow)?,
+        }
         if let Some(retry) = &self.retry {
             write!(f, ", retry {retry}")?;
         }

@@ -220,6 +220,8 @@ pub use outbox::{PostgresInbox, PostgresOutbox};
 #[cfg(feature = "sqlite")]
 pub use outbox::{SqliteInbox, SqliteOutbox};
 pub use outcome::{Classify, Failure, IntoOutcome, Outcome};
+#[cfg(feature = "sqlite")]
+pub use queue::Undecoded;
 pub use queue::{Exhausted, Expired, Overflow, Parked, Queue, QueueBuilder};
 pub use rate::Rate;
 pub use request::{Fate, ReplyError, RequestError};

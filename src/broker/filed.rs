@@ -7,7 +7,7 @@ use crate::idempotency::{Idempotency, Window};
 use crate::log::{Durably, Log, LogBuilder};
 use crate::queue::builder::name_problems;
 use crate::queue::durable::{Depot, Durable, letters_of_group};
-use crate::queue::{NO_STORE, Queue, QueueBuilder, dead_letter_name};
+use crate::queue::{NO_STORE, Queue, QueueBuilder, dead_letter_name, undecodable_name};
 use crate::runtime::Runtime;
 use crate::stats::FileStats;
 use crate::store::{Batch, Durability, Options, State, Store, StoreError};
@@ -90,8 +90,11 @@ impl Broker {
             if let Some(dead) = dead_name.as_deref().filter(|dead| registry.queues.contains_key(*dead)) {
                 problems.push(format!("the name of its dead-letter queue, {dead:?}, is taken by another queue"));
             }
+            let apart_name = undecodable_name(&builder.name);
+            problems.extend(registry.taken_for_undecodable(&apart_name));
             Error::unless_none(subject.clone(), problems)?;
-            let names: Vec<String> = [Some(builder.name.clone()), dead_name.clone()].into_iter().flatten().collect();
+            let names: Vec<String> =
+                [Some(builder.name.clone()), dead_name.clone(), Some(apart_name)].into_iter().flatten().collect();
             registry.reserved.extend(names.iter().cloned());
             Reservation { inner: &self.inner, names }
         };
@@ -114,6 +117,8 @@ impl Broker {
         if let Some(dead) = own {
             registry.queues.insert(Arc::clone(&dead.core.name), dead.core);
         }
+        let apart = queue.undecodable().core;
+        registry.queues.insert(Arc::clone(&apart.name), apart);
         Ok(queue)
     }
 }
@@ -142,7 +147,11 @@ impl Broker {
                 let problem = format!("the name of its dead-letter queue, {dead_name:?}, is taken by another queue");
                 return Err(Error::new(subject, problem));
             }
-            let names = vec![topic_reservation(builder.name()), dead_name.clone()];
+            let apart_name = undecodable_name(&format!("{}.half", builder.name()));
+            if let Some(problem) = registry.taken_for_undecodable(&apart_name).filter(|_| builder.keeps_halves()) {
+                return Err(Error::new(subject, problem));
+            }
+            let names = vec![topic_reservation(builder.name()), dead_name.clone(), apart_name];
             registry.reserved.extend(names.iter().cloned());
             Reservation { inner: &self.inner, names }
         };
@@ -162,6 +171,9 @@ impl Broker {
         registry.topics.insert(Arc::clone(&topic.core.name), topic.core.clone());
         if let Some(dead) = dead {
             registry.queues.insert(Arc::clone(&dead.name), dead);
+        }
+        if let Some(apart) = topic.core.undecodable() {
+            registry.queues.insert(Arc::clone(&apart.core.name), apart.core);
         }
         Ok(topic)
     }
@@ -286,8 +298,13 @@ impl WeakBroker {
             if registry.queues.contains_key(name) {
                 return Err(refuse("the name is taken by another queue"));
             }
-            registry.reserved.insert(name.to_owned());
-            Reservation { inner: &inner, names: vec![name.to_owned()] }
+            let apart_name = undecodable_name(name);
+            if let Some(problem) = registry.taken_for_undecodable(&apart_name) {
+                return Err(refuse(&problem));
+            }
+            let names = vec![name.to_owned(), apart_name];
+            registry.reserved.extend(names.iter().cloned());
+            Reservation { inner: &inner, names }
         };
         let queue = letters_of_group(depot, durable.coding.clone(), durable.durability, name, &inner.runtime);
         let queue = queue.map_err(|problems| refuse(&problems.join("; ")))?;
@@ -296,7 +313,17 @@ impl WeakBroker {
             return Err(refuse("the broker was shut down"));
         }
         registry.queues.insert(Arc::clone(&queue.core.name), queue.core.clone());
+        let apart = queue.undecodable().core;
+        registry.queues.insert(Arc::clone(&apart.name), apart);
         Ok(queue)
+    }
+}
+
+impl Registry {
+    /// Why there cannot be a queue of that name for what is undecodable.
+    fn taken_for_undecodable(&self, name: &str) -> Option<String> {
+        let taken = self.queues.contains_key(name) || self.reserved.contains(name);
+        taken.then(|| format!("the name of its queue for what cannot be decoded, {name:?}, is taken by another queue"))
     }
 }
 
@@ -329,11 +356,11 @@ impl Drop for Reservation<'_> {
 }
 
 impl Inner {
-    /// Waits while a queue of this name, or with dead letters of this name, is being filled from the file.
+    /// Waits while a queue of this name, or of one that comes with it, is being filled from the file.
     pub(super) fn registry_without(&self, name: &str) -> MutexGuard<'_, Registry> {
-        let dead = dead_letter_name(name);
+        let names = [name.to_owned(), dead_letter_name(name), undecodable_name(name)];
         let mut registry = self.registry.lock();
-        while registry.reserved.contains(name) || registry.reserved.contains(&dead) {
+        while names.iter().any(|name| registry.reserved.contains(name)) {
             self.declared.wait(&mut registry);
         }
         registry
