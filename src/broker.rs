@@ -668,6 +668,7 @@ impl<T: Send + Sync + 'static> AnyQueue for Core<T> {
             overflow: self.settings.overflow,
             retry: (!self.is_terminal()).then(|| self.settings.retry.to_string()),
             dead_letters: self.dead_letters_name(),
+            undecodable: self.undecodable_name(),
             workers: self.workers(),
             durable: self.settings.durable.map(promise),
         }

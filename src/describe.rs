@@ -64,6 +64,8 @@ pub struct QueueDescription {
     pub retry: Option<String>,
     /// Where its dead letters go; `None` for a dead-letter queue.
     pub dead_letters: Option<String>,
+    /// Where a durable queue's messages go that cannot be decoded; `None` for a dead-letter queue.
+    pub undecodable: Option<String>,
     /// Workers of all its consumers.
     pub workers: usize,
     /// What a durable queue promises; `None` if it is only in memory.
@@ -169,6 +171,9 @@ impl fmt::Display for QueueDescription {
         if let Some(promise) = self.durable {
             write!(f, ", {promise}")?;
         }
+        if let Some(apart) = &self.undecodable {
+            write!(f, ", what cannot be decoded to {apart:?}")?;
+        }
         writeln!(f)
     }
 }
@@ -195,6 +200,9 @@ impl Description {
             let _ = writeln!(out, "    {node}[(\"{}\")]", escaped(&queue.name));
             if let Some(dead) = &queue.dead_letters {
                 let _ = writeln!(out, "    {node} -. dead letters .-> {}", self.node(&format!("queue {dead:?}")));
+            }
+            if let Some(apart) = &queue.undecodable {
+                let _ = writeln!(out, "    {node} -. undecodable .-> {}", self.node(&format!("queue {apart:?}")));
             }
             if queue.workers > 0 {
                 let _ = writeln!(out, "    {node} --> {node}w{{{{\"{} workers\"}}}}", queue.workers);

@@ -58,6 +58,7 @@
 //! | look after what failed | [`DeadLetter`], [`Queue::redrive`] |
 //! | watch | [`Broker::stats`], [`Broker::describe`], [`Event`] |
 //! | keep messages in a file until they are settled, or a log (feature `sqlite`) | `Broker::open`, `QueueBuilder::durable`, `LogBuilder::durable`, and [their section of the guide](guide#durable-queues) |
+//! | see to what the file holds and the program cannot read any more | `QueueBuilder::schema`, `Queue::undecodable` |
 //! | keep other things in that file | the module `store` |
 //! | end | [`Broker::shutdown`], [`ShutdownReport`], [`Queue::drain`] |
 //! | test | [`Broker::simulated`], [`Simulation`], [`ManualClock`], [`Broker::wait_idle`] |

@@ -161,7 +161,10 @@ fn it_is_a_dead_letter_with_all_that_is_known_of_it() {
     let letter = letters.peek().unwrap();
     assert_eq!((letter.bytes(), letter.schema(), letter.given_up()), (&b"rotten"[..], 0, None));
     assert_eq!((letter.reason(), letter.queue(), letter.at()), (&Reason::Undecodable, "jobs", world.clock.now()));
-    assert_eq!((letter.message().id(), letter.id(), letter.message().key()), (4711.into(), 4711.into(), Some("user-7")));
+    assert_eq!(
+        (letter.message().id(), letter.id(), letter.message().key()),
+        (4711.into(), 4711.into(), Some("user-7"))
+    );
     assert_eq!((letter.header("tenant"), letter.routing_key()), (Some("acme"), "job.new"));
     assert_eq!((letter.priority(), letter.message().attempt()), (3, 1));
     assert_eq!(letter.message().published_at(), before.published_at());
@@ -174,7 +177,12 @@ fn it_is_a_dead_letter_with_all_that_is_known_of_it() {
     assert_eq!((of_letters.published, of_letters.ready, of_letters.holds_dead_letters), (1, 1, true));
     assert_accounted(&run.broker);
     let description = run.broker.describe().to_string();
-    assert!(description.contains("queue \"jobs.undecodable\" of ") && description.contains(", unbounded"), "{description}");
+    assert!(
+        description.contains("queue \"jobs.undecodable\" of ") && description.contains(", unbounded"),
+        "{description}"
+    );
+    assert!(description.contains("what cannot be decoded to \"jobs.undecodable\""), "{description}");
+    assert!(run.broker.describe().mermaid().contains("-. undecodable .->"));
     let found: Queue<DeadLetter<Undecoded>> = run.broker.queue("jobs.undecodable").find().unwrap();
     assert_eq!((found.len(), run.queue.dead_letters().len()), (1, 0));
     assert_eq!(world.told.lock().unwrap().len(), 1);
@@ -188,7 +196,10 @@ fn it_is_there_once_whatever_run_it_is() {
     let mut world = World::with(&["a", "x1", "b", "x2"], "x");
     for _ in 0..3 {
         let run = world.run();
-        assert_eq!((texts(&run.queue), bytes(&run.queue)), (vec!["a".into(), "b".into()], vec!["x1".into(), "x2".into()]));
+        assert_eq!(
+            (texts(&run.queue), bytes(&run.queue)),
+            (vec!["a".into(), "b".into()], vec!["x1".into(), "x2".into()])
+        );
         assert_accounted(&run.broker);
         let letter = run.queue.undecodable().peek().unwrap();
         assert_eq!((letter.error(), letter.attempts().len()), (Some("no such letter"), 1));
@@ -351,7 +362,10 @@ fn a_filter_a_limit_and_a_panic_keep_the_others_where_they_are() {
     let panics = |_: &DeadLetter<Undecoded>| -> Undecoded { panic!("{ON_PURPOSE}") };
     let run_it = || letters.redrive().edit(panics).run();
     assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run_it)).is_err());
-    assert_eq!((texts(&run.queue), bytes(&run.queue)), (vec!["x2".into(), "x3".into()], vec!["x1".into(), "x4".into()]));
+    assert_eq!(
+        (texts(&run.queue), bytes(&run.queue)),
+        (vec!["x2".into(), "x3".into()], vec!["x1".into(), "x4".into()])
+    );
     assert_accounted(&run.broker);
 }
 
@@ -628,7 +642,10 @@ fn what_an_earlier_version_has_put_apart_is_found() {
         let run = world.run();
         let letters = run.queue.undecodable().list(9);
         assert_eq!(bytes(&run.queue), ["x1", "x3", "x2"], "those that were dead letters come last");
-        assert_eq!((run.queue.undecodable().delayed(), letters[0].id(), letters[0].header("a")), (0, 7.into(), Some("b")));
+        assert_eq!(
+            (run.queue.undecodable().delayed(), letters[0].id(), letters[0].header("a")),
+            (0, 7.into(), Some("b"))
+        );
         assert!(letters.iter().all(|letter| *letter.reason() == Reason::Undecodable && letter.attempts().len() <= 2));
         assert!(letters.iter().all(|letter| letter.error().unwrap().contains("not noted")));
         let of: Vec<&str> = letters.iter().map(|letter| letter.queue()).collect();

@@ -143,6 +143,9 @@ impl<T: Send + Sync + 'static> CheckBack<T> {
     /// * A handle does not survive the process; [`Topic::commit_half`](crate::Topic::commit_half) and
     ///   [`Topic::rollback_half`](crate::Topic::rollback_half) find it by its id.
     /// * Unresolved ones are durable as well, as dead letters of the topic's own queue.
+    /// * What the codec cannot read is a dead letter of bytes in the queue `<topic>.half.undecodable`, together with
+    ///   unresolved ones it cannot read. Redriven with a codec that can, it is open again, and asked about: whether it is
+    ///   to be published, nobody has said. See [`Queue::undecodable`].
     /// * What a shutdown leaves open stays in the file and counts as [stored](crate::ShutdownReport::stored).
     ///
     /// ```

@@ -192,7 +192,8 @@ impl<T: Send + Sync + 'static> Redrives<Undecoded> for Reopens<T> {
         let filed = halves.filed.get().ok_or(None)?;
         let message = filed.message(&former_item(&letter))?;
         let next = halves.runtime.clock.now().after(delay).after(halves.timing.first);
-        if let Err(why) = halves.start_asking().map_err(|e| e.to_string()).and_then(|()| halves.reserve(&message, next)) {
+        if let Err(why) = halves.start_asking().map_err(|e| e.to_string()).and_then(|()| halves.reserve(&message, next))
+        {
             drop_contained(message);
             return Err(Some(why));
         }

@@ -13,9 +13,9 @@ use crate::message::{Delay, Message, MessageId, Text};
 use crate::outcome::{contained, drop_contained};
 use crate::queue::builder::Settings;
 use crate::queue::core::{Admission, Core, Patience};
-use crate::queue::durable::{Along, Moving};
 #[cfg(feature = "sqlite")]
 use crate::queue::durable::FileError;
+use crate::queue::durable::{Along, Moving};
 use crate::queue::keyed::KeyRule;
 use crate::retry::Retry;
 use crate::runtime::{Event, Registration, Runtime};

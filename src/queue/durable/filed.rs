@@ -127,6 +127,12 @@ impl<T: Send + Sync + 'static> Core<T> {
         filed.depot.note(Batch::new().update(filed.stream, place, change));
     }
 
+    /// Where its messages go that cannot be decoded.
+    pub(crate) fn undecodable_name(&self) -> Option<String> {
+        let apart = self.filed.get().filter(|_| !self.is_terminal())?.apart.as_ref()?;
+        Some(apart.queue.name().to_owned())
+    }
+
     /// Whether what it holds can still be settled in the file.
     pub(crate) fn is_beyond_reach(&self) -> bool {
         self.is_durable() && self.has_ended()

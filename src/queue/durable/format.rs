@@ -1,5 +1,6 @@
 //! Messages as items of the file, and back.
 
+use super::undecoded::Former;
 use crate::clock::Timestamp;
 use crate::codec::{Codec, CodecError};
 use crate::dead_letter::{DeadLetter, Origin, Reason};
@@ -9,7 +10,6 @@ use crate::queue::keyed::Hold;
 use crate::store::Item;
 use crate::sync::Mutex;
 use crate::timer::TimerRef;
-use super::undecoded::Former;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 

@@ -352,4 +352,3 @@ fn is_letter(item: &Item) -> bool {
     let noted: Option<Extra> = item.extra.as_deref().and_then(|extra| serde_json::from_slice(extra).ok());
     noted.and_then(|noted| noted.letter).is_some_and(|letter| letter.former.is_some())
 }
-
