@@ -118,7 +118,7 @@ impl<T: Send + Sync + 'static> Halves<T> {
                         let next = row.item.due_at.map_or(soonest, |due| Timestamp(due).max(soonest));
                         self.recovered(message, row.item.attempts, next);
                     }
-                    Err(error) => _ = filed.apart.take((filed.stream, &row), &self.topic, error)?,
+                    Err(error) => _ = filed.apart.take(filed.stream, &[(row, error)], &self.topic)?,
                 }
             }
         }

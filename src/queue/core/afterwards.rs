@@ -145,9 +145,9 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
     }
 
-    /// One of its messages has become a dead letter in another way.
-    pub(crate) fn count_dead_lettered(&self) {
-        self.counts.dead_lettered.add(1);
+    /// Messages of its have become dead letters in another way.
+    pub(crate) fn count_dead_lettered(&self, n: usize) {
+        self.counts.dead_lettered.add(n as u64);
     }
 
     /// It was in the file, and becomes something else at once.

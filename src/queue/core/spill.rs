@@ -236,6 +236,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let portion = Limit::items(filed.window.div_ceil(2)).bytes(PORTION_BYTES);
         let rows = filed.depot.store.reader()?.read_ready(filed.stream, unread.from, portion)?;
         let mut loaded = Loaded { messages: Vec::with_capacity(rows.len()), rows: 0, undecodable: 0, last: None };
+        let mut refused = Vec::new();
         for row in rows.into_iter().take_while(|row| row.seq <= unread.last) {
             loaded.last = Some(row.seq);
             if unread.passed.iter().any(|range| range.contains(&row.seq)) {
@@ -244,14 +245,15 @@ impl<T: Send + Sync + 'static> Core<T> {
             loaded.rows += 1;
             match self.restored(&row, row.seq < unread.old_before) {
                 Ok(message) => loaded.messages.push(message),
-                Err(error) => {
-                    if let Err(error) = put_apart(self, &row, error) {
-                        loaded.messages.into_iter().for_each(drop_contained);
-                        return Err(error);
-                    }
-                    loaded.undecodable += 1;
-                }
+                Err(error) => refused.push((row, error)),
             }
+        }
+        if !refused.is_empty() {
+            if let Err(error) = put_apart(self, &refused) {
+                loaded.messages.into_iter().for_each(drop_contained);
+                return Err(error);
+            }
+            loaded.undecodable = refused.len() as u64;
         }
         Ok(loaded)
     }

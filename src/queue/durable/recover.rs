@@ -137,25 +137,23 @@ fn bring_back<T: Send + Sync + 'static>(
         }
         Err(error) => {
             core.count_recovered();
-            put_apart(core, row, error)
+            put_apart(core, &[(row.clone(), error)])
         }
     }
 }
 
 /// What cannot be decoded becomes a dead letter of bytes.
-pub(crate) fn put_apart<T: Send + Sync + 'static>(core: &Core<T>, row: &Row, error: String) -> Result<(), StoreError> {
+pub(crate) fn put_apart<T: Send + Sync + 'static>(core: &Core<T>, refused: &[(Row, String)]) -> Result<(), StoreError> {
     let filed = core.filed();
-    let is_news = match &filed.apart {
-        Some(apart) => apart.take((filed.stream, row), &core.name, error)?,
-        None => {
-            // Of what is noted of such a letter itself: it stays where it is.
-            let (queue, message) = (core.name.to_string(), row.item.id.into());
-            core.runtime.tell(|| Event::Undecodable { queue, message, error });
-            true
-        }
-    };
-    if is_news {
-        core.count_dead_lettered();
+    if let Some(apart) = &filed.apart {
+        core.count_dead_lettered(apart.take(filed.stream, refused, &core.name)?);
+        return Ok(());
+    }
+    // What is noted of such a letter itself makes no sense: it stays where it is.
+    core.count_dead_lettered(refused.len());
+    for (row, error) in refused {
+        let (queue, message, error) = (core.name.to_string(), row.item.id.into(), error.clone());
+        core.runtime.tell(|| Event::Undecodable { queue, message, error });
     }
     Ok(())
 }

@@ -169,45 +169,54 @@ impl Apart {
         Self { queue: queue.clone(), moves: Mutex::new(()) }
     }
 
-    /// Moves a row there, unless somebody else has done so; `home` names whose it is. Waits for the commit, so no other
-    /// lock may be held.
-    pub(crate) fn take(&self, (from, row): (StreamId, &Row), home: &str, error: String) -> Result<bool, StoreError> {
+    /// Moves rows there that are refused in these words, in one commit, but for those that somebody else has moved;
+    /// `home` names whose they are. Waits for the commit, so no other lock may be held.
+    pub(crate) fn take(&self, from: StreamId, refused: &[(Row, String)], home: &str) -> Result<usize, StoreError> {
         let core = &self.queue.core;
-        let extra = extra_apart(letter_of(&row.item, home, core.runtime.clock.now(), error.clone()))?;
-        // Two readers may have come upon it, and it is to be here once.
+        // Two readers may have come upon them, and each is to be here once.
         let moves = self.moves.lock();
-        if core.filed().depot.store.reader()?.get(from, row.seq)?.is_none() {
-            return Ok(false);
+        let reader = core.filed().depot.store.reader()?;
+        let mut there = Vec::with_capacity(refused.len());
+        for (row, error) in refused {
+            there.extend(reader.get(from, row.seq)?.map(|_| (row, error)));
         }
-        self.bring(from, row, extra)?;
+        drop(reader);
+        self.bring(from, &there, home)?;
         drop(moves);
-        let (queue, message) = (home.to_owned(), row.item.id.into());
-        core.runtime.tell(|| Event::Undecodable { queue, message, error });
-        Ok(true)
+        for (row, error) in &there {
+            let (queue, message, error) = (home.to_owned(), row.item.id.into(), (*error).clone());
+            core.runtime.tell(|| Event::Undecodable { queue, message, error });
+        }
+        Ok(there.len())
     }
 
-    fn bring(&self, from: StreamId, row: &Row, extra: Vec<u8>) -> Result<(), StoreError> {
+    fn bring(&self, from: StreamId, rows: &[(&Row, &String)], home: &str) -> Result<(), StoreError> {
         let (me, filed) = (Arc::clone(&self.queue.core), self.queue.core.filed());
-        let letter = Item { attempts: 0, due_at: None, expires_at: None, extra: Some(extra), ..row.item.clone() };
-        let mut message = filed.message(&letter).map_err(StoreError::other)?;
-        let change = change_apart(letter.extra);
-        let pledge = me.promise_for_letter();
+        let (mut batch, mut letters, now) = (Batch::new(), Vec::with_capacity(rows.len()), me.runtime.clock.now());
+        for (row, error) in rows {
+            let extra = extra_apart(letter_of(&row.item, home, now, (*error).clone()))?;
+            let letter = Item { attempts: 0, due_at: None, expires_at: None, extra: Some(extra), ..row.item.clone() };
+            letters.push(filed.message(&letter).map_err(StoreError::other)?);
+            batch = batch.move_to(from, row.seq, filed.stream, change_apart(letter.extra));
+        }
+        let letters: Vec<_> = letters.into_iter().map(|letter| (me.promise_for_letter(), letter)).collect();
         let arrive = move |result: Result<&[Seq], StoreError>, errands: &mut Vec<Errand>| {
             let arrived = match result {
                 Ok(places) => {
-                    places.first().into_iter().for_each(|&place| message.set_fresh_place(place));
-                    Arc::clone(&me).redeem_quietly(pledge, message, errands);
+                    for ((pledge, mut letter), &place) in letters.into_iter().zip(places) {
+                        letter.set_fresh_place(place);
+                        Arc::clone(&me).redeem_quietly(pledge, letter, errands);
+                    }
                     Ok(())
                 }
                 Err(error) => {
-                    me.forgo(pledge);
+                    letters.into_iter().for_each(|(pledge, _)| me.forgo(pledge));
                     Err(error)
                 }
             };
             errands.push(Box::new(move || drop(me)));
             arrived
         };
-        let batch = Batch::new().move_to(from, row.seq, filed.stream, change);
         filed.depot.commit(batch, Durability::Buffered, arrive).wait()
     }
 }
