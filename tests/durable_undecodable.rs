@@ -5,7 +5,7 @@
 mod common;
 
 use common::store::Folder;
-use common::{ON_PURPOSE, quiet, within};
+use common::{ON_PURPOSE, eventually, quiet, within};
 use postroom::store::{Batch, Change, Durability, Limit, Options, Reader, Store, StreamInfo};
 use postroom::{
     Broker, CheckBack, Codec, CodecError, DeadLetter, Exhausted, Group, Log, ManualClock, Message, Queue, QueueBuilder,
@@ -573,6 +573,23 @@ fn readers_that_meet_bring_each_there_once() {
         assert_eq!(queue.stats().dead_lettered, 134);
         assert_accounted(&broker);
     }
+}
+
+#[test]
+fn whoever_waits_for_a_reply_to_it_is_told() {
+    let world = World::new();
+    let broker = Broker::open(world.folder.file()).unwrap();
+    let queue = broker.queue("jobs").durable_with(BUFFERED, world.codec.clone()).window(1).declare().unwrap();
+    queue.send("a".to_string()).unwrap();
+    let asked = queue.clone();
+    let answer = thread::spawn(move || asked.request::<u32>("x".to_string(), LIMIT));
+    eventually("it waits behind the other one, in the file", || queue.len() == 2);
+    world.codec.forget("x", "no such letter");
+    queue.recv().unwrap().ack().unwrap();
+    assert!(queue.try_recv().is_err());
+    let error = within(LIMIT, || answer.join().unwrap().unwrap_err());
+    assert!(error.to_string().contains("(undecodable): no such letter"), "{error}");
+    assert_eq!((bytes(&queue), queue.stats().unaccounted()), (vec!["x".to_string()], 0));
 }
 
 #[test]

@@ -9,13 +9,15 @@
 //! come back, has a time in the file, be it past, and stays in memory.
 
 use super::{Core, Intake};
+use crate::dead_letter::Reason;
 use crate::message::Message;
 use crate::outcome::drop_contained;
 use crate::queue::durable::put_apart;
-use crate::request::Request;
+use crate::request::{End, Request};
 use crate::store::{Limit, Row, Seq, StoreError};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// No further message is read at once when those read have so many bytes.
@@ -254,8 +256,19 @@ impl<T: Send + Sync + 'static> Core<T> {
                 return Err(error);
             }
             loaded.undecodable = refused.len() as u64;
+            self.end_refused(refused);
         }
         Ok(loaded)
+    }
+
+    /// Whoever waits for replies to these has to know.
+    fn end_refused(&self, refused: Vec<(Row, String)>) {
+        for (row, error) in refused {
+            let request = self.intake.lock().spill.requests.remove(&row.seq);
+            if let Some(request) = request {
+                request.end(End::Failed(Arc::clone(&self.name), Reason::Undecodable, Some(error)));
+            }
+        }
     }
 
     fn restored(&self, row: &Row, old: bool) -> Result<Message<T>, String> {
