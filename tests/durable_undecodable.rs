@@ -4,15 +4,13 @@
 
 mod common;
 
-use common::store::Folder;
+use common::store::{Folder, flush};
 use common::{ON_PURPOSE, eventually, quiet, within};
 use postroom::store::{Batch, Change, Durability, Limit, Options, Reader, Store, StreamInfo};
 use postroom::{
     Broker, CheckBack, Codec, CodecError, DeadLetter, Exhausted, Group, Log, ManualClock, Message, Queue, QueueBuilder,
     Rate, Reason, Record, Resolution, Retry, Simulation, Start, Topic, Undecoded,
 };
-use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -100,12 +98,8 @@ impl World {
 
     /// As if the process were killed now.
     fn kill(&mut self, run: Run) {
-        run.broker.store().unwrap().flush(BUFFERED).unwrap();
-        let copy = Folder::new();
-        for end in ["", "-wal"] {
-            let name = |path: &Path| format!("{}{end}", path.display());
-            let _ = std::fs::copy(name(&self.folder.file()), name(&copy.file()));
-        }
+        flush(&run.broker);
+        let copy = self.folder.killed();
         drop(run);
         self.folder = copy;
     }
@@ -708,72 +702,6 @@ fn what_a_foreign_hand_has_broken_stays_in_the_file() {
     let reader = run.broker.store().unwrap().reader().unwrap();
     assert_eq!(stream(&reader, "jobs").unwrap().count, 1);
     drop(reader);
-}
-
-// ---- kill -9 ---------------------------------------------------------------------------------------
-
-const FILE: &str = "POSTROOM_UNDECODABLE_TO_KILL";
-const MANY: u64 = 300;
-
-/// Not a test of its own: what the killed process does.
-#[test]
-fn forgets_and_remembers_until_it_is_killed() {
-    let Some(file) = std::env::var_os(FILE) else { return };
-    println!("\nbegins");
-    loop {
-        let codec = Fussy::default();
-        codec.forget("x", "no");
-        let broker = Broker::open(&file).unwrap();
-        let queue = broker.queue("jobs").durable_with(BUFFERED, codec.clone()).declare().unwrap();
-        codec.remember_all();
-        queue.undecodable().redrive().limit(MANY as usize / 2).run().unwrap();
-        queue.dead_letters().redrive().limit(3).run().unwrap();
-        for _ in 0..5 {
-            queue.try_recv().into_iter().for_each(|delivery| delivery.dead_letter("no").unwrap());
-        }
-    }
-}
-
-#[cfg(unix)]
-#[test]
-fn each_is_somewhere_and_only_there_after_kill_9() {
-    use std::io::{BufRead, BufReader};
-    let (folder, codec) = (Folder::new(), Fussy::default());
-    let open = || {
-        let broker = Broker::open(folder.file()).unwrap();
-        let queue = broker.queue("jobs").durable_with(BUFFERED, codec.clone()).declare().unwrap();
-        (broker, queue)
-    };
-    let (broker, queue) = open();
-    queue.send_batch((0..MANY).map(|n| Message::new(format!("x{n}")).with_id(n + 1))).unwrap();
-    drop((broker, queue));
-    for round in 0..40_u64 {
-        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "forgets_and_remembers_until_it_is_killed", "--nocapture"]).env(FILE, folder.file());
-        let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-        assert!(lines.any(|line| line == "begins"));
-        thread::sleep(Duration::from_micros(round * 7_370 % 200_000));
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-    let store = Store::open(folder.file(), Options::new()).unwrap();
-    let (reader, mut found) = (store.reader().unwrap(), BTreeMap::<u64, usize>::new());
-    let mut kinds = BTreeMap::new();
-    for stream in reader.streams().unwrap() {
-        for row in reader.read(stream.id, 0, Limit::items(usize::MAX)).unwrap() {
-            *found.entry(row.item.id).or_default() += 1;
-            *kinds.entry(stream.kind.clone()).or_insert(0) += 1;
-        }
-    }
-    println!("{kinds:?}");
-    assert_eq!(found, (1..=MANY).map(|id| (id, 1)).collect(), "{kinds:?}");
-    drop(reader);
-    store.close().unwrap();
-    let (broker, queue) = open();
-    assert_eq!(redrive(&queue).1, 0);
-    assert_eq!((queue.len() + queue.delayed() + queue.dead_letters().len()) as u64, MANY);
-    broker.store().unwrap().check().unwrap();
 }
 
 // ---- half messages, and groups of logs -------------------------------------------------------------

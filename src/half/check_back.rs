@@ -226,9 +226,8 @@ impl<T: Send + Sync + 'static> CheckBack<T> {
         version: u32,
         upgrade: impl Fn(u32, &[u8]) -> Result<T, crate::codec::CodecError> + Send + Sync + 'static,
     ) -> Self {
-        let upgrade: crate::queue::durable::Upgrade<T> = Arc::new(upgrade);
         match &mut self.durable {
-            Some(durable) => (durable.coding.version, durable.coding.upgrade) = (version, Some(upgrade)),
+            Some(durable) => durable.coding.upgrade_to(version, upgrade),
             None => self.schema_too_early = true,
         }
         self

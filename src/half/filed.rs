@@ -1,5 +1,6 @@
 //! Half messages in the broker's file: written before they are prepared, deleted in the commit that publishes them.
 
+use super::half_name;
 use super::halves::{Halves, Unprepared};
 use crate::clock::Timestamp;
 use crate::dead_letter::{DeadLetter, Redrives, Return};
@@ -92,7 +93,7 @@ impl<T: Send + Sync + 'static> Halves<T> {
         let stream = durable.open_stream(depot, HALVES, &self.topic)?;
         let me = Home { name: Arc::clone(&self.topic), way: Arc::new(Reopens(self.weak())) };
         let homes = [Some(me), own_dead.map(Home::queue)].into_iter().flatten().collect();
-        let unread = durable.open_undecodable(depot, &self.runtime, &format!("{}.half", self.topic), homes)?;
+        let unread = durable.open_undecodable(depot, &self.runtime, &half_name(&self.topic), homes)?;
         if let Some(dead) = own_dead {
             durable.fill_letters_of_topic(depot, dead, self.weak(), &unread)?;
         }
