@@ -60,10 +60,11 @@ rabbitmq() {
 # start NAME READY: runs the function of that name until its output has READY in it, and leaves its port in $port. A
 # port that somebody else has is refused by the server itself, so another one is tried.
 start() {
-    local name=$1 ready=$2 log deadline=$((SECONDS + 60))
+    local name=$1 ready=$2 log deadline
     for _ in {1..5}; do
         port=$((20000 + RANDOM % 10000))
         log=$dir/$name-$port.log
+        deadline=$((SECONDS + 60))
         mkdir -p "$dir/$name-$port"
         "$name" "$dir/$name-$port" >"$log" 2>&1 </dev/null &
         servers=("$!" "${servers[@]}")
