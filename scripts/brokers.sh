@@ -47,7 +47,7 @@ epmd() {
 # Nothing of this machine's own configuration, and the Erlang process itself instead of scripts around it. Debian's
 # command of that name changes to another user and to the service's directory, so it is passed by.
 rabbitmq() {
-    export HOME=$1 RABBITMQ_MNESIA_BASE=$1/mnesia RABBITMQ_LOG_BASE=$1 RABBITMQ_LOGS=-
+    export HOME=$1 ERL_CRASH_DUMP=$1/crash RABBITMQ_MNESIA_BASE=$1/mnesia RABBITMQ_LOG_BASE=$1 RABBITMQ_LOGS=-
     export RABBITMQ_CONF_ENV_FILE=/dev/null RABBITMQ_CONFIG_FILE=$1/none RABBITMQ_ADVANCED_CONFIG_FILE=$1/none
     export RABBITMQ_ENABLED_PLUGINS_FILE=$1/plugins
     export RABBITMQ_NODENAME=postroom@localhost RABBITMQ_NODE_IP_ADDRESS=127.0.0.1 RABBITMQ_NODE_PORT=$port
