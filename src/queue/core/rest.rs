@@ -378,6 +378,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let portion = Limit::items(filed.window.div_ceil(2)).bytes(PORTION_BYTES);
         let old_before = self.intake.lock().spill.old_before;
         let mut read = Read { messages: Vec::new(), undecodable: Vec::new(), last: Some(ask.from) };
+        let mut refused = Vec::new();
         while let (Some((due, place)), true) = (read.last, read.messages.is_empty()) {
             let rows =
                 filed.depot.store.reader()?.read_due_after(filed.stream, Some((due.0, place)), u64::MAX, portion)?;
@@ -397,14 +398,15 @@ impl<T: Send + Sync + 'static> Core<T> {
                         read.messages.push((at, message));
                     }
                     Err(error) => {
-                        if let Err(error) = put_apart(self, &row, error) {
-                            read.messages.into_iter().for_each(drop_contained);
-                            return Err(error);
-                        }
+                        refused.push((row, error));
                         read.undecodable.push(at);
                     }
                 }
             }
+        }
+        if let Err(error) = put_apart(self, &refused) {
+            read.messages.into_iter().for_each(drop_contained);
+            return Err(error);
         }
         Ok(read)
     }
