@@ -145,6 +145,8 @@ struct State {
     bytes: usize,
     /// Somebody waits for one of the entries.
     eager: bool,
+    /// For how many of them.
+    awaited: usize,
     /// When what nobody waits for is to be committed at the latest.
     lazy_until: Option<Instant>,
     look: bool,
@@ -179,6 +181,7 @@ impl Inbox {
         state.bytes += entry.bytes;
         state.live.extend(entry.live.take());
         let lazy = entry.done.is_none();
+        state.awaited += usize::from(!lazy);
         state.pile.entries.push(entry);
         self.pushed(state, lazy);
         Ok(())
@@ -228,7 +231,7 @@ impl Inbox {
         loop {
             let late = |at: Instant| Instant::now() >= at;
             if state.eager || (!state.pile.is_empty() && (state.closing || state.lazy_until.is_some_and(late))) {
-                state.eager = false;
+                (state.eager, state.awaited) = (false, 0);
                 state.lazy_until = None;
                 state.live.drain(..).for_each(|mark| mark.take());
                 into.append(&mut state.pile);
@@ -267,6 +270,11 @@ impl Inbox {
 
     pub(super) fn bytes(&self) -> usize {
         self.state.lock().bytes
+    }
+
+    /// How many batches that somebody waits for have come.
+    pub(super) fn awaited(&self) -> usize {
+        self.state.lock().awaited
     }
 
     pub(super) fn has_room(&self) -> bool {

@@ -125,6 +125,7 @@ mod batch;
 mod ticket;
 mod inbox;
 mod turn;
+mod company;
 mod status;
 mod lock;
 mod schema;

@@ -4,13 +4,15 @@
 //! meanwhile shares the next transaction. That is the group commit: its size follows the load by itself.
 
 use super::commit::{Committer, Failure, Results};
+use super::company::Company;
 use super::error::StoreError;
-use super::inbox::{Done, Pile, Work};
+use super::inbox::{Done, Entry, Pile, Work};
 use super::item::Seq;
 use super::lock::FileLock;
 use super::options::Durability;
 use super::shared::Shared;
 use super::ticket::{Answer, Seqs, Wake};
+use crate::sync::yield_now;
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 use rusqlite::hooks::Wal;
@@ -96,6 +98,7 @@ struct Writer<'a> {
     results: Results,
     /// Whoever waits for these is yet to be woken.
     given: Vec<Given>,
+    company: Company,
     tidy: bool,
     page_bytes: u64,
 }
@@ -111,6 +114,7 @@ impl<'a> Writer<'a> {
             held_back: Pile::default(),
             results: Results::default(),
             given: Vec::new(),
+            company: Company::default(),
             tidy: true,
             page_bytes: page_bytes.into(),
         }
@@ -118,6 +122,7 @@ impl<'a> Writer<'a> {
 
     fn work(mut self) {
         loop {
+            self.wait_for_company();
             let idle_at = self.wake_at();
             match self.shared.inbox.next(&mut self.pile, idle_at) {
                 Work::Commit => self.commit_all(),
@@ -135,6 +140,16 @@ impl<'a> Writer<'a> {
         }
     }
 
+    /// Gives those who have just been answered time to come back.
+    fn wait_for_company(&mut self) {
+        let Some((expected, patience)) = self.company.to_wait_for() else { return };
+        let (inbox, start) = (&self.shared.inbox, Instant::now());
+        while inbox.awaited() < expected && start.elapsed() < patience && !inbox.is_shut() {
+            yield_now();
+        }
+        self.company.waited(inbox.awaited(), expected, start.elapsed());
+    }
+
     fn wake_at(&self) -> Option<Instant> {
         if !self.held_back.is_empty() {
             return Some(Instant::now() + RETRY);
@@ -147,14 +162,17 @@ impl<'a> Writer<'a> {
             self.held_back.append(&mut self.pile);
             std::mem::swap(&mut self.held_back, &mut self.pile);
         }
-        let bytes = self.pile.bytes();
+        let (bytes, start) = (self.pile.bytes(), Instant::now());
         let outcome = match self.shared.status.broken() {
             Some(error) => Err(error),
             None => self.commit(),
         };
         self.tell_arrivals();
         match outcome {
-            Ok(()) => self.answer_all(),
+            Ok(()) => {
+                self.note_company(start.elapsed());
+                self.answer_all();
+            }
             Err(error) => self.fail_all(&error),
         }
         self.shared.inbox.finished(bytes - self.held_back.bytes());
@@ -207,6 +225,15 @@ impl<'a> Writer<'a> {
             stats.wal_bytes = u64::from(WAL_PAGES.get()) * self.page_bytes;
             stats.recover();
         });
+    }
+
+    /// Before those are answered who waited for a commit that took so long.
+    fn note_company(&mut self, took: Duration) {
+        let synced = |entry: &&Entry| entry.done.is_some() && entry.durability == Durability::Sync;
+        let answered = self.pile.entries.iter().filter(synced).count();
+        if answered > 0 {
+            self.company.answered(answered, self.shared.inbox.awaited(), took);
+        }
     }
 
     fn tell_arrivals(&mut self) {
