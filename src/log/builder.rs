@@ -153,7 +153,7 @@ impl<T: Send + Sync + 'static> LogBuilder<T> {
     pub fn durable_with(mut self, durability: crate::store::Durability, codec: impl crate::codec::Codec<T>) -> Self {
         let (version, upgrade) = (0, None);
         let coding = crate::queue::durable::Coding { codec: Arc::new(codec), version, upgrade };
-        self.durable = Some(Durably { durability, coding });
+        self.durable = Some(Durably { durability, coding, window: super::durable::WINDOW });
         self
     }
 
@@ -172,6 +172,14 @@ impl<T: Send + Sync + 'static> LogBuilder<T> {
             Some(durable) => (durable.coding.version, durable.coding.upgrade) = (version, Some(upgrade)),
             None => self.schema_too_early = true,
         }
+        self
+    }
+
+    /// How many of the latest records of each partition stay in memory, others being read from the file; for tests.
+    #[cfg(feature = "sqlite")]
+    #[doc(hidden)]
+    pub fn window(mut self, records: usize) -> Self {
+        self.durable.iter_mut().for_each(|durable| durable.window = records.max(1));
         self
     }
 

@@ -1,15 +1,22 @@
 //! What readers by hand take, and give back.
 
 use super::board::{Board, Phase};
+use super::chunk::Places;
 use super::claim::{Claim, Found, Prepared, Want};
 use super::core::GroupCore;
 use super::record::Record;
+use super::segment::Segment;
 use crate::clock::Timestamp;
 use crate::error::LogError;
+use crate::outcome::drop_contained;
+use std::sync::Arc;
 
 /// What a reader has come by.
 enum Taken<T> {
-    Record(Record<T>),
+    /// And what the group was reading before, to be dropped when no lock is held.
+    Record(Record<T>, Option<Arc<Segment<T>>>),
+    /// Of that partition, which the reader holds: only when these have been read from the file.
+    Unread(usize, Vec<(usize, Places)>),
     /// Records that were given up on have to become dead letters before the partition goes on, and whoever
     /// comes by sees to it: there may be no worker any more.
     GivenUp(Claim<T>),
@@ -20,10 +27,35 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
     pub(super) fn read(&self, reader: u64) -> Result<Record<T>, LogError> {
         loop {
             let taken = self.take(&mut self.board.lock(), reader);
-            match taken? {
-                Taken::Record(record) => return Ok(record),
-                Taken::GivenUp(claim) => self.release(claim.partition, self.bury_again(&claim)),
+            if let Some(record) = self.see_to(taken?, reader)? {
+                return Ok(record);
             }
+        }
+    }
+
+    /// The record, or `None` if it is of use to look again. No lock may be held.
+    fn see_to(&self, taken: Taken<T>, reader: u64) -> Result<Option<Record<T>>, LogError> {
+        match taken {
+            Taken::Record(record, done_with) => {
+                drop_contained(done_with);
+                return Ok(Some(record));
+            }
+            Taken::GivenUp(claim) => self.release(claim.partition, self.bury_again(&claim)),
+            Taken::Unread(partition, chunks) if !self.read_all(&chunks) => {
+                self.let_go(partition, reader);
+                return Err(LogError::NotRead { partition });
+            }
+            Taken::Unread(..) => {}
+        }
+        Ok(None)
+    }
+
+    /// A reader that could not get anything there holds it only if it has something in hand.
+    fn let_go(&self, partition: usize, reader: u64) {
+        let mut board = self.board.lock();
+        if board.phases[partition] == Phase::Held(reader) && self.lane(partition).is_committed() {
+            board.make_ready(partition);
+            self.pass_on(&board);
         }
     }
 
@@ -33,10 +65,11 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
         let mut board = self.board.lock();
         loop {
             match self.take(&mut board, reader) {
-                Ok(Taken::Record(record)) => return Ok(record),
-                Ok(Taken::GivenUp(claim)) => {
+                Ok(taken) => {
                     drop(board);
-                    self.release(claim.partition, self.bury_again(&claim));
+                    if let Some(record) = self.see_to(taken, reader)? {
+                        return Ok(record);
+                    }
                     board = self.board.lock();
                     continue;
                 }
@@ -97,7 +130,12 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
             Found::Records { first, .. } => {
                 board.phases[partition] = Phase::Held(reader);
                 self.lane(partition).hand_out(first.offset());
-                Ok(Taken::Record(first))
+                Ok(Taken::Record(first, claim.done_with))
+            }
+            // It may be in the middle of this one, which nobody else gets hold of meanwhile.
+            Found::Unread(chunks) => {
+                board.phases[partition] = Phase::Held(reader);
+                Ok(Taken::Unread(partition, chunks))
             }
             Found::Trimmed { asked, oldest } => {
                 board.make_ready(partition);

@@ -3,14 +3,18 @@
 //! An append is a push to a `Vec` under the partition's lock. Whoever reads up to the tail seals it: the
 //! `Vec` becomes a segment as it is, and another one takes the appends. Readers that keep up make small
 //! segments so; those are joined again as soon as nobody reads them.
+//!
+//! Of a durable log, the oldest may be only in the file. Nothing is read from there under the lock: whoever wants it
+//! is told so, reads it, and comes back with it.
 
+use super::chunk::{Chunk, Places, Read};
 use super::durable::OnFile;
 use super::retention::Limits;
 use super::segment::{Run, Segment};
 use crate::clock::Timestamp;
 use crate::message::Message;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// Tails start small and double, so that a log of few records is small.
@@ -39,12 +43,18 @@ pub(crate) enum Gate {
 }
 
 pub(super) struct Store<T> {
+    /// Only in the file, before everything in memory.
+    chunks: VecDeque<Chunk<T>>,
+    /// How many records that is.
+    filed: u64,
     /// Sealed; without gaps between them.
     pub(super) segments: VecDeque<Arc<Segment<T>>>,
     /// What nobody has read yet.
     tail: Run<T>,
     tail_bytes: u64,
     pub(super) oldest: u64,
+    /// What the file was told of that.
+    told: u64,
     end: u64,
     /// Where it ended when the file was opened, and what was in there.
     found_end: u64,
@@ -53,6 +63,9 @@ pub(super) struct Store<T> {
     pub(super) bytes: u64,
     pub(super) compacted: u64,
     trimmed: u64,
+    lost: u64,
+    /// Undecodable, and being put apart in the file, or so already.
+    apart: BTreeSet<u64>,
     latest: Timestamp,
     gate: Gate,
     /// Some group wants to hear of the next append.
@@ -61,6 +74,14 @@ pub(super) struct Store<T> {
     pub(super) clean_end: u64,
     pub(super) clean: u64,
     pub(super) generation: u64,
+}
+
+/// The oldest records of a partition, as far as retention goes by them.
+struct Front {
+    base: u64,
+    len: u64,
+    bytes: u64,
+    latest: Timestamp,
 }
 
 /// A place in a partition that has been counted, for one message. That may be large, and each function it
@@ -102,6 +123,8 @@ pub(crate) enum Located<T> {
     },
     /// Only what compaction has removed, up to this end.
     Gap(u64),
+    /// It is only in the file: in there, unless somebody changes that meanwhile.
+    Unread(Places),
     /// It is the end.
     End,
     Trimmed {
@@ -116,15 +139,28 @@ pub(crate) struct PartitionCounts {
     pub(crate) retained: u64,
     pub(crate) trimmed: u64,
     pub(crate) compacted: u64,
+    pub(crate) lost: u64,
+}
+
+/// What a partition holds when its file is opened.
+pub(crate) struct Restored<T> {
+    pub(crate) chunks: VecDeque<Chunk<T>>,
+    pub(crate) segments: VecDeque<Arc<Segment<T>>>,
+    pub(crate) oldest: u64,
+    pub(crate) end: u64,
+    pub(crate) latest: Timestamp,
 }
 
 impl<T> Partition<T> {
     pub(super) fn new(on_file: Option<OnFile<T>>) -> Self {
         let store = Store {
+            chunks: VecDeque::new(),
+            filed: 0,
             segments: VecDeque::new(),
             tail: Run::new(),
             tail_bytes: 0,
             oldest: 0,
+            told: 0,
             end: 0,
             found_end: 0,
             found: 0,
@@ -132,6 +168,8 @@ impl<T> Partition<T> {
             bytes: 0,
             compacted: 0,
             trimmed: 0,
+            lost: 0,
+            apart: BTreeSet::new(),
             latest: Timestamp::default(),
             gate: Gate::Open,
             awaited: false,
@@ -181,7 +219,8 @@ impl<T> Partition<T> {
             place.tail().push(message);
             trash.append(&mut place.store.trim(limits));
         }
-        self.note_trim(&place.store, &trash);
+        trash.append(&mut place.store.leave_to_file(limits));
+        self.note_trim(&mut place.store);
         (place, trash)
     }
 
@@ -200,7 +239,7 @@ impl<T> Partition<T> {
     pub(super) fn finish(&self, limits: &Limits, place: Place<'_, T>) -> Appended<T> {
         let Place { mut store, offset, sealed } = place;
         let trash = if store.is_over(limits) { store.trim(limits) } else { Vec::new() };
-        self.note_trim(&store, &trash);
+        self.note_trim(&mut store);
         let ring = std::mem::take(&mut store.awaited);
         self.end.store(store.end, Ordering::Release);
         Appended { offset, ring, compact: sealed && store.is_dirty(), trash }
@@ -208,8 +247,9 @@ impl<T> Partition<T> {
 
     /// Has the file let go of what retention has let go of. Under the lock, so that these notes have an order.
     #[inline]
-    fn note_trim(&self, store: &Store<T>, trash: &[Arc<Segment<T>>]) {
-        if let Some(file) = self.on_file.as_ref().filter(|_| !trash.is_empty()) {
+    fn note_trim(&self, store: &mut Store<T>) {
+        if let Some(file) = self.on_file.as_ref().filter(|_| store.told != store.oldest) {
+            store.told = store.oldest;
             file.trim(store.oldest);
         }
     }
@@ -238,14 +278,16 @@ impl<T> Partition<T> {
         (store.oldest, store.end)
     }
 
-    /// The offset of the first record of that time or later.
-    pub(crate) fn offset_at(&self, time: Timestamp) -> u64 {
+    /// The offset of the first record in memory of that time or later, and whether there may be an earlier one in the
+    /// file.
+    pub(crate) fn offset_at(&self, time: Timestamp) -> (u64, bool) {
         let store = self.store.lock();
         let first = store.segments.partition_point(|segment| segment.latest().is_some_and(|latest| latest < time));
-        match store.segments.get(first) {
-            Some(segment) => segment.offset_of(segment.index_at(time)),
-            None => store.sealed_end() + store.tail.index_at(time) as u64,
-        }
+        let (offset, index) = match store.segments.get(first) {
+            Some(segment) => (segment.offset_of(segment.index_at(time)), segment.index_at(time)),
+            None => (store.sealed_end() + store.tail.index_at(time) as u64, store.tail.index_at(time)),
+        };
+        (offset, !store.chunks.is_empty() && first == 0 && index == 0)
     }
 
     /// Removes what is older than `age`; what that was, and when there will be something again.
@@ -254,12 +296,12 @@ impl<T> Partition<T> {
         let mut store = self.store.lock();
         let mut trash = Vec::new();
         loop {
-            if store.segments.is_empty() {
+            if store.front().is_none() {
                 store.seal(limits);
             }
-            let due = store.segments.front().and_then(|segment| segment.latest()).map(|last| last.after(age));
+            let due = store.front().map(|front| front.latest.after(age));
             if due.is_none_or(|due| due > now) {
-                self.note_trim(&store, &trash);
+                self.note_trim(&mut store);
                 return (trash, due);
             }
             trash.extend(store.drop_front());
@@ -267,18 +309,29 @@ impl<T> Partition<T> {
     }
 
     /// Takes what the file held, and lets go of what is too much. Nobody reads it yet.
-    pub(super) fn restore(
-        &self,
-        limits: &Limits,
-        segments: VecDeque<Arc<Segment<T>>>,
-        (oldest, end): (u64, u64),
-    ) -> Vec<Arc<Segment<T>>> {
+    pub(super) fn restore(&self, limits: &Limits, restored: Restored<T>) -> Vec<Arc<Segment<T>>> {
         let mut store = self.store.lock();
-        store.restore(segments, oldest, end);
+        store.restore(restored);
         let trash = store.trim(limits);
-        self.note_trim(&store, &trash);
+        self.note_trim(&mut store);
         self.end.store(store.end, Ordering::Release);
         trash
+    }
+
+    /// Whether nobody else has seen to this record, which cannot be decoded.
+    pub(super) fn put_apart(&self, offset: u64) -> bool {
+        self.store.lock().apart.insert(offset)
+    }
+
+    /// That has failed.
+    pub(super) fn not_apart(&self, offset: u64) {
+        self.store.lock().apart.remove(&offset);
+    }
+
+    /// What was read of a chunk, for as long as anybody holds it: this, or what another has read meanwhile. `None` if
+    /// the chunk is not there any more, so one has to look again.
+    pub(super) fn take_in(&self, places: Places, read: &Read<T>) -> Option<Arc<Segment<T>>> {
+        self.store.lock().take_in(places, read)
     }
 
     pub(crate) fn shut(&self, gate: Gate) {
@@ -297,8 +350,8 @@ impl<T> Partition<T> {
     pub(crate) fn counts(&self) -> PartitionCounts {
         let store = self.store.lock();
         let (retained, trimmed, compacted) = (store.retained, store.trimmed, store.compacted);
-        let (recovered, appended) = (store.found, store.end - store.found_end);
-        PartitionCounts { recovered, appended, retained, trimmed, compacted }
+        let (recovered, appended, lost) = (store.found, store.end - store.found_end, store.lost);
+        PartitionCounts { recovered, appended, retained, trimmed, compacted, lost }
     }
 
     pub(crate) fn is_compacting(&self) -> bool {
@@ -392,23 +445,32 @@ impl<T> Store<T> {
         self.retained > limits.count || self.bytes > limits.bytes
     }
 
-    /// Takes what the file held; `oldest` and `end` are as they were then.
-    pub(super) fn restore(&mut self, segments: VecDeque<Arc<Segment<T>>>, oldest: u64, end: u64) {
-        (self.oldest, self.end, self.found_end) = (oldest, end, end);
-        self.retained = segments.iter().map(|segment| segment.len() as u64).sum();
-        self.bytes = segments.iter().map(|segment| segment.bytes()).sum();
+    fn restore(&mut self, restored: Restored<T>) {
+        let Restored { chunks, segments, oldest, end, latest } = restored;
+        (self.oldest, self.told, self.end, self.found_end, self.latest) = (oldest, oldest, end, end, latest);
+        self.filed = chunks.iter().map(|chunk| chunk.len).sum();
+        self.retained = self.filed + segments.iter().map(|segment| segment.len() as u64).sum::<u64>();
+        self.bytes = chunks.iter().map(|chunk| chunk.bytes).chain(segments.iter().map(|segment| segment.bytes())).sum();
         self.found = self.retained;
-        self.latest = segments.back().and_then(|segment| segment.latest()).unwrap_or_default();
-        self.segments = segments;
+        (self.chunks, self.segments) = (chunks, segments);
+    }
+
+    /// What retention would let go of next, if that is sealed.
+    fn front(&self) -> Option<Front> {
+        if let Some(chunk) = self.chunks.front() {
+            return Some(Front { base: chunk.places.base, len: chunk.len, bytes: chunk.bytes, latest: chunk.latest });
+        }
+        let segment = self.segments.front()?;
+        let latest = segment.latest().unwrap_or_default();
+        Some(Front { base: segment.base(), len: segment.len() as u64, bytes: segment.bytes(), latest })
     }
 
     /// Lets go of segments without which the limits are still kept.
     #[cold]
     fn trim(&mut self, limits: &Limits) -> Vec<Arc<Segment<T>>> {
         let mut trash = Vec::new();
-        while let Some(front) = self.segments.front().filter(|_| self.is_over(limits)) {
-            let spare =
-                self.retained - front.len() as u64 >= limits.count || self.bytes - front.bytes() >= limits.bytes;
+        while let Some(front) = self.front().filter(|_| self.is_over(limits)) {
+            let spare = self.retained - front.len >= limits.count || self.bytes - front.bytes >= limits.bytes;
             if !spare {
                 break;
             }
@@ -417,16 +479,75 @@ impl<T> Store<T> {
         trash
     }
 
+    /// Only what was in memory has to be dropped.
     fn drop_front(&mut self) -> Option<Arc<Segment<T>>> {
-        let front = self.segments.pop_front()?;
-        self.oldest = self.segments.front().map_or(self.sealed_end(), |next| next.base());
-        self.retained -= front.len() as u64;
-        self.trimmed += front.len() as u64;
-        self.bytes -= front.bytes();
-        if front.base() < self.clean_end {
-            self.clean -= front.len() as u64;
+        let front = self.front()?;
+        let segment = match self.chunks.pop_front() {
+            Some(_) => {
+                self.filed -= front.len;
+                None
+            }
+            None => self.segments.pop_front(),
+        };
+        self.oldest = self.front().map_or(self.sealed_end(), |next| next.base);
+        self.retained -= front.len;
+        self.trimmed += front.len;
+        self.bytes -= front.bytes;
+        if front.base < self.clean_end {
+            self.clean -= front.len;
         }
-        Some(front)
+        if !self.apart.is_empty() {
+            self.apart = self.apart.split_off(&self.oldest);
+        }
+        segment
+    }
+
+    /// Does without what is sealed in memory and not among the latest: the file has it.
+    fn leave_to_file(&mut self, limits: &Limits) -> Vec<Arc<Segment<T>>> {
+        let mut left = Vec::new();
+        if !limits.keeps_window() {
+            return left;
+        }
+        while let Some(front) = self.segments.front() {
+            let len = front.len() as u64;
+            if self.retained - self.filed - len < limits.window {
+                break;
+            }
+            self.filed += len;
+            self.add_chunk(limits, Chunk::of(front));
+            left.extend(self.segments.pop_front());
+        }
+        left
+    }
+
+    /// Small segments, as of readers that keep up, make one chunk.
+    fn add_chunk(&mut self, limits: &Limits, next: Chunk<T>) {
+        if let Some(last) = self.chunks.back_mut() {
+            let in_a_row = last.places.end == next.places.base;
+            let fits =
+                last.len + next.len <= limits.segment as u64 && last.bytes + next.bytes <= limits.segment_bytes();
+            if in_a_row && fits {
+                return last.absorb(next);
+            }
+        }
+        self.chunks.push_back(next);
+    }
+
+    fn take_in(&mut self, places: Places, read: &Read<T>) -> Option<Arc<Segment<T>>> {
+        let at = self.chunks.partition_point(|chunk| chunk.places.base < places.base);
+        let chunk = self.chunks.get_mut(at).filter(|chunk| chunk.places == places)?;
+        if let Some(other) = chunk.read.upgrade() {
+            return Some(other);
+        }
+        let rest = read.cut.map(|cut| chunk.split(cut, read));
+        let gone = chunk.len - (read.segment.len() as u64).min(chunk.len);
+        chunk.len -= gone;
+        chunk.places.end = read.segment.end().max(chunk.places.base);
+        chunk.read = Arc::downgrade(&read.segment);
+        (self.filed, self.retained) = (self.filed - gone, self.retained - gone);
+        self.lost += gone;
+        rest.into_iter().for_each(|rest| self.chunks.insert(at + 1, rest));
+        Some(Arc::clone(&read.segment))
     }
 
     /// Whether sealed segments hold at least as much that was never compacted as that was, so that
@@ -443,11 +564,23 @@ impl<T> Store<T> {
         if offset >= self.end {
             return Located::End;
         }
-        if let Some(found) = self.locate_sealed(offset) {
+        if let Some(found) = self.locate_filed(offset).or_else(|| self.locate_sealed(offset)) {
             return found;
         }
         self.seal(limits);
         self.locate_sealed(offset).unwrap_or(Located::Gap(self.end))
+    }
+
+    fn locate_filed(&self, offset: u64) -> Option<Located<T>> {
+        if self.chunks.is_empty() {
+            return None;
+        }
+        let first = self.chunks.partition_point(|chunk| chunk.places.end <= offset);
+        let chunk = self.chunks.range(first..).find(|chunk| chunk.len > 0)?;
+        Some(match chunk.read.upgrade() {
+            Some(segment) => Located::At { index: segment.index_of(offset), segment, end: self.end },
+            None => Located::Unread(chunk.places),
+        })
     }
 
     fn locate_sealed(&self, offset: u64) -> Option<Located<T>> {

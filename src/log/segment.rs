@@ -98,6 +98,11 @@ impl<T> Segment<T> {
         self.records.len()
     }
 
+    /// The offset after the last record.
+    pub(crate) fn end(&self) -> u64 {
+        self.len().checked_sub(1).map_or(self.base, |last| self.offset_of(last) + 1)
+    }
+
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }

@@ -73,9 +73,10 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         (durable, mut files): (Option<Durably<T>>, Vec<OnFile<T>>),
     ) -> Arc<Self> {
         let mut files = files.drain(..);
+        let window = durable.as_ref().filter(|_| !compact).map(Durably::window);
         Arc::new_cyclic(|me: &Weak<Self>| Self {
             name,
-            limits: retention.limits(),
+            limits: window.map_or(retention.limits(), |records| retention.limits().with_window(records)),
             retention,
             compact,
             tombstone,

@@ -21,7 +21,12 @@ const TOGETHER: usize = 1024;
 pub(crate) struct Durably<T> {
     pub(crate) durability: Durability,
     pub(crate) coding: Coding<T>,
+    /// How many of the latest records of each partition stay in memory.
+    pub(crate) window: usize,
 }
+
+/// The usual window.
+pub(crate) const WINDOW: usize = 4096;
 
 /// What the streams rely on, as noted in the file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -52,6 +57,10 @@ pub(super) fn stream_name(log: &str, partition: usize) -> String {
 impl<T> Durably<T> {
     pub(crate) fn mode(&self) -> Durability {
         self.durability
+    }
+
+    pub(crate) fn window(&self) -> usize {
+        self.window
     }
 }
 
