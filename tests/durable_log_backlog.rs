@@ -152,6 +152,36 @@ fn appending_leaves_only_the_latest_in_memory() {
     assert_eq!(log.len(), 18_000);
 }
 
+#[test]
+fn a_few_large_records_fill_memory_as_little_as_many_small_ones() {
+    let _alone = ALONE.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+    const MIB: usize = 1 << 20;
+    let folder = Folder::new();
+    let declare =
+        |broker: &Broker| -> Log<Vec<u8>> { broker.log("blobs").durable_with(BUFFERED, Bytes).declare().unwrap() };
+    let before = ALLOCATED.load(Ordering::SeqCst);
+    {
+        let broker = open(&folder);
+        let log = declare(&broker);
+        let append = |n: u8| log.append(vec![n; MIB]).unwrap();
+        (0..60).for_each(|n| _ = append(n));
+        let there = ALLOCATED.load(Ordering::SeqCst).saturating_sub(before);
+        assert!((12 * MIB..30 * MIB).contains(&there), "{there} bytes of 60 MiB");
+        assert_eq!((log.len(), log.read(0, 3).unwrap().payload()[0]), (60, 3));
+    }
+    let before = ALLOCATED.load(Ordering::SeqCst);
+    PEAK.store(before, Ordering::SeqCst);
+    let broker = open(&folder);
+    let log = declare(&broker);
+    let mut reader = log.group("g").start(Start::Earliest).unwrap().reader();
+    for n in 0..60 {
+        assert_eq!(reader.recv().unwrap().payload()[..], [n; MIB]);
+    }
+    let peak = PEAK.load(Ordering::SeqCst) - before;
+    assert!(peak < 20 * MIB, "{peak} bytes of 60 MiB");
+    assert_eq!((log.stats().retained, log.stats().lost), (60, 0));
+}
+
 /// As it is.
 struct Bytes;
 

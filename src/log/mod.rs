@@ -51,7 +51,7 @@ use core::GroupCore;
 #[cfg(feature = "sqlite")]
 pub(crate) use durable::{Durably, Entry};
 use partition::{Gate, Located};
-pub(crate) use put::{Placed, Putting, Spot, Written};
+pub(crate) use put::{Placed, Putting, Spot, Stored, Written};
 use shelf::Shelf;
 use std::any::{Any, type_name};
 use std::collections::{BTreeMap, BTreeSet};

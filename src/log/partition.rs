@@ -19,6 +19,10 @@ use std::sync::Arc;
 
 /// Tails start small and double, so that a log of few records is small.
 const FIRST_TAIL: usize = 16;
+/// So many bytes in the file make a segment, however few records that is.
+const SEGMENT_WEIGHT: u64 = 4 << 20;
+/// Large records leave memory before there are as many as otherwise would.
+const WINDOW_WEIGHT: u64 = 4 * SEGMENT_WEIGHT;
 
 pub(crate) struct Partition<T> {
     store: Mutex<Store<T>>,
@@ -30,8 +34,8 @@ pub(crate) struct Partition<T> {
     pub(super) on_file: Option<OnFile<T>>,
 }
 
-/// A message, what it counts for, and its offset if the file has given it one.
-pub(super) type Incoming<T> = (Message<T>, u64, Option<u64>);
+/// A message, what it counts for, and if it is in the file its offset and its size there.
+pub(super) type Incoming<T> = (Message<T>, u64, Option<(u64, u64)>);
 
 /// Who may append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +56,9 @@ pub(super) struct Store<T> {
     /// What nobody has read yet.
     tail: Run<T>,
     tail_bytes: u64,
+    tail_weight: u64,
+    /// How many bytes what is in memory takes in the file.
+    weight: u64,
     pub(super) oldest: u64,
     /// What the file was told of that.
     told: u64,
@@ -159,6 +166,8 @@ impl<T> Partition<T> {
             segments: VecDeque::new(),
             tail: Run::new(),
             tail_bytes: 0,
+            tail_weight: 0,
+            weight: 0,
             oldest: 0,
             told: 0,
             end: 0,
@@ -367,12 +376,18 @@ impl<T> Store<T> {
     /// Prepares for a message that is pushed next, at the next offset or at the one that the file has given it;
     /// whether the tail had to be sealed for it.
     #[inline]
-    fn admit(&mut self, limits: &Limits, message: &mut Message<T>, bytes: u64, at: Option<u64>) -> bool {
-        if let Some(at) = at.filter(|at| *at != self.end) {
+    fn admit(&mut self, limits: &Limits, message: &mut Message<T>, bytes: u64, at: Option<(u64, u64)>) -> bool {
+        if let Some((at, _)) = at.filter(|(at, _)| *at != self.end) {
             self.leave_gap(limits, at);
         }
-        let full = self.tail.is_full() || self.tail_bytes + bytes > limits.segment_bytes();
+        let weight = at.map_or(0, |(_, weight)| weight);
+        let heavy = at.is_some() && self.tail_weight + weight > SEGMENT_WEIGHT;
+        let full = self.tail.is_full() || self.tail_bytes + bytes > limits.segment_bytes() || heavy;
         let sealed = full && self.seal_full(limits);
+        if at.is_some() {
+            self.tail_weight += weight;
+            self.weight += weight;
+        }
         // So that times never go back within a partition and can be searched.
         message.published_at = message.published_at.max(self.latest);
         self.latest = message.published_at;
@@ -413,7 +428,8 @@ impl<T> Store<T> {
         records.fit();
         self.join_small(limits);
         let bytes = std::mem::take(&mut self.tail_bytes);
-        self.segments.push_back(Arc::new(Segment::new(base, records, bytes)));
+        let weight = std::mem::take(&mut self.tail_weight);
+        self.segments.push_back(Arc::new(Segment::new(base, records, bytes).with_weight(weight)));
     }
 
     /// Joins two small segments close to the end that nobody reads any more; who keeps up still holds the
@@ -424,6 +440,7 @@ impl<T> Store<T> {
         let (one, other) = (&self.segments[before], &self.segments[place]);
         let fits = one.len() + other.len() <= limits.segment && one.bytes() + other.bytes() <= limits.segment_bytes();
         let in_a_row = !one.has_gaps() && !other.has_gaps() && one.base() + one.len() as u64 == other.base();
+        let fits = fits && one.weight() + other.weight() <= SEGMENT_WEIGHT;
         let alike = in_a_row && other.base() != self.clean_end;
         let free = Arc::strong_count(one) == 1 && Arc::strong_count(other) == 1;
         if !(fits && alike && free) {
@@ -496,6 +513,7 @@ impl<T> Store<T> {
         if front.base < self.clean_end {
             self.clean -= front.len;
         }
+        self.weight -= segment.as_ref().map_or(0, |segment| segment.weight());
         if !self.apart.is_empty() {
             self.apart = self.apart.split_off(&self.oldest);
         }
@@ -509,11 +527,13 @@ impl<T> Store<T> {
             return left;
         }
         while let Some(front) = self.segments.front() {
-            let len = front.len() as u64;
-            if self.retained - self.filed - len < limits.window {
+            let (len, weight) = (front.len() as u64, front.weight());
+            let spare = self.retained - self.filed - len >= limits.window || self.weight - weight >= WINDOW_WEIGHT;
+            if !spare {
                 break;
             }
             self.filed += len;
+            self.weight -= weight;
             self.add_chunk(limits, Chunk::of(front));
             left.extend(self.segments.pop_front());
         }
@@ -535,11 +555,16 @@ impl<T> Store<T> {
 
     fn take_in(&mut self, places: Places, read: &Read<T>) -> Option<Arc<Segment<T>>> {
         let at = self.chunks.partition_point(|chunk| chunk.places.base < places.base);
-        let chunk = self.chunks.get_mut(at).filter(|chunk| chunk.places == places)?;
+        let chunk = self.chunks.get_mut(at)?;
+        // It may have grown meanwhile.
+        if chunk.places.base != places.base || chunk.places.end < places.end {
+            return None;
+        }
         if let Some(other) = chunk.read.upgrade() {
             return Some(other);
         }
-        let rest = read.cut.map(|cut| chunk.split(cut, read));
+        let cut = read.cut.or((chunk.places.end > places.end).then_some(places.end));
+        let rest = cut.map(|cut| chunk.split(cut, read));
         let gone = chunk.len - (read.segment.len() as u64).min(chunk.len);
         chunk.len -= gone;
         chunk.places.end = read.segment.end().max(chunk.places.base);

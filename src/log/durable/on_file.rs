@@ -1,6 +1,7 @@
 //! A partition's stream.
 
 use crate::clock::Timestamp;
+use crate::log::put::Stored;
 use crate::message::{Message, Text};
 use crate::queue::core::Refusal;
 use crate::queue::durable::{Coding, Depot, Filed};
@@ -125,12 +126,13 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// Adds it to a batch, and says which time it has there. Whoever holds the order hands the batch in.
-    pub(crate) fn add_to(self, batch: Batch, order: &MutexGuard<'_, ()>) -> (Batch, Timestamp) {
+    /// Adds it to a batch, and says what it is there. Whoever holds the order hands the batch in.
+    pub(crate) fn add_to(self, batch: Batch, order: &MutexGuard<'_, ()>) -> (Batch, Stored) {
         let Self { stream, mut item, latest } = self;
         let at = latest.stamp(order, Timestamp(item.published_at));
         item.published_at = at.0;
-        (batch.insert(stream, item), at)
+        let stored = Stored { at, bytes: item.bytes() as u64 };
+        (batch.insert(stream, item), stored)
     }
 }
 
