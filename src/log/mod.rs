@@ -10,6 +10,7 @@ mod durable;
 #[cfg(not(feature = "sqlite"))]
 #[path = "memory_only.rs"]
 mod durable;
+mod holdings;
 mod partition;
 mod compaction;
 mod shelf;
@@ -227,7 +228,8 @@ impl<T: Send + Sync + 'static> Log<T> {
         self.core.remove_group(name)
     }
 
-    /// One record; in a compacted log the first one that is still there from this offset on.
+    /// One record; in a compacted log the first one that is still there from this offset on. If it is only in the
+    /// [file](LogBuilder::durable), it is read from there, alone: many in a row are for a group.
     ///
     /// # Errors
     /// [`LogError::Trimmed`], [`LogError::BeyondEnd`], [`LogError::NoSuchPartition`] or [`LogError::NotRead`].

@@ -51,8 +51,8 @@ impl<T> Retention<T> {
 
     /// The latest `bytes` of each partition, where `size` says how many a payload has.
     ///
-    /// `size` is called once for each append (and again by a compaction). If it panics, the size of the type
-    /// counts.
+    /// `size` is called once for each append (and again by a compaction, and of what a durable log reads from its
+    /// file). If it panics, the size of the type counts.
     pub fn bytes(bytes: u64, size: impl Fn(&T) -> usize + Send + Sync + 'static) -> Self {
         Self { bytes: Some(bytes), size: Some(Arc::new(size)), ..Self::everything() }
     }

@@ -5,7 +5,7 @@ use super::marks;
 use super::on_file::{OLDEST, OnFile};
 use crate::clock::Timestamp;
 use crate::log::chunk::{Chunk, Places};
-use crate::log::partition::Restored;
+use crate::log::holdings::Restored;
 use crate::log::retention::Limits;
 use crate::log::segment::Segment;
 use crate::log::shelf::Shelf;
