@@ -1,7 +1,7 @@
 //! High and low water: telling the owner when a queue gets into trouble, and when it is out of it.
 
 use crate::clock::Timestamp;
-use crate::error::Error;
+use crate::error::{Error, SHUT_DOWN};
 use crate::outcome::{contained, drop_contained};
 use crate::queue::core::Core;
 use crate::runtime::Registration;
@@ -225,7 +225,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     ) -> Result<AlarmHandle, Error> {
         let mut problems = alarm.problems();
         if self.has_ended() {
-            problems.push("the broker was shut down".into());
+            problems.push(SHUT_DOWN.into());
         }
         Error::unless_none(format!("alarm on queue {:?}", self.name), problems)?;
         let (settled, acked) = self.settled_and_acked();

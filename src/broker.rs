@@ -1,5 +1,6 @@
 //! Names to handles, threads, shutdown: wiring only.
 
+mod entry;
 #[cfg(feature = "sqlite")]
 mod filed;
 
@@ -24,6 +25,7 @@ use crate::simulation::{Executor, Simulation};
 use crate::stats::{QueueStats, Stats, TopicStats};
 use crate::sync::Mutex;
 use crate::topic::{Topic, TopicBuilder, TopicCore};
+use entry::{Entry, other_payload};
 use std::any::{Any, type_name};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -345,10 +347,7 @@ impl Broker {
     /// Has it end with the broker, unless that has ended.
     #[cfg(any(feature = "sqlite", feature = "postgres"))]
     pub(crate) fn adopt(&self, companion: Arc<dyn Companion>) -> Result<(), Error> {
-        let registry = self.inner.registry.lock();
-        if registry.closed {
-            return Err(Error::new(companion.name(), "the broker was shut down"));
-        }
+        let _registry = self.inner.open_registry(companion.name())?;
         self.inner.runtime.accompany(companion);
         Ok(())
     }
@@ -364,20 +363,10 @@ impl Broker {
         if builder.durable.is_some() {
             return self.declare_durably(builder, problems);
         }
-        let mut registry = self.inner.registry_without(&builder.name);
-        if registry.closed {
-            problems.push("the broker was shut down".into());
-        }
-        if let Some(existing) = registry.queues.get(builder.name.as_str()) {
-            let existing = existing.clone();
-            drop(registry);
-            return same_queue(&builder, existing, problems);
-        }
-        let dead_name = dead_letter_name(&builder.name);
-        if builder.dead_letters.is_none() && registry.queues.contains_key(dead_name.as_str()) {
-            problems.push(format!("the name of its dead-letter queue, {dead_name:?}, is taken by another queue"));
-        }
-        Error::unless_none(builder.subject(), problems)?;
+        let mut registry = match self.inner.entry_of_queue(&builder, problems)? {
+            Entry::Occupied(queue) => return Ok(queue),
+            Entry::Vacant(registry) => registry,
+        };
         let QueueBuilder { name, settings, keys, dead_letters, .. } = builder;
         let own_dead_letters = dead_letters.is_none();
         if let Some(shared) = &dead_letters {
@@ -412,24 +401,15 @@ impl Broker {
     }
 
     pub(crate) fn declare_topic<T: Send + Sync + 'static>(&self, builder: TopicBuilder<T>) -> Result<Topic<T>, Error> {
-        let subject = format!("topic {:?}", builder.name());
         #[cfg(feature = "sqlite")]
         if builder.is_durable() {
             return self.declare_topic_durably(builder);
         }
-        let mut registry = self.inner.registry_for_topic(builder.name());
-        if registry.closed {
-            return Err(Error::new(subject, "the broker was shut down"));
-        }
-        if let Some(existing) = registry.topics.get(builder.name()).cloned() {
-            drop(registry);
-            return same_topic(&builder, existing);
-        }
         let dead_name = format!("{}.half.dead", builder.name());
-        if builder.needs_dead_letters() && registry.queues.contains_key(dead_name.as_str()) {
-            let problem = format!("the name of its dead-letter queue, {dead_name:?}, is taken by another queue");
-            return Err(Error::new(subject, problem));
-        }
+        let mut registry = match self.inner.entry_of_topic(&builder, &dead_name)? {
+            Entry::Occupied(topic) => return Ok(topic),
+            Entry::Vacant(registry) => registry,
+        };
         let topic = builder.build(Arc::clone(&self.inner.runtime), dead_name);
         registry.topics.insert(Arc::clone(&topic.core.name), topic.core.clone());
         if let Some(dead) = topic.core.own_dead_letters() {
@@ -441,20 +421,15 @@ impl Broker {
 
 impl Broker {
     pub(crate) fn declare_log<T: Send + Sync + 'static>(&self, builder: LogBuilder<T>) -> Result<Log<T>, Error> {
-        let mut problems = builder.problems();
+        let problems = builder.problems();
         #[cfg(feature = "sqlite")]
         if builder.durable.is_some() {
             return self.declare_log_durably(builder, problems);
         }
-        let mut registry = self.inner.registry_without_log(&builder.name);
-        if registry.closed {
-            problems.push("the broker was shut down".into());
-        }
-        if let Some(existing) = registry.logs.get(builder.name.as_str()).cloned() {
-            drop(registry);
-            return same_log(&builder, existing, problems);
-        }
-        Error::unless_none(builder.subject(), problems)?;
+        let mut registry = match self.inner.entry_of_log(&builder, problems)? {
+            Entry::Occupied(log) => return Ok(log),
+            Entry::Vacant(registry) => registry,
+        };
         let weak = WeakBroker(Arc::downgrade(&self.inner));
         let log = builder.build(Arc::clone(&self.inner.runtime), weak, Vec::new());
         registry.logs.insert(Arc::clone(&log.core.shelf.name), log.core.clone());
@@ -480,15 +455,8 @@ impl WeakBroker {
         &self,
         name: &str,
     ) -> Result<Queue<DeadLetter<T>>, Error> {
-        let refuse = |problem: &str| Error::new(format!("queue {name:?}"), problem);
-        let inner = self.0.upgrade().ok_or_else(|| refuse("its broker is gone"))?;
-        let mut registry = inner.registry.lock();
-        if registry.closed {
-            return Err(refuse("the broker was shut down"));
-        }
-        if registry.queues.contains_key(name) {
-            return Err(refuse("the name is taken by another queue"));
-        }
+        let inner = self.0.upgrade().ok_or_else(|| Error::new(format!("queue {name:?}"), "its broker is gone"))?;
+        let mut registry = inner.vacant_for_letters(name)?;
         let queue = Queue::for_letters(name.into(), Arc::clone(&inner.runtime));
         registry.queues.insert(Arc::clone(&queue.core.name), queue.core.clone());
         Ok(queue)
@@ -514,55 +482,6 @@ impl Registry {
             self.queues.remove(name);
         }
     }
-}
-
-/// The log that exists under the builder's name, if it is what the builder describes.
-fn same_log<T: Send + Sync + 'static>(
-    builder: &LogBuilder<T>,
-    existing: Arc<dyn AnyLog>,
-    mut problems: Vec<String>,
-) -> Result<Log<T>, Error> {
-    let payload = existing.payload();
-    let found = existing.as_any().downcast::<LogCore<T>>().map(|core| Log { core });
-    match &found {
-        Err(_) => problems.push(other_payload::<T>(payload)),
-        Ok(log) => problems.extend(builder.differences(log)),
-    }
-    Error::unless_none(builder.subject(), problems)?;
-    Ok(found.expect("a problem otherwise"))
-}
-
-/// The queue that exists under the builder's name, if it is what the builder describes.
-fn same_queue<T: Send + Sync + 'static>(
-    builder: &QueueBuilder<T>,
-    existing: Arc<dyn AnyQueue>,
-    mut problems: Vec<String>,
-) -> Result<Queue<T>, Error> {
-    let payload = existing.payload();
-    let core = existing.as_any().downcast::<Core<T>>();
-    match &core {
-        Err(_) => problems.push(other_payload::<T>(payload)),
-        Ok(core) => problems.extend(core.settings.differences(&builder.settings)),
-    }
-    Error::unless_none(builder.subject(), problems)?;
-    Ok(Queue::from_core(core.expect("a problem otherwise")))
-}
-
-/// The topic that exists under the builder's name, if it is what the builder describes.
-fn same_topic<T: Send + Sync + 'static>(
-    builder: &TopicBuilder<T>,
-    existing: Arc<dyn AnyTopic>,
-) -> Result<Topic<T>, Error> {
-    let payload = existing.payload();
-    let Ok(core) = existing.as_any().downcast::<TopicCore<T>>() else {
-        return Err(Error::new(format!("topic {:?}", builder.name()), other_payload::<T>(payload)));
-    };
-    let topic = Topic { core };
-    builder.same_as(&topic).map(|()| topic)
-}
-
-fn other_payload<T>(existing: &str) -> String {
-    format!("it exists with the payload {existing}, asked for {}", type_name::<T>())
 }
 
 #[cfg(not(feature = "sqlite"))]

@@ -8,6 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error as ThisError;
 
+/// Why nothing can be set up any more.
+pub(crate) const SHUT_DOWN: &str = "the broker was shut down";
+
 /// Why a topic, queue, binding or consumer could not be set up: every problem of that declaration at once.
 ///
 /// ```
@@ -31,9 +34,15 @@ impl Error {
         Self { subject: subject.into(), problems: vec![problem.into()] }
     }
 
+    /// With everything that is wrong, which is something.
+    pub(crate) fn all(subject: impl Into<String>, problems: Vec<String>) -> Self {
+        debug_assert!(!problems.is_empty());
+        Self { subject: subject.into(), problems }
+    }
+
     /// `Ok` if there are no problems.
     pub(crate) fn unless_none(subject: impl Into<String>, problems: Vec<String>) -> Result<(), Self> {
-        if problems.is_empty() { Ok(()) } else { Err(Self { subject: subject.into(), problems }) }
+        if problems.is_empty() { Ok(()) } else { Err(Self::all(subject, problems)) }
     }
 
     /// What could not be set up, such as `queue "billing"`.

@@ -1152,8 +1152,9 @@
 //! it begins. What a group commits or seeks is noted as settling is, a few milliseconds later: after a crash some
 //! records come again, and none is passed over. The number of partitions and the codec are those of the file. Memory
 //! has the latest few thousand records of each partition, and for each group that is further behind the up to 1,024 it
-//! is reading; measured, opening a log of a million records of 100 bytes after a kill took 0.2 s to the first delivery, and 7 MiB as for ten thousand. Exceptions: a compacted log is in
-//! memory as a whole, and a retention by bytes reads the log once when it is declared.
+//! is reading; measured, opening a log of a million records of 100 bytes after a kill took 0.2 s to the first delivery,
+//! and 7 MiB as for ten thousand. Exceptions: a compacted log is in memory as a whole, and a retention by bytes reads
+//! the log once when it is declared.
 //!
 //! **Dead letters** of a durable queue are durable: giving up on a message, and redriving it, moves it in the file in
 //! one commit. Those that go to a queue you gave are as durable as that is.

@@ -538,6 +538,13 @@ impl<T> Message<T> {
         }
     }
 
+    /// Has the commit that writes it do what the rider is for.
+    pub(crate) fn give_rider(&mut self, rider: &Rider) {
+        if rider.is_some() {
+            self.extras_mut().rider = rider.for_message();
+        }
+    }
+
     #[cfg(feature = "sqlite")]
     pub(crate) fn take_rider(&mut self) -> Option<Rider> {
         let extras = self.extras.as_mut().filter(|extras| extras.rider.is_some())?;

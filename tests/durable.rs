@@ -4,14 +4,13 @@
 
 mod common;
 
-use common::store::Folder;
+use common::store::{Folder, flush, simulated};
 use common::{eventually, quiet, within};
 use postroom::store::{Durability, Limit, StoreError};
 use postroom::{
-    Broker, Codec, CodecError, Expired, ManualClock, Message, Obstacle, Overflow, PublishError, Queue, Reason, Retry,
-    SendError, Simulation, Topic, TransactionError,
+    Broker, CheckBack, Codec, CodecError, Error, Expired, Log, ManualClock, Message, Obstacle, Overflow, PublishError,
+    Queue, Reason, Resolution, Retry, SendError, Start, Topic, TransactionError,
 };
-use std::path::Path;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -25,25 +24,6 @@ fn open(folder: &Folder) -> Broker {
 
 fn jobs(broker: &Broker) -> Queue<String> {
     broker.queue("jobs").durable(Durability::Buffered).declare().unwrap()
-}
-
-/// On a clock that a later run goes on with.
-fn simulated(folder: &Folder, clock: &ManualClock) -> (Broker, Simulation) {
-    Broker::builder().clock(clock.clone()).seed(1).store(folder.file()).build_simulated().unwrap()
-}
-
-/// What a process that is killed now would leave behind.
-fn killed(folder: &Folder) -> Folder {
-    let copy = Folder::new();
-    for end in ["", "-wal"] {
-        let name = |path: &Path| format!("{}{end}", path.display());
-        let _ = std::fs::copy(name(&folder.file()), name(&copy.file()));
-    }
-    copy
-}
-
-fn flush(broker: &Broker) {
-    broker.store().unwrap().flush(Durability::Buffered).unwrap();
 }
 
 fn texts(queue: &Queue<String>) -> Vec<String> {
@@ -93,7 +73,7 @@ fn order_is_kept_and_what_is_settled_is_gone() {
     queue.recv_batch(10).unwrap().ack().unwrap();
     let in_hand = queue.recv().unwrap();
     flush(&broker);
-    let killed = killed(&folder);
+    let killed = folder.killed();
     drop((in_hand, queue, broker));
 
     let broker = open(&killed);
@@ -247,7 +227,7 @@ fn what_expired_while_the_file_was_closed_is_among_the_dead_letters() {
         };
         let broker = open(&folder);
         declare(&broker).send_batch(0..500).unwrap();
-        let left = killed(&folder);
+        let left = folder.killed();
         thread::sleep(Duration::from_millis(30));
 
         let broker = open(&left);
@@ -296,7 +276,7 @@ fn a_message_is_never_both_in_its_queue_and_a_dead_letter() {
         queue.recv().unwrap().dead_letter("no").unwrap();
     }
     eventually("all of them", || queue.dead_letters().len() == 25);
-    let copy = killed(&folder);
+    let copy = folder.killed();
     let other = open(&copy);
     let again = jobs(&other);
     assert_eq!((again.len(), again.dead_letters().len()), (25, 25));
@@ -788,4 +768,52 @@ fn threads_that_declare_the_same_queue_find_one() {
         assert!(threads.into_iter().all(|thread| thread.join().unwrap() == 100));
         assert_eq!(jobs(&broker).stats().recovered, 100);
     });
+}
+
+/// A codec for text that, asked for its name for the first time, says so and waits.
+struct Slow {
+    asked: mpsc::Sender<()>,
+    go_on: Mutex<Option<mpsc::Receiver<()>>>,
+}
+
+impl Codec<String> for Slow {
+    fn name(&self) -> &str {
+        if let Some(go_on) = self.go_on.lock().unwrap().take() {
+            self.asked.send(()).unwrap();
+            go_on.recv().unwrap();
+        }
+        "text"
+    }
+    fn encode(&self, payload: &String) -> Result<Vec<u8>, CodecError> {
+        Ok(payload.clone().into_bytes())
+    }
+    fn decode(&self, bytes: &[u8]) -> Result<String, CodecError> {
+        Ok(String::from_utf8(bytes.to_vec())?)
+    }
+}
+
+#[test]
+fn the_name_of_a_queue_that_is_just_being_opened_is_taken_for_dead_letters_in_memory_too() {
+    let folder = Folder::new();
+    let broker = open(&folder);
+    let topic = || broker.topic("orders").check_back(CheckBack::new(|_: &Message<u32>| Resolution::Unknown)).declare();
+    let log: Log<u32> = broker.log("lines").declare().unwrap();
+    let group = || log.group("readers").start(Start::Earliest);
+    let tries: [(&str, &(dyn Fn() -> Option<Error> + Sync)); 2] =
+        [("orders.half.dead", &|| topic().err()), ("lines/readers.dead", &|| group().err())];
+    for (name, other) in tries {
+        let (asked, is_asked) = mpsc::channel();
+        let (go, go_on) = mpsc::channel();
+        let slow = Slow { asked, go_on: Mutex::new(Some(go_on)) };
+        thread::scope(|scope| {
+            let queue = scope.spawn(|| broker.queue::<String>(name).durable_with(SYNC, slow).declare());
+            is_asked.recv().unwrap();
+            // It may wait until it is known what becomes of the other one.
+            let refused = scope.spawn(other);
+            go.send(()).unwrap();
+            let refused = refused.join().unwrap().expect(name);
+            assert!(refused.to_string().contains("taken by another queue"), "{refused}");
+            queue.join().unwrap().unwrap();
+        });
+    }
 }

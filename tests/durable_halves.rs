@@ -4,43 +4,25 @@
 
 mod common;
 
-use common::store::Folder;
+use common::store::{Folder, flush, simulated};
+use common::truth::Truth;
 use common::{ON_PURPOSE, eventually, quiet};
 use postroom::store::Durability;
 use postroom::{
     Broker, CheckBack, Codec, CodecError, DeadLetter, HalfError, ManualClock, Message, Obstacle, Overflow,
     PrepareError, Published, Queue, Reason, Resolution, Simulation, Topic,
 };
-use std::collections::HashMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
 const BUFFERED: Durability = Durability::Buffered;
 
-/// What the listener answers, and when it was asked, in seconds since the first run began.
-#[derive(Clone, Default)]
-struct Truth {
-    answers: Arc<Mutex<HashMap<u32, Resolution>>>,
-    asked: Arc<Mutex<Vec<(u32, u64)>>>,
-}
-
-impl Truth {
-    fn is(&self, n: u32, resolution: Resolution) {
-        self.answers.lock().unwrap().insert(n, resolution);
-    }
-
-    fn asked(&self) -> Vec<(u32, u64)> {
-        self.asked.lock().unwrap().clone()
-    }
-}
-
 /// One run after the other on a clock that goes on.
 struct World {
     folder: Folder,
     clock: ManualClock,
-    start: std::time::SystemTime,
+    /// Since the first run began.
     truth: Truth,
 }
 
@@ -54,25 +36,16 @@ struct Run {
 impl World {
     fn new() -> Self {
         let clock = ManualClock::new();
-        Self { folder: Folder::new(), start: clock.now(), clock, truth: Truth::default() }
-    }
-
-    fn broker(&self) -> (Broker, Simulation) {
-        Broker::builder().clock(self.clock.clone()).seed(1).store(self.folder.file()).build_simulated().unwrap()
+        Self { folder: Folder::new(), truth: Truth::since(clock.now()), clock }
     }
 
     fn check_back(&self) -> CheckBack<u32> {
-        let (truth, clock, start) = (self.truth.clone(), self.clock.clone(), self.start);
-        CheckBack::new(move |n: &Message<u32>| {
-            let after = clock.now().duration_since(start).unwrap().as_secs();
-            truth.asked.lock().unwrap().push((**n, after));
-            truth.answers.lock().unwrap().get(n.payload()).copied().unwrap_or(Resolution::Unknown)
-        })
-        .durable(BUFFERED)
+        let clock = self.clock.clone();
+        self.truth.check_back(move || clock.now()).durable(BUFFERED)
     }
 
     fn run(&self) -> Run {
-        let (broker, simulation) = self.broker();
+        let (broker, simulation) = simulated(&self.folder, &self.clock);
         let topic = broker.topic("orders").check_back(self.check_back()).declare().unwrap();
         let queue = broker.queue("billing").durable(BUFFERED).declare().unwrap();
         topic.bind(&queue, "order.*").unwrap();
@@ -81,19 +54,11 @@ impl World {
 
     /// As if the process were killed now, and started again.
     fn killed(&mut self, run: Run) -> Run {
-        let copy = Folder::new();
-        for end in ["", "-wal"] {
-            let name = |path: &Path| format!("{}{end}", path.display());
-            let _ = std::fs::copy(name(&self.folder.file()), name(&copy.file()));
-        }
+        let copy = self.folder.killed();
         drop(run);
         self.folder = copy;
         self.run()
     }
-}
-
-fn flush(broker: &Broker) {
-    broker.store().unwrap().flush(BUFFERED).unwrap();
 }
 
 fn content(queue: &Queue<u32>) -> Vec<u32> {
@@ -274,7 +239,7 @@ fn what_the_check_back_commits_is_kept_until_something_is_bound() {
     drop(run.topic.prepare("order.a", 7).unwrap());
     world.truth.is(7, Resolution::Commit);
     drop(run);
-    let (broker, simulation) = world.broker();
+    let (broker, simulation) = simulated(&world.folder, &world.clock);
     let topic: Topic<u32> = broker.topic("orders").check_back(world.check_back()).declare().unwrap();
     simulation.advance(100 * SECOND);
     assert_eq!((world.truth.asked().len(), open(&topic)), (1, vec![7]), "decided, and nobody is there");
@@ -311,7 +276,7 @@ fn ids_and_bounds_hold_over_a_restart() {
     assert_ne!(new.id(), 9.into());
     drop((new, run));
 
-    let (broker, _simulation) = world.broker();
+    let (broker, _simulation) = simulated(&world.folder, &world.clock);
     let few = world.check_back().max_open(2);
     let topic: Topic<u32> = broker.topic("orders").check_back(few).declare().unwrap();
     assert!(matches!(topic.prepare("order.a", 4), Err(PrepareError::TooMany(_))));

@@ -4,13 +4,12 @@
 
 mod common;
 
-use common::store::Folder;
+use common::store::{Folder, flush, simulated};
 use postroom::store::Durability;
 use postroom::{
-    Broker, CheckBack, Claimed, ManualClock, Message, Obstacle, PublishError, Queue, Resolution, Simulation, Topic,
+    Broker, CheckBack, Claimed, ManualClock, Message, Obstacle, PublishError, Queue, Resolution, Topic,
     TransactionError, Window,
 };
-use std::path::Path;
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -30,29 +29,10 @@ fn open(folder: &Folder) -> (Broker, Queue<u64>) {
     (broker, queue)
 }
 
-/// On a clock that a later run goes on with.
-fn simulated(folder: &Folder, clock: &ManualClock) -> (Broker, Simulation) {
-    Broker::builder().clock(clock.clone()).seed(1).store(folder.file()).build_simulated().unwrap()
-}
-
 /// Whether a message of that id is handed out; it is acked then.
 fn handles(queue: &Queue<u64>, id: u64) -> bool {
     queue.send(message(id)).unwrap();
     queue.try_recv().map(|delivery| delivery.ack().unwrap()).is_ok()
-}
-
-fn flush(broker: &Broker) {
-    broker.store().unwrap().flush(Durability::Buffered).unwrap();
-}
-
-/// What a process that is killed now would leave behind.
-fn killed(folder: &Folder) -> Folder {
-    let copy = Folder::new();
-    for end in ["", "-wal"] {
-        let name = |path: &Path| format!("{}{end}", path.display());
-        let _ = std::fs::copy(name(&folder.file()), name(&copy.file()));
-    }
-    copy
 }
 
 /// How many keys its stream holds.
@@ -89,7 +69,7 @@ fn what_failed_or_was_in_hand_when_the_process_died_is_handled() {
     let in_hand = queue.recv().unwrap();
     queue.recv().unwrap().ack().unwrap();
     flush(&broker);
-    let killed = killed(&folder);
+    let killed = folder.killed();
     drop(in_hand);
     drop((broker, queue));
 
@@ -113,7 +93,7 @@ fn a_second_message_left_in_the_file_is_a_duplicate_once_the_first_was_done() {
     first.ack().unwrap();
     queue.send(message(1)).unwrap();
     flush(&broker);
-    let killed = killed(&folder);
+    let killed = folder.killed();
     let (_broker, queue) = open(&killed);
     assert_eq!((queue.len(), queue.try_recv().is_err(), queue.len()), (1, true, 0));
 }
@@ -263,7 +243,7 @@ fn an_id_that_was_published_in_an_earlier_run_is_refused() {
     let before = broker.stats().file.unwrap().batches;
     topic_.publish("queue", message(1)).unwrap();
     assert_eq!(broker.stats().file.unwrap().batches - before, 1, "its id is in the commit of the message");
-    let crashed = killed(&folder);
+    let crashed = folder.killed();
     topic_.publish("nowhere", message(2)).unwrap();
     broker.transaction(|tx| tx.publish(&topic_, "queue", message(3)).map_err(Into::into)).unwrap();
     topic_.prepare("queue", message(4)).unwrap().commit().unwrap();
@@ -321,7 +301,7 @@ fn claims_by_hand_are_remembered_once_completed() {
     let other = broker.durable_idempotency("mails", HOUR).unwrap();
     assert!(matches!(other.claim(1), Claimed::New(_)));
     flush(&broker);
-    let killed = killed(&folder);
+    let killed = folder.killed();
     drop(open);
 
     let broker = Broker::open(killed.file()).unwrap();

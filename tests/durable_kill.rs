@@ -7,26 +7,18 @@
 
 mod common;
 
-use common::store::Folder;
+use common::kill::{EACH, Task, begin, rounds};
+use common::store::{Folder, flush};
 use postroom::store::Durability;
 use postroom::{Broker, CheckBack, Message, Queue, Resolution, Retry, Topic};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-const FILE: &str = "POSTROOM_QUEUE_TO_KILL";
-const FIRST: &str = "POSTROOM_FIRST_NUMBER";
-const MODE: &str = "POSTROOM_MODE";
 /// Everything is published twice, under one id.
 const IDEMPOTENT: &str = "idempotent";
 /// Everything is prepared first, and one of four local transactions is rolled back.
 const HALVES: &str = "halves";
-const ROUNDS: u64 = 200;
-/// Numbers of one process.
-const EACH: u64 = 1_000_000;
 
 // ---- the process that is killed --------------------------------------------------------------------
 
@@ -139,12 +131,9 @@ fn prepare(topic: &Topic<u64>, numbers: std::ops::Range<u64>) {
 /// Not a test of its own: what the killed process does.
 #[test]
 fn works_until_it_is_killed() {
-    let Some(file) = std::env::var_os(FILE) else { return };
-    let first: u64 = std::env::var(FIRST).unwrap().parse().unwrap();
-    // On a line of its own, even behind what the test harness says on one core.
-    println!("\nbegins");
+    let Some(Task { file, mode, first }) = Task::given() else { return };
+    begin();
     let broker = Broker::open(file).unwrap();
-    let mode = std::env::var(MODE).unwrap();
     let (queue, times) = (queue(&broker, &mode), if mode == IDEMPOTENT { 2 } else { 1 });
     let topic = topic(&broker, &mode);
     topic.bind(&queue, "#").unwrap();
@@ -166,7 +155,7 @@ fn works_until_it_is_killed() {
         }
         settled += 1;
         if settled % 40 == 0 {
-            broker.store().unwrap().flush(Durability::Buffered).unwrap();
+            flush(&broker);
             Said::Safe.say();
         }
         if settled % 700 == 0 {
@@ -238,36 +227,6 @@ fn the_checker_finds_what_is_wrong() {
 
 // ---- the rounds ------------------------------------------------------------------------------------
 
-fn start(file: &Path, mode: &str, first: u64) -> Child {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "works_until_it_is_killed", "--nocapture"]);
-    command.env(FILE, file).env(MODE, mode).env(FIRST, first.to_string());
-    command.stdout(Stdio::piped()).spawn().unwrap()
-}
-
-/// What a process said until it was killed.
-fn round(file: &Path, mode: &str, round: u64) -> Vec<Said> {
-    let mut child = start(file, mode, round * EACH);
-    let out = BufReader::new(child.stdout.take().unwrap());
-    let (begun, begins) = std::sync::mpsc::channel();
-    let listener = thread::spawn(move || {
-        let mut said = Vec::new();
-        for line in out.lines().map(Result::unwrap) {
-            if line == "begins" {
-                let _ = begun.send(());
-            }
-            said.extend(Said::read(&line));
-        }
-        said
-    });
-    begins.recv().expect("it begins");
-    // From the middle of opening and recovering to well beyond.
-    thread::sleep(Duration::from_micros(round * 1_370 % 90_000));
-    child.kill().unwrap();
-    child.wait().unwrap();
-    listener.join().unwrap()
-}
-
 fn drained(queue: &Queue<u64>) -> Vec<u64> {
     let letters = queue.dead_letters().drain();
     let messages = queue.drain();
@@ -287,9 +246,8 @@ fn handed_out(queue: &Queue<u64>) -> Vec<u64> {
 }
 
 fn many_rounds(mode_name: &str) {
-    let rounds = std::env::var("POSTROOM_KILL_ROUNDS").map_or(ROUNDS, |n| n.parse().unwrap());
     let folder = Folder::new();
-    let processes: Vec<_> = (0..rounds).map(|n| round(&folder.file(), mode_name, n)).collect();
+    let processes = rounds(&folder.file(), mode_name, Said::read);
     let broker = Broker::open(folder.file()).unwrap();
     let queue = queue(&broker, mode_name);
     // Before anybody asks about them.
@@ -301,7 +259,8 @@ fn many_rounds(mode_name: &str) {
     let (published, did) = (count(|s| matches!(s, Said::Published(_))), count(|s| matches!(s, Said::Did(_))));
     let safe = count(|said| *said == Said::Safe);
     println!(
-        "{mode_name}: {rounds} rounds, {published} published, {did} handled, {safe} times safe, {} left",
+        "{mode_name}: {} rounds, {published} published, {did} handled, {safe} times safe, {} left",
+        processes.len(),
         left.len()
     );
     assert!(published > 100 && did > 50, "{published} published, {did} handled: too few to say anything");

@@ -6,12 +6,12 @@
 
 mod common;
 
-use common::store::Folder;
+use common::store::{Folder, flush, simulated};
 use common::{Bomb, eventually, quiet, within};
 use postroom::store::{Batch, Durability};
 use postroom::{
     Broker, Codec, CodecError, Event, Failure, Group, Log, LogError, ManualClock, Message, Record, Replay, Retention,
-    Retry, Simulation, Start,
+    Retry, Start,
 };
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -62,10 +62,6 @@ fn open(folder: &Folder) -> Broker {
 
 fn numbers(broker: &Broker) -> Log<u64> {
     broker.log("numbers").durable(BUFFERED).window(WINDOW).declare().unwrap()
-}
-
-fn simulated(folder: &Folder, clock: &ManualClock) -> (Broker, Simulation) {
-    Broker::builder().clock(clock.clone()).seed(1).store(folder.file()).build_simulated().unwrap()
 }
 
 /// In an earlier run.
@@ -211,7 +207,7 @@ fn a_group_far_behind_sees_everything_once_and_in_order_while_others_append() {
         let (later, tail) = (log.clone(), log.group("tail").start(Start::Latest).unwrap());
         let at_the_end = collect(&tail);
         thread::spawn(move || (2_000..6_000).for_each(|n| drop(later.append_deferred(n)))).join().unwrap();
-        broker.store().unwrap().flush(BUFFERED).unwrap();
+        flush(&broker);
         assert!(broker.wait_idle(LIMIT));
         for seen in seen {
             assert_eq!(*seen.lock().unwrap(), (0..6_000).collect::<Vec<_>>());
@@ -234,7 +230,7 @@ fn what_retention_removes_is_skipped_and_counted_and_nothing_else_is_missing() {
         let sees = Arc::clone(&seen);
         let slow = move |record: &Record<u64>| {
             assert_eq!(***record, record.offset());
-            if record.offset() % 64 == 0 {
+            if record.offset().is_multiple_of(64) {
                 thread::sleep(Duration::from_millis(3));
             }
             sees.lock().unwrap().push(***record);
@@ -650,7 +646,7 @@ impl Codec<Asks> for Asking {
     }
     fn decode(&self, bytes: &[u8]) -> Result<Asks, CodecError> {
         let n: u64 = std::str::from_utf8(bytes)?.parse()?;
-        Ok(Asks(n, Arc::clone(&self.0), (n % 5 == 0).then(|| Bomb)))
+        Ok(Asks(n, Arc::clone(&self.0), n.is_multiple_of(5).then(|| Bomb)))
     }
 }
 
@@ -674,7 +670,7 @@ fn destructors_run_without_a_lock_and_may_panic() {
         }
         let mut reader = log.group("by hand").start(Start::Earliest).unwrap().reader();
         for n in 0..400 {
-            log.append(Asks(n, Arc::clone(&own), (n % 5 == 0).then(|| Bomb))).unwrap();
+            log.append(Asks(n, Arc::clone(&own), n.is_multiple_of(5).then(|| Bomb))).unwrap();
             let _ = reader.try_recv();
         }
         assert!(broker.wait_idle(LIMIT));

@@ -7,22 +7,15 @@
 
 mod common;
 
-use common::store::Folder;
+use common::kill::{EACH, Task, begin, rounds};
+use common::store::{Folder, flush};
 use postroom::store::Durability;
 use postroom::{Broker, Failure, Group, Log, Message, Queue, Record, Retention, Retry, Start, Topic};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-const FILE: &str = "POSTROOM_LOG_TO_KILL";
-const FIRST: &str = "POSTROOM_FIRST_NUMBER";
-const MODE: &str = "POSTROOM_MODE";
-const ROUNDS: u64 = 200;
-/// Numbers of one process.
-const EACH: u64 = 1_000_000;
 const PARTITIONS: usize = 2;
 /// In the second log.
 const KEPT: u64 = 1000;
@@ -132,11 +125,9 @@ fn produce(parts: &Parts, numbers: std::ops::Range<u64>) {
 /// Not a test of its own: what the killed process does.
 #[test]
 fn works_until_it_is_killed() {
-    let Some(file) = std::env::var_os(FILE) else { return };
-    let first: u64 = std::env::var(FIRST).unwrap().parse().unwrap();
-    // On a line of its own, even behind what the test harness says on one core.
-    println!("\nbegins");
-    let parts = open(file, &std::env::var(MODE).unwrap());
+    let Some(Task { file, mode, first }) = Task::given() else { return };
+    begin();
+    let parts = open(file, &mode);
     let group = group(&parts.log);
     let handler = |record: &Record<u64>| -> Result<(), Failure> {
         if ***record % 50 == 7 {
@@ -153,7 +144,7 @@ fn works_until_it_is_killed() {
         }
         loop {
             let committed: Vec<u64> = (0..PARTITIONS).map(|partition| group.committed(partition).unwrap()).collect();
-            parts.broker.store().unwrap().flush(Durability::Buffered).unwrap();
+            flush(&parts.broker);
             committed.iter().enumerate().for_each(|(partition, &committed)| Said::Safe(partition, committed).say());
             thread::sleep(Duration::from_millis(2));
         }
@@ -249,38 +240,6 @@ fn the_checker_finds_what_is_wrong() {
 
 // ---- the rounds ------------------------------------------------------------------------------------
 
-fn start(file: &Path, mode: &str, first: u64) -> Child {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "works_until_it_is_killed", "--nocapture"]);
-    command.env(FILE, file).env(MODE, mode).env(FIRST, first.to_string());
-    command.stdout(Stdio::piped()).spawn().unwrap()
-}
-
-/// What a process said until it was killed.
-fn round(file: &Path, mode: &str, round: u64) -> Vec<Said> {
-    let mut child = start(file, mode, round * EACH);
-    let out = BufReader::new(child.stdout.take().unwrap());
-    let (begun, begins) = std::sync::mpsc::channel();
-    let listener = thread::spawn(move || {
-        let mut said = Vec::new();
-        for line in out.lines().map(Result::unwrap) {
-            assert!(!line.contains("panicked"), "{line}");
-            if line == "begins" {
-                let _ = begun.send(());
-            }
-            said.extend(Said::read(&line));
-        }
-        said
-    });
-    begins.recv().expect("it begins");
-    // From the middle of opening and recovering to well beyond.
-    thread::sleep(Duration::from_micros(round * 1_370 % 90_000));
-    assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
-    child.kill().unwrap();
-    child.wait().unwrap();
-    listener.join().unwrap()
-}
-
 fn all(log: &Log<u64>) -> Vec<At> {
     let mut found = Vec::new();
     for partition in 0..log.partitions() {
@@ -295,9 +254,8 @@ fn all(log: &Log<u64>) -> Vec<At> {
 }
 
 fn many_rounds(mode: &str) {
-    let rounds = std::env::var("POSTROOM_KILL_ROUNDS").map_or(ROUNDS, |n| n.parse().unwrap());
     let folder = Folder::new();
-    let processes: Vec<_> = (0..rounds).map(|n| round(&folder.file(), mode, n)).collect();
+    let processes = rounds(&folder.file(), mode, Said::read);
     let Parts { broker, log, short, queue, .. } = open(folder.file(), mode);
     let group = group(&log);
     let committed: Vec<u64> = (0..PARTITIONS).map(|partition| group.committed(partition).unwrap()).collect();
@@ -324,7 +282,8 @@ fn many_rounds(mode: &str) {
             .collect::<BTreeSet<_>>()
             .len();
     println!(
-        "{mode}: {rounds} rounds, {} records, {read} read, {again} of them again, {} dead letters, {} in one commit",
+        "{mode}: {} rounds, {} records, {read} read, {again} of them again, {} dead letters, {} in one commit",
+        processes.len(),
         left.len(),
         letters.len(),
         together.len()

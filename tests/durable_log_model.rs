@@ -6,7 +6,7 @@
 
 mod common;
 
-use common::store::Folder;
+use common::store::{Folder, flush, simulated};
 use postroom::store::Durability;
 use postroom::{Broker, Log, LogError, ManualClock, Message, Queue, Retention, Simulation, Start, Topic};
 use proptest::prelude::*;
@@ -112,8 +112,7 @@ fn open(
     kind: Kind,
     window: usize,
 ) -> (Broker, Simulation, Log<u32>, Queue<u32>, Topic<u32>) {
-    let builder = Broker::builder().clock(clock.clone()).seed(1).store(folder.file());
-    let (broker, simulation) = builder.build_simulated().unwrap();
+    let (broker, simulation) = simulated(folder, clock);
     let log = broker.log("log").partitions(PARTITIONS).durable(Durability::Buffered).window(window);
     let log = match kind {
         Kind::Everything => log,
@@ -215,12 +214,8 @@ impl World {
             }
             Act::Kill => {
                 let before = self.view();
-                self.broker.store().unwrap().flush(Durability::Buffered).unwrap();
-                let copy = Folder::new();
-                for end in ["", "-wal"] {
-                    let name = |folder: &Folder| format!("{}{end}", folder.file().display());
-                    std::fs::copy(name(&self.folder), name(&copy)).unwrap();
-                }
+                flush(&self.broker);
+                let copy = self.folder.killed();
                 self.folder = copy;
                 self.reopen(before);
             }

@@ -4,12 +4,12 @@
 
 mod common;
 
-use common::store::Folder;
+use common::store::{Folder, flush, simulated};
 use common::{eventually, quiet, within};
 use postroom::store::{Durability, Inspector, Limit, Options, StoreError};
 use postroom::{
     AppendError, Broker, Codec, CodecError, Event, Group, Log, ManualClock, Message, Obstacle, PublishError, Queue,
-    Record, Resolution, Retention, Retry, Simulation, Start, Topic, TransactionError,
+    Record, Resolution, Retention, Retry, Start, Topic, TransactionError,
 };
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -25,25 +25,6 @@ fn open(folder: &Folder) -> Broker {
 
 fn numbers(broker: &Broker) -> Log<u64> {
     broker.log("numbers").durable(BUFFERED).declare().unwrap()
-}
-
-/// On a clock that a later run goes on with.
-fn simulated(folder: &Folder, clock: &ManualClock) -> (Broker, Simulation) {
-    Broker::builder().clock(clock.clone()).seed(1).store(folder.file()).build_simulated().unwrap()
-}
-
-/// What a process that is killed now would leave behind.
-fn killed(folder: &Folder) -> Folder {
-    let copy = Folder::new();
-    for end in ["", "-wal"] {
-        let name = |folder: &Folder| format!("{}{end}", folder.file().display());
-        let _ = std::fs::copy(name(folder), name(&copy));
-    }
-    copy
-}
-
-fn flush(broker: &Broker) {
-    broker.store().unwrap().flush(BUFFERED).unwrap();
 }
 
 /// All that a reader can know of a record.
@@ -128,7 +109,7 @@ fn what_was_appended_is_there_when_the_file_is_opened_again() {
     log.append_deferred("later".to_string()).wait().unwrap();
     let before = all(&log);
     assert_eq!((before.len(), log.len()), (54, 54));
-    let after_a_kill = killed(&folder);
+    let after_a_kill = folder.killed();
     assert!(broker.shutdown(LIMIT).is_clean());
     assert_eq!(all(&log), before, "what is in memory can be read on");
     drop((broker, topic, log));
@@ -305,7 +286,7 @@ fn where_a_new_group_begins_survives_a_kill() {
     log.append_batch(0..10).unwrap();
     log.group("g").start(Start::Latest).unwrap();
     log.append_batch(10..13).unwrap();
-    let after = killed(&folder);
+    let after = folder.killed();
     let broker = open(&after);
     let log = numbers(&broker);
     // Latest again would lose what came since.
@@ -325,7 +306,7 @@ fn what_consumers_commit_is_noted_soon_and_in_few_writes() {
     flush(&broker);
     let notes = broker.store().unwrap().stats().batches - before;
     assert!(notes < 5_000, "{notes} notes of 20,000 commits");
-    let after = killed(&folder);
+    let after = folder.killed();
     let broker = open(&after);
     assert_eq!(numbers(&broker).group("g").start(Start::Earliest).unwrap().lag(), 0);
 }
@@ -369,7 +350,7 @@ fn dead_letters_of_a_group_outlive_the_process_with_what_they_say() {
     simulation.advance(Duration::from_secs(10));
     assert_eq!((group.dead_letters().len(), group.lag()), (1, 0));
     flush(&broker);
-    let after = killed(&folder);
+    let after = folder.killed();
     drop((broker, simulation, log, group));
 
     for folder in [folder, after] {
@@ -410,7 +391,7 @@ fn retention_deletes_from_the_file_and_the_log_begins_where_it_began() {
         let (before, oldest, end) = (offsets(&log), log.oldest(0), log.end(0));
         assert!((40..=50).contains(&before.len()), "{before:?}");
         flush(&broker);
-        let after = killed(&folder);
+        let after = folder.killed();
         drop((broker, log, behind));
         for folder in [folder, after] {
             assert_eq!(in_file(&folder, "log", "numbers/0"), before.len() as u64);
@@ -442,7 +423,7 @@ fn what_is_too_old_is_gone_from_the_file_also_if_it_became_so_while_nobody_had_i
     simulation.advance(hour / 2);
     assert_eq!((log.oldest(0), log.len()), (Ok(10), 10));
     flush(&broker);
-    assert_eq!(in_file(&killed(&folder), "log", "numbers/0"), 10);
+    assert_eq!(in_file(&folder.killed(), "log", "numbers/0"), 10);
     drop((broker, simulation, log));
 
     clock.advance(hour);
@@ -477,7 +458,7 @@ fn compaction_deletes_from_the_file_and_leaves_the_same_gaps() {
     let before = offsets(&log);
     assert_eq!(before.len(), 5 + 7 + 1, "{before:?}");
     flush(&broker);
-    let after = killed(&folder);
+    let after = folder.killed();
     drop((broker, log, group));
     for folder in [folder, after] {
         assert_eq!(in_file(&folder, "log", "numbers/0"), before.len() as u64);
@@ -573,7 +554,7 @@ fn one_commit_reaches_every_durable_queue_and_log() {
     assert_eq!((commits() - before, office.lens()), (4, [5; 4]));
     assert_eq!(offsets(&office.log), [(0, 1), (1, 2), (2, 3), (3, 6), (4, 7)]);
     let before = offsets(&office.log);
-    let after = killed(&folder);
+    let after = folder.killed();
     drop(office);
     for folder in [folder, after] {
         let broker = open(&folder);
@@ -600,7 +581,7 @@ fn a_durable_half_message_reaches_a_log_in_the_commit_that_ends_it() {
     let before = broker.store().unwrap().stats().commits;
     half.commit().unwrap();
     assert_eq!((broker.store().unwrap().stats().commits - before, log.len()), (1, 1));
-    let after = killed(&folder);
+    let after = folder.killed();
     drop((broker, topic, log));
     let broker = open(&after);
     let (topic, log) = declare(&broker);

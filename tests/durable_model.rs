@@ -6,7 +6,7 @@
 
 mod common;
 
-use common::store::Folder;
+use common::store::{Folder, flush, simulated};
 use postroom::store::Durability;
 use postroom::{Broker, Delivery, ManualClock, Message, Queue, Retry, Simulation};
 use proptest::prelude::*;
@@ -91,8 +91,7 @@ struct World {
 }
 
 fn open(folder: &Folder, clock: &ManualClock) -> (Broker, Simulation, Queue<u32>) {
-    let builder = Broker::builder().clock(clock.clone()).seed(1).store(folder.file());
-    let (broker, simulation) = builder.build_simulated().unwrap();
+    let (broker, simulation) = simulated(folder, clock);
     let retry = Retry::fixed(Duration::from_secs(RETRY_AFTER)).max_attempts(u32::MAX);
     let queue = broker.queue("q").capacity(100_000).retry(retry).durable(Durability::Buffered).window(4);
     let queue = queue.declare().unwrap();
@@ -155,12 +154,8 @@ impl World {
                 self.reopen();
             }
             Act::Kill => {
-                self.broker.store().unwrap().flush(Durability::Buffered).unwrap();
-                let copy = Folder::new();
-                for end in ["", "-wal"] {
-                    let name = |folder: &Folder| format!("{}{end}", folder.file().display());
-                    std::fs::copy(name(&self.folder), name(&copy)).unwrap();
-                }
+                flush(&self.broker);
+                let copy = self.folder.killed();
                 // What they do now happens in a file that nobody opens again.
                 self.held.clear();
                 self.folder = copy;

@@ -4,10 +4,9 @@
 
 mod common;
 
-use common::store::Folder;
+use common::store::{Folder, flush, simulated};
 use postroom::store::Durability;
 use postroom::{Broker, Exhausted, Failure, ManualClock, Message, Queue, Reason, Retry, Simulation};
-use std::path::Path;
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -30,8 +29,7 @@ impl World {
     }
 
     fn run(&self) -> Run {
-        let builder = Broker::builder().clock(self.clock.clone()).seed(1).store(self.folder.file());
-        let (broker, simulation) = builder.build_simulated().unwrap();
+        let (broker, simulation) = simulated(&self.folder, &self.clock);
         let queue = broker.queue("steps").ordered_by(|step: &String| step.chars().next().unwrap());
         let queue = queue.retry(Retry::fixed(SECOND).max_attempts(2)).on_exhausted(self.policy);
         let queue = queue.durable(Durability::Buffered).declare().unwrap();
@@ -40,12 +38,8 @@ impl World {
 
     /// As if the process were killed now, and started again.
     fn killed(&mut self, run: Run) -> Run {
-        run.broker.store().unwrap().flush(Durability::Buffered).unwrap();
-        let copy = Folder::new();
-        for end in ["", "-wal"] {
-            let name = |path: &Path| format!("{}{end}", path.display());
-            let _ = std::fs::copy(name(&self.folder.file()), name(&copy.file()));
-        }
+        flush(&run.broker);
+        let copy = self.folder.killed();
         drop(run);
         self.folder = copy;
         self.run()

@@ -4,11 +4,10 @@
 
 mod common;
 
-use common::store::Folder;
+use common::store::{Folder, copy_file, flush, simulated};
 use common::{ON_PURPOSE, eventually, quiet, within};
 use postroom::store::Durability;
 use postroom::{Broker, ManualClock, Message, Missed, Overflow, Queue, Schedule, ScheduleBuilder, Simulation, Topic};
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -35,19 +34,14 @@ impl World {
     }
 
     fn run(&self) -> Run {
-        let builder = Broker::builder().clock(self.clock.clone()).seed(1).store(self.folder.file());
-        let (broker, simulation) = builder.build_simulated().unwrap();
+        let (broker, simulation) = simulated(&self.folder, &self.clock);
         let jobs = broker.queue("jobs").durable(Durability::Buffered).declare().unwrap();
         Run { broker, simulation, jobs }
     }
 
     /// As if the process were killed now, and started again.
     fn killed(&mut self, run: Run) -> Run {
-        let copy = Folder::new();
-        for end in ["", "-wal"] {
-            let name = |path: &Path| format!("{}{end}", path.display());
-            let _ = std::fs::copy(name(&self.folder.file()), name(&copy.file()));
-        }
+        let copy = self.folder.killed();
         drop(run);
         self.folder = copy;
         self.run()
@@ -70,7 +64,7 @@ impl Run {
     }
 
     fn flush(&self) {
-        self.broker.store().unwrap().flush(Durability::Buffered).unwrap();
+        flush(&self.broker);
     }
 
     fn batches(&self) -> u64 {
@@ -156,9 +150,7 @@ fn a_crash_while_it_makes_up_for_many_loses_and_repeats_none() {
     let job = move || {
         let n = calls.fetch_add(1, Ordering::SeqCst);
         if n == 5 {
-            for end in ["", "-wal"] {
-                let _ = std::fs::copy(format!("{}{end}", from.display()), format!("{}{end}", to.display()));
-            }
+            copy_file(&from, &to);
         }
         n
     };
@@ -253,8 +245,7 @@ fn one_that_removes_itself_leaves_nothing_in_the_file() {
 fn a_clock_that_was_set_back_does_not_silence_it() {
     let folder = Folder::new();
     let run = |clock: &ManualClock| {
-        let builder = Broker::builder().clock(clock.clone()).seed(1).store(folder.file());
-        let (broker, simulation) = builder.build_simulated().unwrap();
+        let (broker, simulation) = simulated(&folder, clock);
         let jobs: Queue<u64> = broker.queue("jobs").durable(Durability::Buffered).declare().unwrap();
         broker.schedule("tick").every(10 * MINUTE).durable().send(&jobs, || 1).unwrap();
         simulation.advance(10 * MINUTE);

@@ -4,10 +4,9 @@
 
 mod common;
 
-use common::store::Folder;
+use common::store::{Folder, flush, simulated};
 use postroom::store::Durability;
 use postroom::{Broker, CheckBack, ManualClock, Message, Queue, Resolution, Simulation, Topic};
-use std::path::Path;
 use std::time::Duration;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -30,12 +29,8 @@ impl World {
         Self { folder: Folder::new(), clock: ManualClock::new() }
     }
 
-    fn broker(&self) -> (Broker, Simulation) {
-        Broker::builder().clock(self.clock.clone()).seed(1).store(self.folder.file()).build_simulated().unwrap()
-    }
-
     fn run(&self) -> Run {
-        let (broker, simulation) = self.broker();
+        let (broker, simulation) = simulated(&self.folder, &self.clock);
         let check = CheckBack::new(|_| Resolution::Unknown).durable(Durability::Buffered);
         let topic: Topic<u32> = broker.topic("orders").check_back(check).declare().unwrap();
         let queues = ["mail", "log"].map(|name| queue(&broker, name));
@@ -49,12 +44,8 @@ impl World {
     }
 
     fn copy(&mut self, run: Run) {
-        run.broker.store().unwrap().flush(Durability::Buffered).unwrap();
-        let copy = Folder::new();
-        for end in ["", "-wal"] {
-            let name = |path: &Path| format!("{}{end}", path.display());
-            let _ = std::fs::copy(name(&self.folder.file()), name(&copy.file()));
-        }
+        flush(&run.broker);
+        let copy = self.folder.killed();
         drop(run);
         self.folder = copy;
     }
@@ -144,8 +135,7 @@ fn of_those_a_crash_has_left_under_one_name_the_latest_counts() {
     for names in [["mail", "log"], ["log", "mail"]] {
         let copy = Folder::new();
         std::fs::copy(world.folder.file(), copy.file()).unwrap();
-        let other = World { folder: copy, clock: world.clock.clone() };
-        let (broker, simulation) = other.broker();
+        let (broker, simulation) = simulated(&copy, &world.clock);
         let queues = names.map(|name| queue(&broker, name));
         simulation.run_until_idle();
         let delayed: Vec<u32> =
@@ -167,7 +157,7 @@ fn one_that_was_sent_before_its_queue_was_declared_again_is_not_replaced() {
     let run = world.run();
     run.queues[0].send(reminder(1)).unwrap();
     world.copy(run);
-    let (broker, simulation) = world.broker();
+    let (broker, simulation) = simulated(&world.folder, &world.clock);
     let memory: Queue<u32> = broker.queue("memory").declare().unwrap();
     memory.send(reminder(2)).unwrap();
     let mail = queue(&broker, "mail");

@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::truth::Truth;
 use common::{Bomb, ON_PURPOSE, eventually, quiet, within};
 use postroom::{
     Broker, CheckBack, Event, HalfError, HalfFate, Message, Obstacle, Overflow, PrepareError, Published, Queue, Reason,
@@ -15,23 +16,6 @@ use std::time::Duration;
 const SECOND: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_secs(30);
 
-/// What the listener answers, and for whom it was asked when.
-#[derive(Clone, Default)]
-struct Truth {
-    answers: Arc<Mutex<std::collections::HashMap<u32, Resolution>>>,
-    asked: Arc<Mutex<Vec<(u32, u64)>>>,
-}
-
-impl Truth {
-    fn is(&self, n: u32, resolution: Resolution) {
-        self.answers.lock().unwrap().insert(n, resolution);
-    }
-
-    fn asked(&self) -> Vec<(u32, u64)> {
-        self.asked.lock().unwrap().clone()
-    }
-}
-
 struct Set {
     broker: Broker,
     simulation: Simulation,
@@ -42,13 +26,8 @@ struct Set {
 
 fn set(adjust: impl FnOnce(CheckBack<u32>) -> CheckBack<u32>, capacity: usize) -> Set {
     let (broker, simulation) = Broker::simulated(1);
-    let truth = Truth::default();
-    let (mine, clock, start) = (truth.clone(), simulation.clone(), simulation.now());
-    let check_back = CheckBack::new(move |n: &Message<u32>| {
-        let after = clock.now().duration_since(start).unwrap().as_secs();
-        mine.asked.lock().unwrap().push((**n, after));
-        mine.answers.lock().unwrap().get(n.payload()).copied().unwrap_or(Resolution::Unknown)
-    });
+    let (truth, clock) = (Truth::since(simulation.now()), simulation.clone());
+    let check_back = truth.check_back(move || clock.now());
     let topic = broker.topic("orders").check_back(adjust(check_back)).declare().unwrap();
     let queue = broker.queue("billing").capacity(capacity).declare().unwrap();
     topic.bind(&queue, "order.*").unwrap();

@@ -4,27 +4,25 @@
 
 mod common;
 
+use common::kill::{Task, begin};
 use common::store::{Folder, item};
 use postroom::store::{Batch, Durability, Limit, Options, Seq, Store, StoreError};
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::io::Write;
+use std::thread;
 use std::time::Duration;
 
-const FILE: &str = "POSTROOM_STORE_TO_KILL";
 const ROUNDS: u64 = 50;
 
 /// Not a test of its own: what the killed process does. It writes a line for each answer, so that the line is there
 /// if the answer was.
 #[test]
-fn writes_until_it_is_killed() {
-    let Some(file) = std::env::var_os(FILE) else { return };
+fn works_until_it_is_killed() {
+    let Some(Task { file, .. }) = Task::given() else { return };
     let store = Store::open(file, Options::new().wal_bytes(200_000)).unwrap();
     let stream = store.declare("queue", "q", "").unwrap();
     let first = store.reader().unwrap().streams().unwrap()[0].next;
-    // On a line of its own, even behind what the test harness says on one core.
-    println!("\nopen");
+    begin();
     for n in first.. {
         let durability = if n % 64 == 0 { Durability::Sync } else { Durability::Buffered };
         let say = move |seqs: Result<&[Seq], StoreError>| {
@@ -45,10 +43,13 @@ fn writes_until_it_is_killed() {
     }
 }
 
-fn start(file: &Path) -> Child {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "writes_until_it_is_killed", "--nocapture"]).env(FILE, file);
-    command.stdout(Stdio::piped()).spawn().unwrap()
+fn task(folder: &Folder) -> Task {
+    Task { file: folder.file(), mode: String::new(), first: 0 }
+}
+
+/// The place that an answer has given.
+fn read(line: &str) -> Option<Seq> {
+    line.strip_prefix("ok ")?.parse().ok()
 }
 
 #[test]
@@ -56,14 +57,10 @@ fn what_was_answered_survives_kill_9_at_any_moment() {
     let folder = Folder::new();
     let (mut answered, mut most) = (BTreeSet::new(), 0);
     for round in 0..ROUNDS {
-        let mut child = start(&folder.file());
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-        lines.find(|line| line == "open").expect("the file is free the moment its holder is dead");
-        std::thread::sleep(Duration::from_micros(round * 1_700 % 23_000));
-        child.kill().unwrap();
-        child.wait().unwrap();
+        // It begins, because the file is free the moment its holder is dead.
+        let pause = Duration::from_micros(round * 1_700 % 23_000);
         let before = answered.len();
-        answered.extend(lines.filter_map(|line| line.strip_prefix("ok ")?.parse::<u64>().ok()));
+        answered.extend(task(&folder).killed(read, |_| thread::sleep(pause)));
         most = most.max(answered.len() - before);
 
         let store = Store::open(folder.file(), Options::new()).unwrap();
@@ -91,13 +88,10 @@ fn what_was_answered_survives_kill_9_at_any_moment() {
 #[test]
 fn another_process_is_told_who_has_the_file_and_gets_it_when_that_one_is_killed() {
     let folder = Folder::new();
-    let mut child = start(&folder.file());
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-    lines.find(|line| line == "open").expect("opens");
-    let refused = Store::open(folder.file(), Options::new()).unwrap_err();
-    let StoreError::InUse { holder, .. } = &refused else { panic!("{refused}") };
-    assert_eq!(holder.pid, child.id());
-    child.kill().unwrap();
-    child.wait().unwrap();
+    task(&folder).killed(read, |child| {
+        let refused = Store::open(folder.file(), Options::new()).unwrap_err();
+        let StoreError::InUse { holder, .. } = &refused else { panic!("{refused}") };
+        assert_eq!(holder.pid, child.id());
+    });
     Store::open(folder.file(), Options::new()).unwrap();
 }

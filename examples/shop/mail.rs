@@ -1,7 +1,7 @@
 //! Tells customers that their order is paid.
 
 use crate::keeping::{Book, Keeping, Ready};
-use crate::names::{COURIER, Carrier, MAIL, ORDERS, Order, PAID};
+use crate::names::{Carrier, MAIL, ORDERS, Order, PAID};
 use crate::settings::Settings;
 use crate::time::Time;
 use crate::unsolved::Unsolved;
@@ -60,7 +60,7 @@ pub fn open(
     let queue = unsolved.queue(MAIL, |mail| mail.capacity(5_000).retry(retry))?;
     broker.topic(ORDERS).declare()?.bind(&queue, PAID)?;
     let send = move |order: &Message<Order>| {
-        let by = if settings.is_on(COURIER) { Carrier::Courier } else { Carrier::Post };
+        let by = settings.carrier();
         server.send(order, by)
     };
     Ok(Box::new(move || queue.consumer().workers(4).start(send).map(drop)))

@@ -1,7 +1,7 @@
 //! What the office decides, known to every module at once: each keeps a copy and asks nobody.
 
 use crate::keeping::{Book, Keeping};
-use crate::names::{SETTINGS, Setting, price};
+use crate::names::{COURIER, Carrier, SETTINGS, Setting, price};
 use postroom::{Broker, Error, Message, Subscription, Topic};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -60,7 +60,11 @@ impl Settings {
         }
     }
 
-    pub fn is_on(&self, switch: &str) -> bool {
+    pub fn carrier(&self) -> Carrier {
+        if self.is_on(COURIER) { Carrier::Courier } else { Carrier::Post }
+    }
+
+    fn is_on(&self, switch: &str) -> bool {
         self.copy.lock().unwrap().values.get(switch) == Some(&Setting::Switch(true))
     }
 

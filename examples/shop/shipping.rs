@@ -2,7 +2,7 @@
 //! of workers; one that is stuck holds up only itself.
 
 use crate::keeping::{Book, Keeping, Ready};
-use crate::names::{COURIER, Carrier, ORDERS, Order, PACKING, PAID, PARCELS, Parcel, SHIPPED, Step};
+use crate::names::{Carrier, ORDERS, Order, PACKING, PAID, PARCELS, Parcel, SHIPPED, Step};
 use crate::settings::Settings;
 use crate::source::Dice;
 use crate::time::Time;
@@ -89,7 +89,7 @@ pub fn open(
         Step::ALL.into_iter().try_for_each(|to| steps.send(Parcel { order: order.clone(), to }).map(drop))
     };
     let (queue, step) = (parcels.clone(), move |parcel: &Message<Parcel>| -> Result<(), Failure> {
-        let by = if settings.is_on(COURIER) { Carrier::Courier } else { Carrier::Post };
+        let by = settings.carrier();
         ramp.take_step(parcel, by)?;
         if parcel.to == Step::Shipped {
             orders.publish(SHIPPED, parcel.order.event())?;

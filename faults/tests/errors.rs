@@ -4,12 +4,10 @@
 
 mod common;
 
-use common::{Folder, contents, item};
+use common::{CHANGES, Folder, contents, item};
 use faults::{Call, Disk, Fault, Plan};
 use postroom::store::{Batch, Durability, Options, Seq, State, Store, StoreError, StreamId};
 use std::collections::BTreeSet;
-
-const CHANGES: &[Call] = &[Call::Write, Call::Truncate, Call::Sync];
 
 /// What a run of commits was told.
 struct Told {

@@ -4,14 +4,12 @@
 
 mod common;
 
-use common::Folder;
+use common::{CHANGES, Folder};
 use faults::{Call, Disk, Fault, Plan};
 use postroom::store::{Durability, Options, StoreError};
 use postroom::{AppendError, Broker, Failure, Group, Log, Record, Retention, Retry, Start};
 use std::collections::BTreeSet;
 use std::time::Duration;
-
-const CHANGES: &[Call] = &[Call::Write, Call::Truncate, Call::Sync];
 
 fn open(folder: &Folder, disk: &Disk) -> (Broker, Log<u64>, Group<u64>) {
     let options = Options::new().vfs(disk.name()).wal_bytes(60_000).lazy_delay(Duration::ZERO);

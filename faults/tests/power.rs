@@ -3,8 +3,9 @@
 
 mod common;
 
+use common::power::Past;
 use common::{Dice, Folder, contents, item};
-use faults::{Call, Disk, Event, FileId, Image};
+use faults::{Call, Disk};
 use postroom::store::{Batch, Durability, Options, Store};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -43,7 +44,7 @@ impl Day {
         self.store.submit(batch, durability, done).unwrap();
     }
 
-    fn run(seed: u64, steps: u64) -> (Vec<Event>, Vec<Fact>) {
+    fn run(seed: u64, steps: u64) -> Past<Fact> {
         let (folder, disk, mut dice) = (Folder::new(), Disk::new(), Dice(seed));
         disk.record();
         let options = Options::new().vfs(disk.name()).wal_bytes(120_000);
@@ -70,19 +71,12 @@ impl Day {
         }
         day.store.close().unwrap();
         let facts = day.facts.lock().unwrap().clone();
-        (day.disk.events(), facts)
+        Past { events: day.disk.events(), facts }
     }
 }
 
 /// What has to be there, what must not, and which batches go together.
-fn check(image: &Image, facts: &[Fact], what: &str) {
-    let folder = Folder::new();
-    let journal = folder.path().join("store.db-journal");
-    for (id, path) in [(FileId::Main, folder.file()), (FileId::Wal, folder.log()), (FileId::Journal, journal)] {
-        if let Some(bytes) = image.0.get(&id) {
-            std::fs::write(path, bytes).unwrap();
-        }
-    }
+fn check(folder: &Folder, facts: &[Fact], what: &str) {
     let store = Store::open(folder.file(), Options::new()).unwrap_or_else(|e| panic!("{what}: {e}"));
     let Some(stream) = store.reader().unwrap().stream("queue", "q").unwrap() else {
         assert!(facts.is_empty(), "{what}: the stream was declared and is gone");
@@ -110,51 +104,21 @@ fn check(image: &Image, facts: &[Fact], what: &str) {
     }
 }
 
-fn facts_before(events: &[Event], facts: &[Fact]) -> Vec<Fact> {
-    let notes = events.iter().filter_map(|event| if let Event::Note(n) = event { Some(*n as usize) } else { None });
-    notes.map(|n| facts[n].clone()).collect()
-}
-
-/// Cuts the power after `at` events, the rest left to chance.
-fn cut(events: &[Event], facts: &[Fact], at: usize, seed: u64) {
-    let mut dice = Dice(seed);
-    let image = Image::after_power_cut(&events[..at], &mut |sides| dice.roll(sides));
-    check(&image, &facts_before(&events[..at], facts), &format!("cut after event {at}, seed {seed}"));
-}
-
 #[test]
 fn what_was_synced_survives_a_power_cut_before_and_after_every_sync() {
-    let (events, facts) = Day::run(1, 250);
-    let syncs: Vec<usize> = (0..events.len()).filter(|&at| matches!(events[at], Event::Sync(_))).collect();
-    assert!(syncs.len() > 20, "{} syncs", syncs.len());
-    for at in syncs {
-        for at in [at, at + 1, (at + 2).min(events.len())] {
-            cut(&events, &facts, at, at as u64);
-        }
-    }
+    Day::run(1, 250).cut_around_every_sync(check);
 }
 
 #[test]
 fn what_was_synced_survives_a_power_cut_at_any_moment() {
     for seed in 0..4 {
-        let (events, facts) = Day::run(100 + seed, 120);
-        let mut dice = Dice(seed);
-        for round in 0..60 {
-            cut(&events, &facts, dice.roll(events.len() as u64 + 1) as usize, round);
-        }
+        Day::run(100 + seed, 120).cut_at_any_moment(seed, 60, check);
     }
 }
 
 #[test]
 fn the_simulation_notices_a_store_that_does_not_sync() {
-    // The same day, from which the syncs of the log are taken away: somewhere something safe must be lost.
-    let (events, facts) = Day::run(7, 150);
-    let forgetful: Vec<Event> = events.into_iter().filter(|event| !matches!(event, Event::Sync(FileId::Wal))).collect();
-    let noticed = (0..60).any(|round| {
-        let at = forgetful.len() * (round + 1) / 61;
-        std::panic::catch_unwind(|| cut(&forgetful, &facts, at, round as u64)).is_err()
-    });
-    assert!(noticed, "a disk without syncs lost nothing in 60 power cuts");
+    Day::run(7, 150).assert_noticed_without_syncs(check);
 }
 
 #[test]

@@ -4,8 +4,9 @@
 
 mod common;
 
+use common::power::Past;
 use common::{Dice, Folder};
-use faults::{Disk, Event, FileId, Image};
+use faults::Disk;
 use postroom::store::{Durability, Options};
 use postroom::{Broker, Queue, Retry, Topic};
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,7 +51,7 @@ struct Day {
 }
 
 impl Day {
-    fn run(seed: u64, steps: u64) -> (Vec<Event>, Vec<Fact>) {
+    fn run(seed: u64, steps: u64) -> Past<Fact> {
         let (folder, disk, mut dice) = (Folder::new(), Disk::new(), Dice(seed));
         disk.record();
         let options = Options::new().vfs(disk.name()).wal_bytes(120_000).lazy_delay(Duration::ZERO);
@@ -67,7 +68,7 @@ impl Day {
         drop((topic, queues));
         assert!(broker.store().unwrap().close().is_ok());
         drop(broker);
-        (disk.events(), facts)
+        Past { events: disk.events(), facts }
     }
 
     fn note(&mut self, fact: Fact) {
@@ -146,14 +147,7 @@ fn find(queue: &Queue<u64>) -> Found {
     Found { ready, letters, everywhere }
 }
 
-fn check(image: &Image, facts: &[Fact], what: &str) {
-    let folder = Folder::new();
-    let journal = folder.path().join("store.db-journal");
-    for (id, path) in [(FileId::Main, folder.file()), (FileId::Wal, folder.log()), (FileId::Journal, journal)] {
-        if let Some(bytes) = image.0.get(&id) {
-            std::fs::write(path, bytes).unwrap();
-        }
-    }
+fn check(folder: &Folder, facts: &[Fact], what: &str) {
     let broker = Broker::open(folder.file()).unwrap_or_else(|error| panic!("{what}: {error}"));
     let (_topic, queues) = declare(&broker);
     for (at, queue) in queues.iter().enumerate() {
@@ -201,46 +195,19 @@ fn check_queue(queue: usize, found: &Found, facts: &[Fact], what: &str) {
     assert!(fresh.is_sorted(), "{what}: out of order: {:?}", found.ready);
 }
 
-/// Cuts the power after `at` events, the rest left to chance.
-fn cut(events: &[Event], facts: &[Fact], at: usize, seed: u64) {
-    let mut dice = Dice(seed);
-    let image = Image::after_power_cut(&events[..at], &mut |sides| dice.roll(sides));
-    let notes =
-        events[..at].iter().filter_map(|event| if let Event::Note(n) = event { Some(*n as usize) } else { None });
-    let before: Vec<Fact> = notes.map(|n| facts[n].clone()).collect();
-    check(&image, &before, &format!("cut after event {at}, seed {seed}"));
-}
-
 #[test]
 fn what_was_published_survives_a_power_cut_around_every_sync() {
-    let (events, facts) = Day::run(1, 150);
-    let syncs: Vec<usize> = (0..events.len()).filter(|&at| matches!(events[at], Event::Sync(_))).collect();
-    assert!(syncs.len() > 20, "{} syncs", syncs.len());
-    for at in syncs {
-        for at in [at, at + 1, (at + 2).min(events.len())] {
-            cut(&events, &facts, at, at as u64);
-        }
-    }
+    Day::run(1, 150).cut_around_every_sync(check);
 }
 
 #[test]
 fn what_was_published_survives_a_power_cut_at_any_moment() {
     for seed in 0..4 {
-        let (events, facts) = Day::run(100 + seed, 120);
-        let mut dice = Dice(seed);
-        for round in 0..40 {
-            cut(&events, &facts, dice.roll(events.len() as u64 + 1) as usize, round);
-        }
+        Day::run(100 + seed, 120).cut_at_any_moment(seed, 40, check);
     }
 }
 
 #[test]
 fn the_simulation_notices_queues_that_do_not_sync() {
-    let (events, facts) = Day::run(7, 150);
-    let forgetful: Vec<Event> = events.into_iter().filter(|event| !matches!(event, Event::Sync(FileId::Wal))).collect();
-    let noticed = (0..60).any(|round| {
-        let at = forgetful.len() * (round + 1) / 61;
-        std::panic::catch_unwind(|| cut(&forgetful, &facts, at, round as u64)).is_err()
-    });
-    assert!(noticed, "a disk without syncs lost nothing in 60 power cuts");
+    Day::run(7, 150).assert_noticed_without_syncs(check);
 }

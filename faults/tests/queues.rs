@@ -4,14 +4,12 @@
 
 mod common;
 
-use common::Folder;
+use common::{CHANGES, Folder};
 use faults::{Call, Disk, Fault, Plan};
 use postroom::store::{Durability, Options, StoreError};
 use postroom::{Broker, PublishError, Queue, Topic};
 use std::collections::BTreeSet;
 use std::time::Duration;
-
-const CHANGES: &[Call] = &[Call::Write, Call::Truncate, Call::Sync];
 
 fn open(folder: &Folder, disk: &Disk) -> (Broker, Topic<u64>, Queue<u64>, Queue<u64>) {
     let options = Options::new().vfs(disk.name()).wal_bytes(60_000).lazy_delay(Duration::ZERO);

@@ -1,6 +1,7 @@
 //! A broker with a file: opening it, declaring what lives there, closing it.
 
-use super::{Broker, Builder, Inner, Registry, WeakBroker, same_log, same_queue, same_topic};
+use super::entry::Entry;
+use super::{Broker, Builder, Inner, Registry, WeakBroker};
 use crate::dead_letter::DeadLetter;
 use crate::error::Error;
 use crate::idempotency::{Idempotency, Window};
@@ -68,45 +69,33 @@ impl Broker {
 
     pub(super) fn declare_durably<T: Send + Sync + 'static>(
         &self,
-        mut builder: QueueBuilder<T>,
+        builder: QueueBuilder<T>,
         mut problems: Vec<String>,
     ) -> Result<Queue<T>, Error> {
         let subject = builder.subject();
         let Some(depot) = &self.inner.depot else {
             problems.push(NO_STORE.into());
-            return Err(Error::unless_none(subject, problems).expect_err("there is one"));
+            return Err(Error::all(subject, problems));
         };
-        let durable = builder.durable.take().expect("only called for those");
         let dead_name = builder.dead_letters.is_none().then(|| dead_letter_name(&builder.name));
         let _reservation = {
-            let mut registry = self.inner.registry_without(&builder.name);
-            if registry.closed {
-                problems.push("the broker was shut down".into());
-            }
-            if let Some(existing) = registry.queues.get(builder.name.as_str()).cloned() {
-                drop(registry);
-                return same_queue(&builder, existing, problems);
-            }
-            if let Some(dead) = dead_name.as_deref().filter(|dead| registry.queues.contains_key(*dead)) {
-                problems.push(format!("the name of its dead-letter queue, {dead:?}, is taken by another queue"));
-            }
-            Error::unless_none(subject.clone(), problems)?;
+            let mut registry = match self.inner.entry_of_queue(&builder, problems)? {
+                Entry::Occupied(queue) => return Ok(queue),
+                Entry::Vacant(registry) => registry,
+            };
             let names: Vec<String> = [Some(builder.name.clone()), dead_name.clone()].into_iter().flatten().collect();
             registry.reserved.extend(names.iter().cloned());
             Reservation { inner: &self.inner, names }
         };
-        let trouble = |problems| Error::unless_none(subject.clone(), problems).expect_err("there are some");
-        let streams = durable.open(depot, &builder.name, &builder.settings, dead_name.as_deref()).map_err(trouble)?;
-        let QueueBuilder { name, settings, keys, dead_letters, .. } = builder;
+        let trouble = |problems| Error::all(subject.clone(), problems);
+        let QueueBuilder { name, settings, keys, dead_letters, durable, .. } = builder;
+        let durable = durable.expect("only called for those");
+        let streams = durable.open(depot, &name, &settings, dead_name.as_deref()).map_err(trouble)?;
         let shared = dead_letters.clone();
         let queue = Queue::build(Arc::clone(&self.inner.runtime), name.into(), settings, keys, dead_letters);
         let own = dead_name.is_some().then(|| queue.dead_letters());
         Durable::fill(&durable, depot, &streams, &queue, own.as_ref()).map_err(trouble)?;
-        let mut registry = self.inner.registry.lock();
-        if registry.closed {
-            drop(registry);
-            return Err(Error::new(subject, "the broker was shut down"));
-        }
+        let mut registry = self.inner.open_registry(&subject)?;
         if let Some(shared) = &shared {
             registry.forget_unused(&dead_letter_name(shared.name()));
         }
@@ -124,41 +113,28 @@ impl Broker {
         &self,
         mut builder: TopicBuilder<T>,
     ) -> Result<Topic<T>, Error> {
-        let durable = builder.take_durable();
-        let subject = format!("topic {:?}", builder.name());
+        let subject = builder.subject();
         let Some(depot) = &self.inner.depot else { return Err(Error::new(subject, NO_STORE)) };
         let dead_name = format!("{}.half.dead", builder.name());
         let _reservation = {
-            let mut registry = self.inner.registry_for_topic(builder.name());
-            if registry.closed {
-                return Err(Error::new(subject, "the broker was shut down"));
-            }
-            if let Some(existing) = registry.topics.get(builder.name()).cloned() {
-                drop(registry);
-                return same_topic(&builder, existing);
-            }
-            let taken = registry.queues.contains_key(dead_name.as_str()) || registry.reserved.contains(&dead_name);
-            if builder.needs_dead_letters() && taken {
-                let problem = format!("the name of its dead-letter queue, {dead_name:?}, is taken by another queue");
-                return Err(Error::new(subject, problem));
-            }
+            let mut registry = match self.inner.entry_of_topic(&builder, &dead_name)? {
+                Entry::Occupied(topic) => return Ok(topic),
+                Entry::Vacant(registry) => registry,
+            };
             let names = vec![topic_reservation(builder.name()), dead_name.clone()];
             registry.reserved.extend(names.iter().cloned());
             Reservation { inner: &self.inner, names }
         };
+        let durable = builder.take_durable();
         let topic = builder.build(Arc::clone(&self.inner.runtime), dead_name);
         let dead = topic.core.own_dead_letters();
         let opened = topic.core.open_published(depot);
         opened.map_err(|error| Error::new(subject.clone(), format!("its file: {error}")))?;
         if let Some((halves, durable)) = topic.core.halves().zip(durable) {
             let opened = halves.open_file(depot, durable, dead.clone().map(Queue::from_core).as_ref());
-            opened.map_err(|problems| Error::unless_none(subject.clone(), problems).expect_err("there are some"))?;
+            opened.map_err(|problems| Error::all(subject.clone(), problems))?;
         }
-        let mut registry = self.inner.registry.lock();
-        if registry.closed {
-            drop(registry);
-            return Err(Error::new(subject, "the broker was shut down"));
-        }
+        let mut registry = self.inner.open_registry(&subject)?;
         registry.topics.insert(Arc::clone(&topic.core.name), topic.core.clone());
         if let Some(dead) = dead {
             registry.queues.insert(Arc::clone(&dead.name), dead);
@@ -211,9 +187,7 @@ impl Broker {
         let _reservation = {
             let reserved = memory_reservation(&name);
             let mut registry = self.inner.registry_once_free(&reserved);
-            if registry.closed {
-                return Err(Error::new(subject, "the broker was shut down"));
-            }
+            registry.check_open(&subject)?;
             if let Some(existing) = registry.memories.get(&name) {
                 return existing.if_within(window).map_err(|problem| Error::new(subject, problem));
             }
@@ -236,33 +210,25 @@ impl Broker {
         let subject = builder.subject();
         let Some(depot) = &self.inner.depot else {
             problems.push(NO_STORE.into());
-            return Err(Error::unless_none(subject, problems).expect_err("there is one"));
+            return Err(Error::all(subject, problems));
         };
         let _reservation = {
-            let mut registry = self.inner.registry_without_log(&builder.name);
-            if registry.closed {
-                problems.push("the broker was shut down".into());
-            }
-            if let Some(existing) = registry.logs.get(builder.name.as_str()).cloned() {
-                drop(registry);
-                return same_log(&builder, existing, problems);
-            }
-            Error::unless_none(subject.clone(), problems)?;
+            let mut registry = match self.inner.entry_of_log(&builder, problems)? {
+                Entry::Occupied(log) => return Ok(log),
+                Entry::Vacant(registry) => registry,
+            };
             let names = vec![log_reservation(&builder.name)];
             registry.reserved.extend(names.iter().cloned());
             Reservation { inner: &self.inner, names }
         };
         let durable = builder.durable.as_ref().expect("only called for those");
         let files = durable.open(depot, &builder.name, builder.width());
-        let files = files.map_err(|problems| Error::unless_none(subject.clone(), problems).expect_err("some"))?;
+        let files = files.map_err(|problems| Error::all(subject.clone(), problems))?;
         let weak = WeakBroker(Arc::downgrade(&self.inner));
         let log = builder.build(Arc::clone(&self.inner.runtime), weak, files);
         let recovered = log.core.shelf.recover();
         recovered.map_err(|error| Error::new(subject.clone(), format!("its file: {error}")))?;
-        let mut registry = self.inner.registry.lock();
-        if registry.closed {
-            return Err(Error::new(subject, "the broker was shut down"));
-        }
+        let mut registry = self.inner.open_registry(&subject)?;
         registry.logs.insert(Arc::clone(&log.core.shelf.name), log.core.clone());
         Ok(log)
     }
@@ -275,26 +241,18 @@ impl WeakBroker {
         name: &str,
         durable: &Durably<T>,
     ) -> Result<Queue<DeadLetter<T>>, Error> {
-        let refuse = |problem: &str| Error::new(format!("queue {name:?}"), problem);
+        let subject = format!("queue {name:?}");
+        let refuse = |problem: &str| Error::new(&*subject, problem);
         let inner = self.0.upgrade().ok_or_else(|| refuse("its broker is gone"))?;
         let depot = inner.depot.as_ref().ok_or_else(|| refuse(NO_STORE))?;
         let _reservation = {
-            let mut registry = inner.registry_without(name);
-            if registry.closed {
-                return Err(refuse("the broker was shut down"));
-            }
-            if registry.queues.contains_key(name) {
-                return Err(refuse("the name is taken by another queue"));
-            }
+            let mut registry = inner.vacant_for_letters(name)?;
             registry.reserved.insert(name.to_owned());
             Reservation { inner: &inner, names: vec![name.to_owned()] }
         };
         let queue = letters_of_group(depot, durable.coding.clone(), durable.durability, name, &inner.runtime);
         let queue = queue.map_err(|problems| refuse(&problems.join("; ")))?;
-        let mut registry = inner.registry.lock();
-        if registry.closed {
-            return Err(refuse("the broker was shut down"));
-        }
+        let mut registry = inner.open_registry(&subject)?;
         registry.queues.insert(Arc::clone(&queue.core.name), queue.core.clone());
         Ok(queue)
     }

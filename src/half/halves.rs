@@ -220,8 +220,7 @@ impl<T: Send + Sync + 'static> Halves<T> {
         let (key, message) = self.take(id, handle)?;
         match self.publish(&key, message, patience) {
             Ok(receipt) => {
-                self.counts.committed.add(1);
-                self.removed(id, HalfFate::Committed);
+                self.committed(id);
                 Ok(receipt)
             }
             Err((message, why)) => {
@@ -265,9 +264,7 @@ impl<T: Send + Sync + 'static> Halves<T> {
         let Some(topic) = self.core.upgrade() else { return Err((message, HalfError::Closed)) };
         let place = message.place();
         let rider = self.rider(place);
-        if rider.is_some() {
-            message.extras_mut().rider = rider.for_message();
-        }
+        message.give_rider(&rider);
         match topic.publish(key.as_str(), message, patience) {
             Ok(receipt) => {
                 rider.end();
@@ -287,6 +284,11 @@ impl<T: Send + Sync + 'static> Halves<T> {
         let earliest = self.table.lock().put_back(message, next);
         earliest.into_iter().for_each(|due| self.place.arm(due));
         self.runtime.note_progress();
+    }
+
+    fn committed(&self, id: MessageId) {
+        self.counts.committed.add(1);
+        self.removed(id, HalfFate::Committed);
     }
 
     fn removed(&self, id: MessageId, fate: HalfFate) {
@@ -350,16 +352,12 @@ impl<T: Send + Sync + 'static> Halves<T> {
             _ => self.publish(&key, message, Patience::None),
         };
         match published {
-            Ok(_) => {
-                self.counts.committed.add(1);
-                self.removed(id, HalfFate::Committed);
-            }
+            Ok(_) => self.committed(id),
             Err((mut message, HalfError::Refused { why: Obstacle::Duplicate { under_way: false }, .. })) => {
                 // It was published in another way, so there is nothing left to do.
                 self.erase(&mut message);
                 drop_contained(message);
-                self.counts.committed.add(1);
-                self.removed(id, HalfFate::Committed);
+                self.committed(id);
             }
             Err((message, _)) => {
                 if let Some(entry) = self.table.lock().get_mut(id) {

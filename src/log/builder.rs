@@ -7,7 +7,7 @@ use super::{Log, LogCore};
 use crate::broker::{Broker, WeakBroker};
 use crate::error::Error;
 use crate::message::Text;
-use crate::queue::builder::name_problems;
+use crate::queue::builder::{SCHEMA_TOO_EARLY, name_problems};
 use crate::queue::durable::Mode;
 use crate::runtime::Runtime;
 use crate::sync::{Condvar, Mutex};
@@ -161,8 +161,7 @@ impl<T: Send + Sync + 'static> LogBuilder<T> {
     /// declared with another one while that is so.
     #[cfg(feature = "sqlite")]
     pub fn durable_with(mut self, durability: crate::store::Durability, codec: impl crate::codec::Codec<T>) -> Self {
-        let (version, upgrade) = (0, None);
-        let coding = crate::queue::durable::Coding { codec: Arc::new(codec), version, upgrade };
+        let coding = crate::queue::durable::Coding::new(codec);
         self.durable = Some(Durably { durability, coding, window: super::durable::WINDOW });
         self
     }
@@ -177,9 +176,8 @@ impl<T: Send + Sync + 'static> LogBuilder<T> {
         version: u32,
         upgrade: impl Fn(u32, &[u8]) -> Result<T, crate::codec::CodecError> + Send + Sync + 'static,
     ) -> Self {
-        let upgrade: crate::queue::durable::Upgrade<T> = Arc::new(upgrade);
         match &mut self.durable {
-            Some(durable) => (durable.coding.version, durable.coding.upgrade) = (version, Some(upgrade)),
+            Some(durable) => durable.coding.upgrade_to(version, upgrade),
             None => self.schema_too_early = true,
         }
         self
@@ -225,7 +223,7 @@ impl<T: Send + Sync + 'static> LogBuilder<T> {
         }
         problems.extend(self.retention.problems());
         if self.schema_too_early {
-            problems.push("schema without durable before it: only what is in a file has versions".into());
+            problems.push(SCHEMA_TOO_EARLY.into());
         }
         problems
     }

@@ -11,7 +11,7 @@ use super::replay::{Replay, Start};
 use super::shelf::Shelf;
 use crate::clock::Timestamp;
 use crate::dead_letter::{DeadLetter, DeadLetterSink};
-use crate::error::{Error, LogError};
+use crate::error::{Error, LogError, SHUT_DOWN};
 use crate::queue::Queue;
 use crate::queue::builder::name_problems;
 use crate::retry::Retry;
@@ -73,7 +73,7 @@ impl<T: Send + Sync + 'static> GroupBuilder<T> {
         problems.extend(self.settings.retry.problems());
         problems.extend(self.settings.replay.problem());
         if self.log.shelf.gate() != Gate::Open {
-            problems.push("the broker was shut down".into());
+            problems.push(SHUT_DOWN.into());
         }
         let runtime = &self.log.shelf.runtime;
         if self.dead_letters.as_ref().is_some_and(|queue| !Arc::ptr_eq(&queue.core.runtime, runtime)) {

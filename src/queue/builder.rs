@@ -558,9 +558,8 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
         version: u32,
         upgrade: impl Fn(u32, &[u8]) -> Result<T, crate::codec::CodecError> + Send + Sync + 'static,
     ) -> Self {
-        let upgrade: crate::queue::durable::Upgrade<T> = Arc::new(upgrade);
         match &mut self.durable {
-            Some(durable) => (durable.coding.version, durable.coding.upgrade) = (version, Some(upgrade)),
+            Some(durable) => durable.coding.upgrade_to(version, upgrade),
             None => self.schema_too_early = true,
         }
         self
@@ -619,7 +618,7 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
         let mut problems = name_problems(&self.name);
         problems.extend(self.settings.problems());
         if self.schema_too_early {
-            problems.push("schema without durable before it: only what is in a file has versions".into());
+            problems.push(SCHEMA_TOO_EARLY.into());
         }
         if let Some(queue) = self.dead_letters.as_ref().filter(|queue| queue.core.is_ordered()) {
             problems.push(format!("queue {:?} is ordered by key and cannot hold dead letters", queue.name()));
@@ -627,6 +626,8 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
         problems
     }
 }
+
+pub(crate) const SCHEMA_TOO_EARLY: &str = "schema without durable before it: only what is in a file has versions";
 
 /// Names end up in thread names and diagrams.
 pub(crate) fn name_problems(name: &str) -> Vec<String> {

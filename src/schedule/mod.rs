@@ -11,7 +11,7 @@ mod rule;
 
 use crate::broker::Broker;
 use crate::clock::{SystemClock, Timestamp};
-use crate::error::Error;
+use crate::error::{Error, SHUT_DOWN};
 use crate::message::Message;
 use crate::outcome::{contained, drop_contained};
 use crate::queue::Queue;
@@ -252,16 +252,13 @@ impl ScheduleBuilder {
             ours: Arc::ptr_eq(&topic.core.runtime, self.broker.runtime()),
         };
         let topic = topic.clone();
-        let job = move |rider: Rider, report: Report| {
-            let mut message = payload().into();
-            ride(&rider, &mut message);
+        let publish = move |message: Message<T>, report: Report| {
             #[cfg(feature = "sqlite")]
             topic.publish_later(&key, message, Patience::None).then(|result| report.give(result));
             #[cfg(not(feature = "sqlite"))]
             report.give(topic.try_publish(&key, message));
-            rider.end();
         };
-        self.declare(target, Arc::new(job))
+        self.declare(target, job(payload, publish))
     }
 
     /// Sends what `payload` returns, a payload or a whole [`Message`], to a queue at each firing.
@@ -282,16 +279,13 @@ impl ScheduleBuilder {
             ours: Arc::ptr_eq(&queue.core.runtime, self.broker.runtime()),
         };
         let queue = queue.clone();
-        let job = move |rider: Rider, report: Report| {
-            let mut message = payload().into();
-            ride(&rider, &mut message);
+        let send = move |message: Message<T>, report: Report| {
             #[cfg(feature = "sqlite")]
             queue.send_later(message, Patience::None).then(|result| report.give(result));
             #[cfg(not(feature = "sqlite"))]
             report.give(queue.try_send(message));
-            rider.end();
         };
-        self.declare(target, Arc::new(job))
+        self.declare(target, job(payload, send))
     }
 
     fn declare(self, target: Target, job: Job) -> Result<Schedule, Error> {
@@ -388,10 +382,16 @@ impl Report {
     }
 }
 
-fn ride<T>(rider: &Rider, message: &mut Message<T>) {
-    if rider.is_some() {
-        message.extras_mut().rider = rider.for_message();
-    }
+fn job<T: 'static, M: Into<Message<T>>>(
+    payload: impl Fn() -> M + Send + Sync + 'static,
+    hand_over: impl Fn(Message<T>, Report) + Send + Sync + 'static,
+) -> Job {
+    Arc::new(move |rider, report| {
+        let mut message = payload().into();
+        message.give_rider(&rider);
+        hand_over(message, report);
+        rider.end();
+    })
 }
 
 /// The error holds the message, whose destructor is a user's.
@@ -528,7 +528,7 @@ impl Schedules {
     ) -> Result<Schedule, Error> {
         let mut table = self.table.lock();
         if table.closed {
-            problems.push("the broker was shut down".into());
+            problems.push(SHUT_DOWN.into());
         }
         let existing = table.entries.get(name).cloned();
         if let Some(existing) = &existing {

@@ -13,7 +13,7 @@ mod waiting;
 pub use listener::Subscription;
 pub use seat::Lag;
 
-use crate::error::{BroadcastError, Error};
+use crate::error::{BroadcastError, Error, SHUT_DOWN};
 use crate::message::Message;
 use crate::queue::builder::name_problems;
 use crate::queue::core::Patience;
@@ -168,7 +168,7 @@ impl<T: Send + Sync + 'static> SubscriberBuilder<T> {
             problems.push("it asks for the last messages and for the latest by key: one of them".into());
         }
         if !self.ring.is_open() {
-            problems.push("the broker was shut down".into());
+            problems.push(SHUT_DOWN.into());
         }
         problems
     }

@@ -8,7 +8,7 @@ use super::chunk::{Chunk, Pool};
 use super::seat::{Lag, Replay, Seat};
 use super::state::{Gate, Start, State, snapshot};
 use crate::clock::Timestamp;
-use crate::error::{BroadcastError, PublishError, Refused};
+use crate::error::{BroadcastError, PublishError, Refused, SHUT_DOWN};
 use crate::message::Message;
 use crate::queue::core::Refusal;
 use crate::runtime::{AnyRing, Event, Registration, Runtime};
@@ -261,7 +261,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
     pub(super) fn join(&self, seat: &Arc<Seat>, replay: Replay) -> Result<Start<T>, String> {
         let mut state = self.state.lock();
         if state.gate != Gate::Open {
-            return Err("the broker was shut down".into());
+            return Err(SHUT_DOWN.into());
         }
         let mut start = Start { cursor: state.tail, replay: VecDeque::new() };
         match replay {

@@ -4,6 +4,7 @@
 use super::durably;
 use super::route::Wide;
 use crate::error::{PublishError, Refused};
+use crate::log::LogCore;
 use crate::message::{Message, Text};
 use crate::outcome::drop_contained;
 use crate::queue::core::{Core, Patience, Pledge, Refusal};
@@ -104,9 +105,8 @@ pub(super) fn accept_logged<T: Send + Sync + 'static>(
             Err(words) => return Err(PublishError::Panicked(Refused::new(message, &log.shelf.name).because(words))),
         }
     }
-    if let Some(refusing) = logs.iter().position(|log| !log.shelf.pledge()) {
-        logs[..refusing].iter().for_each(|log| log.shelf.forgo());
-        return Err(PublishError::Closed(Refused::new(message, &logs[refusing].shelf.name)));
+    if let Err(closed) = pledge_logs(logs) {
+        return Err(PublishError::Closed(Refused::new(message, &closed.shelf.name)));
     }
     if queues.is_empty() && rings.is_empty() {
         // A group cannot reply, and must not keep the requester waiting.
@@ -120,13 +120,7 @@ pub(super) fn accept_logged<T: Send + Sync + 'static>(
     let write = |message: &mut Message<T>| {
         logs.iter().zip(keys).for_each(|(log, key)| log.shelf.redeem(message.share(), key));
     };
-    match accept_all_after(queues, rings, message, patience, write) {
-        Ok(others) => Ok(logs.len() + others),
-        Err(refused) => {
-            logs.iter().for_each(|log| log.shelf.forgo());
-            Err(refused)
-        }
-    }
+    beside(logs, accept_all_after(queues, rings, message, patience, write))
 }
 
 /// As [`accept_logged`], by way of the file.
@@ -144,20 +138,31 @@ fn accept_logged_durably<T: Send + Sync + 'static>(
             Err(refusal) => return Err(durably::refused_by_log(log, (message, refusal))),
         }
     }
-    if let Some(refusing) = logs.iter().position(|log| !log.shelf.pledge()) {
-        logs[..refusing].iter().for_each(|log| log.shelf.forgo());
-        return Err(PublishError::Closed(Refused::new(message, &logs[refusing].shelf.name)));
+    if let Err(closed) = pledge_logs(logs) {
+        return Err(PublishError::Closed(Refused::new(message, &closed.shelf.name)));
     }
     if queues.is_empty() && rings.is_empty() {
         message.forget_request();
     }
-    match durably::accept_all(queues, rings, logs, stowed, message, patience) {
-        Ok(others) => Ok(logs.len() + others),
-        Err(refused) => {
-            logs.iter().for_each(|log| log.shelf.forgo());
-            Err(refused)
-        }
+    beside(logs, durably::accept_all(queues, rings, logs, stowed, message, patience))
+}
+
+/// Has each promise a place, or none; which one is closed.
+fn pledge_logs<T: Send + Sync + 'static>(logs: &[Arc<LogCore<T>>]) -> Result<(), &LogCore<T>> {
+    let Some(refusing) = logs.iter().position(|log| !log.shelf.pledge()) else { return Ok(()) };
+    logs[..refusing].iter().for_each(|log| log.shelf.forgo());
+    Err(&logs[refusing])
+}
+
+/// The logs have promised: what came of it, given how many others have taken it, or that they do not.
+fn beside<T: Send + Sync + 'static>(
+    logs: &[Arc<LogCore<T>>],
+    others: Result<usize, PublishError<T>>,
+) -> Result<usize, PublishError<T>> {
+    if others.is_err() {
+        logs.iter().for_each(|log| log.shelf.forgo());
     }
+    others.map(|others| logs.len() + others)
 }
 
 pub(super) fn redeem_all<T: Send + Sync + 'static>(

@@ -207,7 +207,7 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
         }
         let admission = self.settings.admission.and_then(|rate| rate.checked().err());
         problems.extend(admission.map(|problem| format!("admission: {problem}")));
-        Error::unless_none(format!("topic {:?}", self.name), problems)?;
+        Error::unless_none(self.subject(), problems)?;
         let broker = self.broker.clone();
         broker.declare_topic(self)
     }
@@ -222,6 +222,10 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
 
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    pub(crate) fn subject(&self) -> String {
+        format!("topic {:?}", self.name)
     }
 
     /// Whether something of it is to be kept in the broker's file.
@@ -280,7 +284,7 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
         if mine == theirs {
             return Ok(());
         }
-        Err(Error::new(format!("topic {:?}", self.name), format!("it exists as {mine}, asked for {theirs}")))
+        Err(Error::new(self.subject(), format!("it exists as {mine}, asked for {theirs}")))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The way of a message from a producer into what takes it.
 
 use super::accept::{accept_all, accept_logged, accept_one, redeem_rings, refusal_error};
-use super::route::{Found, Known, LANES, Lane, Route, Unresolved, Wide};
+use super::route::{Known, LANES, Lane, Route, Wide};
 use super::{Receipt, TopicCore};
 use crate::deadlock::QueueRef;
 use crate::error::{PublishError, Refused};
@@ -13,6 +13,7 @@ use crate::subscriber::ring::{Ring, Waste};
 use crate::sync::{MutexGuard, Ordering};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 impl<T: Send + Sync + 'static> TopicCore<T> {
     #[inline]
@@ -128,6 +129,12 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         published.map(|routed| Receipt { id, routed })
     }
 
+    /// Counts one more, or says how long that is too soon.
+    pub(super) fn pass_admission(&self) -> Result<(), Duration> {
+        let mut admission = self.admission.lock();
+        admission.as_mut().map_or(Ok(()), |throttle| throttle.try_pass(self.runtime.clock.now()))
+    }
+
     /// What was admitted did not get in after all, so it does not count.
     #[cold]
     pub(super) fn unadmit(&self) {
@@ -137,9 +144,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
     /// Gives the message back if it comes too soon.
     #[cold]
     pub(super) fn admit(&self, message: Message<T>) -> Result<Message<T>, PublishError<T>> {
-        let mut admission = self.admission.lock();
-        let passed = admission.as_mut().map_or(Ok(()), |throttle| throttle.try_pass(self.runtime.clock.now()));
-        match passed {
+        match self.pass_admission() {
             Ok(()) => Ok(message),
             Err(wait) => Err(PublishError::Limited(Refused::new(message, &self.name).limited(wait))),
         }
@@ -153,14 +158,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         patience: Patience,
     ) -> Result<Receipt, PublishError<T>> {
         let id = message.id;
-        let routed = match route {
-            Route::Nowhere => self.unroutable(message, patience),
-            Route::One(queue) => accept_one(queue, message, patience),
-            Route::Many(queues) => accept_all(queues, &[], message, patience),
-            Route::Ring(ring) => accept_all(&[], std::slice::from_ref(ring), message, patience),
-            Route::Wide(wide) => self.accept_wide(wide, message, patience),
-            Route::Asks => self.ask(message, patience),
-        }?;
+        let routed = self.accept_by(route, message, patience)?;
         self.count(1);
         Ok(Receipt { id, routed })
     }
@@ -211,22 +209,18 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         self.lanes[thread_slot() % LANES].lock().published += published;
     }
 
-    /// Routes a message whose way depends on what it holds.
-    pub(super) fn ask(&self, message: Message<T>, patience: Patience) -> Result<usize, PublishError<T>> {
-        let mut found = Found::default();
-        let routing_key = message.routing_key.clone();
-        match self.collect(routing_key.as_str(), Some(&message), &mut found) {
-            Err(Unresolved::Panicked(words)) => {
-                Err(PublishError::Panicked(Refused::new(message, &self.name).because(words)))
-            }
-            Err(Unresolved::NeedsMessage) => unreachable!("it was given one"),
-            Ok(()) => match found.into_route() {
-                Route::Nowhere => self.unroutable(message, patience),
-                Route::One(queue) => accept_one(&queue, message, patience),
-                Route::Many(queues) => accept_all(&queues, &[], message, patience),
-                Route::Ring(ring) => accept_all(&[], &[ring], message, patience),
-                Route::Wide(wide) => self.accept_wide(&wide, message, patience),
-                Route::Asks => unreachable!("it has been asked"),
+    /// By what the route leads to; how many queues and logs have taken it.
+    fn accept_by(&self, route: &Route<T>, message: Message<T>, patience: Patience) -> Result<usize, PublishError<T>> {
+        match route {
+            Route::Nowhere => self.unroutable(message, patience),
+            Route::One(queue) => accept_one(queue, message, patience),
+            Route::Many(queues) => accept_all(queues, &[], message, patience),
+            Route::Ring(ring) => accept_all(&[], std::slice::from_ref(ring), message, patience),
+            Route::Wide(wide) => self.accept_wide(wide, message, patience),
+            Route::Asks => match self.route_of(&message) {
+                // That one does not ask again.
+                Ok(route) => self.accept_by(&route, message, patience),
+                Err(words) => Err(PublishError::Panicked(Refused::new(message, &self.name).because(words))),
             },
         }
     }

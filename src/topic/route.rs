@@ -222,6 +222,16 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         found.into_route()
     }
 
+    /// What a routing key leads to with this message; otherwise what a filter or a router said when it panicked.
+    pub(super) fn route_of(&self, message: &Message<T>) -> Result<Route<T>, String> {
+        let mut found = Found::default();
+        match self.collect(message.routing_key.as_str(), Some(message), &mut found) {
+            Ok(()) => Ok(found.into_route()),
+            Err(Unresolved::Panicked(words)) => Err(words),
+            Err(Unresolved::NeedsMessage) => unreachable!("it was given one"),
+        }
+    }
+
     /// Adds every queue that the message reaches from here. No lock is held while user code runs.
     pub(super) fn collect(
         &self,

@@ -1,11 +1,10 @@
 //! What a transaction needs of a topic: where a message would go, and what comes of it once it has gone.
 
-use super::route::{Found, Route, Unresolved};
+use super::route::Route;
 use super::{Duplicate, TopicCore};
 use crate::log::{LogCore, Spot};
 use crate::message::{Message, MessageId, Text};
 use crate::queue::core::Core;
-use crate::queue::throttle::Throttle;
 use crate::subscriber::ring::Ring;
 use crate::sync::Ordering;
 use crate::transaction::{Obstacle, spot_in};
@@ -53,7 +52,8 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
 
     fn reached(&self, message: &Message<T>) -> Result<Reached<T>, (Arc<str>, Obstacle)> {
         let known = self.remembered_route(&message.routing_key);
-        let route = if matches!(known, Route::Asks) { self.route_of(message)? } else { known };
+        let panicked = |words| (Arc::clone(&self.name), Obstacle::Panicked(words));
+        let route = if matches!(known, Route::Asks) { self.route_of(message).map_err(panicked)? } else { known };
         Ok(match route {
             Route::Nowhere => (Vec::new(), Vec::new(), Vec::new(), false),
             Route::One(queue) => (vec![queue], Vec::new(), Vec::new(), false),
@@ -64,23 +64,12 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         })
     }
 
-    fn route_of(&self, message: &Message<T>) -> Result<Route<T>, (Arc<str>, Obstacle)> {
-        let mut found = Found::default();
-        match self.collect(message.routing_key.as_str(), Some(message), &mut found) {
-            Ok(()) => Ok(found.into_route()),
-            Err(Unresolved::Panicked(words)) => Err((Arc::clone(&self.name), Obstacle::Panicked(words))),
-            Err(Unresolved::NeedsMessage) => unreachable!("it was given one"),
-        }
-    }
-
     /// Lets a message in if the topic's limits allow it; see `TopicCore::publish_limited`.
     pub(crate) fn pass(&self, id: MessageId, given: bool) -> Result<(), Obstacle> {
         if !self.limited.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let now = self.runtime.clock.now();
-        let passed = self.admission.lock().as_mut().map_or(Ok(()), |throttle: &mut Throttle| throttle.try_pass(now));
-        passed.map_err(Obstacle::Limited)?;
+        self.pass_admission().map_err(Obstacle::Limited)?;
         self.claim_id(id, given).map_err(|Duplicate { under_way }| {
             self.unadmit();
             Obstacle::Duplicate { under_way }

@@ -1,11 +1,14 @@
 //! What several test files need.
 #![allow(dead_code)]
 
-#[cfg(feature = "sqlite")]
-pub(crate) mod store;
 #[cfg(shuttle)]
 pub(crate) mod interleavings;
+#[cfg(unix)]
+pub(crate) mod kill;
 pub(crate) mod log;
+#[cfg(feature = "sqlite")]
+pub(crate) mod store;
+pub(crate) mod truth;
 
 use std::sync::Once;
 use std::sync::mpsc;

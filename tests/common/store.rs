@@ -1,7 +1,8 @@
 //! For tests of what is kept in a file.
 
-use postroom::store::{Item, Limit, Options, Row, Store, StreamId};
-use std::path::PathBuf;
+use postroom::store::{Durability, Item, Limit, Options, Row, Store, StreamId};
+use postroom::{Broker, ManualClock, Simulation};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// No limit.
@@ -22,12 +23,38 @@ impl Folder {
     pub(crate) fn file(&self) -> PathBuf {
         self.0.join("store.db")
     }
+
+    /// What a process that is killed now would leave behind.
+    pub(crate) fn killed(&self) -> Self {
+        let copy = Self::new();
+        copy_file(&self.file(), &copy.file());
+        copy
+    }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
+}
+
+/// The database and its log as they are now, whoever has them open; without the log once nobody has.
+pub(crate) fn copy_file(from: &Path, to: &Path) {
+    let log = |database: &Path| PathBuf::from(format!("{}-wal", database.display()));
+    std::fs::copy(from, to).unwrap();
+    if log(from).exists() {
+        std::fs::copy(log(from), log(to)).unwrap();
+    }
+}
+
+/// On a clock that a later run goes on with.
+pub(crate) fn simulated(folder: &Folder, clock: &ManualClock) -> (Broker, Simulation) {
+    Broker::builder().clock(clock.clone()).seed(1).store(folder.file()).build_simulated().unwrap()
+}
+
+/// What the broker has handed in is in the file.
+pub(crate) fn flush(broker: &Broker) {
+    broker.store().unwrap().flush(Durability::Buffered).unwrap();
 }
 
 /// An item of which only the payload matters.

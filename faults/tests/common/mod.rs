@@ -1,10 +1,15 @@
 //! What several test files need.
 #![allow(dead_code)]
 
+pub mod power;
+
+use faults::{Call, FileId, Image};
 use postroom::store::{Item, Limit, Store, StreamId};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// Calls that change what is on the disk.
+pub const CHANGES: &[Call] = &[Call::Write, Call::Truncate, Call::Sync];
 pub const ALL: Limit = Limit { items: usize::MAX, bytes: usize::MAX };
 
 /// A folder of its own, gone in the end.
@@ -19,16 +24,24 @@ impl Folder {
         Self(path)
     }
 
+    /// With the files that a disk holds.
+    pub fn holding(image: &Image) -> Self {
+        let folder = Self::new();
+        let journal = folder.0.join("store.db-journal");
+        for (id, path) in [(FileId::Main, folder.file()), (FileId::Wal, folder.log()), (FileId::Journal, journal)] {
+            if let Some(bytes) = image.0.get(&id) {
+                std::fs::write(path, bytes).unwrap();
+            }
+        }
+        folder
+    }
+
     pub fn file(&self) -> PathBuf {
         self.0.join("store.db")
     }
 
     pub fn log(&self) -> PathBuf {
         self.0.join("store.db-wal")
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.0
     }
 }
 

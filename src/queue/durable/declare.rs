@@ -66,8 +66,7 @@ pub(crate) struct Streams {
 
 impl<T: Send + Sync + 'static> Durable<T> {
     pub(crate) fn with(durability: Durability, codec: impl Codec<T>) -> Self {
-        let coding = Coding { codec: Arc::new(codec), version: 0, upgrade: None };
-        Self { durability, coding, window: WINDOW }
+        Self { durability, coding: Coding::new(codec), window: WINDOW }
     }
 
     /// Finds or makes the streams. Waits for the commit.

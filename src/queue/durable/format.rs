@@ -13,14 +13,14 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// Makes a payload of the bytes of an earlier version.
-pub(crate) type Upgrade<T> = Arc<dyn Fn(u32, &[u8]) -> Result<T, CodecError> + Send + Sync>;
+type Upgrade<T> = Arc<dyn Fn(u32, &[u8]) -> Result<T, CodecError> + Send + Sync>;
 
 /// How payloads are written, and which version of their type that is.
 pub(crate) struct Coding<T> {
     pub(crate) codec: Arc<dyn Codec<T>>,
-    pub(crate) version: u32,
+    version: u32,
     /// `None` while there is only one version.
-    pub(crate) upgrade: Option<Upgrade<T>>,
+    upgrade: Option<Upgrade<T>>,
 }
 
 impl<T> Clone for Coding<T> {
@@ -30,6 +30,20 @@ impl<T> Clone for Coding<T> {
 }
 
 impl<T: 'static> Coding<T> {
+    pub(crate) fn new(codec: impl Codec<T>) -> Self {
+        Self { codec: Arc::new(codec), version: 0, upgrade: None }
+    }
+
+    /// Payloads are written as that version, and earlier ones read by `upgrade`.
+    pub(crate) fn upgrade_to(
+        &mut self,
+        version: u32,
+        upgrade: impl Fn(u32, &[u8]) -> Result<T, CodecError> + Send + Sync + 'static,
+    ) {
+        self.version = version;
+        self.upgrade = Some(Arc::new(upgrade));
+    }
+
     fn encode(&self, payload: &T) -> Result<Vec<u8>, String> {
         contained(|| self.codec.encode(payload)).and_then(|encoded| encoded.map_err(|error| error.to_string()))
     }

@@ -23,7 +23,7 @@ pub(crate) use self::accept::{Delivered, Others, Parcel, Stowed};
 pub(crate) use self::declare::{Durable, UNDECODABLE, letters_of_group};
 pub(crate) use self::depot::{Depot, Errand, Pending};
 pub(crate) use self::filed::Filed;
-pub(crate) use self::format::{Coding, Upgrade};
+pub(crate) use self::format::Coding;
 pub(crate) use self::letters::{Along, Moving};
 pub(crate) use self::recover::{keep_apart, put_apart};
 pub(crate) use self::rider::Rider;
