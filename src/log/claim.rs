@@ -32,13 +32,13 @@ pub(super) struct Claim<T> {
     pub(super) partition: usize,
     pub(super) epoch: u64,
     pub(super) found: Found<T>,
-    /// What the group was reading before; not to be dropped under a lock.
-    pub(super) done_with: Option<Arc<Segment<T>>>,
 }
 
 pub(super) enum Found<T> {
     /// The first of at most so many records.
     Records { first: Record<T>, most: usize },
+    /// Nothing before what the group was reading is dropped, with no lock held: it is through with it.
+    Through(Arc<Segment<T>>),
     /// Nothing before these have been read from the file, each in its partition.
     Unread(Vec<(usize, Places)>),
     /// Retention was faster.
@@ -134,7 +134,7 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
     pub(super) fn prepare(&self, board: &mut Board, partition: usize, want: Want) -> Prepared<T> {
         let store = self.shelf.partition(partition);
         let mut lane = self.lane(partition);
-        let claim = |epoch, found| Prepared::Take(Claim { partition, epoch, found, done_with: None });
+        let claim = |epoch, found| Prepared::Take(Claim { partition, epoch, found });
         loop {
             if lane.given_up.is_some() {
                 return claim(lane.epoch, Found::GivenUp);
@@ -156,20 +156,25 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
                 }
                 Located::Unread(places) => return claim(lane.epoch, Found::Unread(vec![(partition, places)])),
                 Located::At { segment, index, end } => {
-                    let unread = self.unread_elsewhere(board, partition);
-                    if !unread.is_empty() {
-                        return claim(lane.epoch, Found::Unread(unread));
+                    if let Some(before) = lane.ahead.take_if(|ahead| !Arc::ptr_eq(ahead, &segment)) {
+                        return claim(lane.epoch, Found::Through(before));
                     }
-                    lane.forget_failures_before(segment.offset_of(index));
+                    if self.settings.replay.is_paced() && board.anchor.is_none() {
+                        let unread = self.unread_elsewhere(partition);
+                        if !unread.is_empty() {
+                            return claim(lane.epoch, Found::Unread(unread));
+                        }
+                    }
+                    if !lane.failing.is_empty() {
+                        lane.forget_failures_before(segment.offset_of(index));
+                    }
                     match self.delay(board, &mut lane, partition, (&segment, index, end), want) {
                         // To be woken before its time, it has to hear of appends.
                         Some((_, wanted)) if wanted > 0 && store.watch(end) => continue,
                         Some((until, wanted)) => return Prepared::Rest { until, wanted },
                         None => {}
                     }
-                    let done_with = lane.ahead.take_if(|ahead| !Arc::ptr_eq(ahead, &segment));
-                    let found = self.found(&mut lane, partition, segment, index, want);
-                    return Prepared::Take(Claim { partition, epoch: lane.epoch, found, done_with });
+                    return claim(lane.epoch, self.found(&mut lane, partition, segment, index, want));
                 }
             }
         }
@@ -236,10 +241,8 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
     }
 
     /// Whose first records have to be seen before a paced replay can begin.
-    fn unread_elsewhere(&self, board: &Board, partition: usize) -> Vec<(usize, Places)> {
-        if !self.settings.replay.is_paced() || board.anchor.is_some() {
-            return Vec::new();
-        }
+    #[cold]
+    fn unread_elsewhere(&self, partition: usize) -> Vec<(usize, Places)> {
         let others = (0..self.width()).filter(|&other| other != partition);
         let unread = |other| match self.shelf.locate(other, self.lane(other).position) {
             Located::Unread(places) => Some((other, places)),

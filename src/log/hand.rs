@@ -8,13 +8,13 @@ use super::record::Record;
 use super::segment::Segment;
 use crate::clock::Timestamp;
 use crate::error::LogError;
-use crate::outcome::drop_contained;
 use std::sync::Arc;
 
 /// What a reader has come by.
 enum Taken<T> {
-    /// And what the group was reading before, to be dropped when no lock is held.
-    Record(Record<T>, Option<Arc<Segment<T>>>),
+    Record(Record<T>),
+    /// Nothing yet, but what the group was reading before, to be dropped when no lock is held.
+    Through(Arc<Segment<T>>),
     /// Of that partition, which the reader holds: only when these have been read from the file.
     Unread(usize, Vec<(usize, Places)>),
     /// Records that were given up on have to become dead letters before the partition goes on, and whoever
@@ -27,27 +27,28 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
     pub(super) fn read(&self, reader: u64) -> Result<Record<T>, LogError> {
         loop {
             let taken = self.take(&mut self.board.lock(), reader);
-            if let Some(record) = self.see_to(taken?, reader)? {
-                return Ok(record);
+            match taken? {
+                Taken::Record(record) => return Ok(record),
+                other => self.see_to(other, reader)?,
             }
         }
     }
 
-    /// The record, or `None` if it is of use to look again. No lock may be held.
-    fn see_to(&self, taken: Taken<T>, reader: u64) -> Result<Option<Record<T>>, LogError> {
+    /// What has to be done before there may be a record. No lock may be held.
+    #[cold]
+    fn see_to(&self, taken: Taken<T>, reader: u64) -> Result<(), LogError> {
         match taken {
-            Taken::Record(record, done_with) => {
-                drop_contained(done_with);
-                return Ok(Some(record));
-            }
+            Taken::Record(_) => {}
+            Taken::Through(segment) => drop(segment),
             Taken::GivenUp(claim) => self.release(claim.partition, self.bury_again(&claim)),
-            Taken::Unread(partition, chunks) if !self.read_all(&chunks) => {
-                self.let_go(partition, reader);
-                return Err(LogError::NotRead { partition });
+            Taken::Unread(partition, chunks) => {
+                if !self.read_all(&chunks) {
+                    self.let_go(partition, reader);
+                    return Err(LogError::NotRead { partition });
+                }
             }
-            Taken::Unread(..) => {}
         }
-        Ok(None)
+        Ok(())
     }
 
     /// A reader that could not get anything there holds it only if it has something in hand.
@@ -65,11 +66,10 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
         let mut board = self.board.lock();
         loop {
             match self.take(&mut board, reader) {
-                Ok(taken) => {
+                Ok(Taken::Record(record)) => return Ok(record),
+                Ok(other) => {
                     drop(board);
-                    if let Some(record) = self.see_to(taken, reader)? {
-                        return Ok(record);
-                    }
+                    self.see_to(other, reader)?;
                     board = self.board.lock();
                     continue;
                 }
@@ -130,12 +130,16 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
             Found::Records { first, .. } => {
                 board.phases[partition] = Phase::Held(reader);
                 self.lane(partition).hand_out(first.offset());
-                Ok(Taken::Record(first, claim.done_with))
+                Ok(Taken::Record(first))
             }
             // It may be in the middle of this one, which nobody else gets hold of meanwhile.
             Found::Unread(chunks) => {
                 board.phases[partition] = Phase::Held(reader);
                 Ok(Taken::Unread(partition, chunks))
+            }
+            Found::Through(segment) => {
+                board.phases[partition] = Phase::Held(reader);
+                Ok(Taken::Through(segment))
             }
             Found::Trimmed { asked, oldest } => {
                 board.make_ready(partition);

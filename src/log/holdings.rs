@@ -316,6 +316,7 @@ impl<T> Store<T> {
         dirty > 0 && dirty >= self.clean
     }
 
+    #[inline]
     pub(super) fn locate(&mut self, limits: &Limits, offset: u64) -> Located<T> {
         if offset < self.oldest {
             return Located::Trimmed { oldest: self.oldest };
@@ -323,17 +324,20 @@ impl<T> Store<T> {
         if offset >= self.end {
             return Located::End;
         }
-        if let Some(found) = self.locate_filed(offset).or_else(|| self.locate_sealed(offset)) {
+        if !self.chunks.is_empty()
+            && let Some(found) = self.locate_filed(offset)
+        {
+            return found;
+        }
+        if let Some(found) = self.locate_sealed(offset) {
             return found;
         }
         self.seal(limits);
         self.locate_sealed(offset).unwrap_or(Located::Gap(self.end))
     }
 
+    #[cold]
     pub(super) fn locate_filed(&self, offset: u64) -> Option<Located<T>> {
-        if self.chunks.is_empty() {
-            return None;
-        }
         let first = self.chunks.partition_point(|chunk| chunk.places.end <= offset);
         let chunk = self.chunks.range(first..).find(|chunk| chunk.len > 0)?;
         Some(match chunk.read.upgrade() {

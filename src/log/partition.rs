@@ -176,6 +176,7 @@ impl<T> Partition<T> {
         }
     }
 
+    #[inline]
     pub(crate) fn locate(&self, limits: &Limits, offset: u64) -> Located<T> {
         self.store.lock().locate(limits, offset)
     }

@@ -140,7 +140,7 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
     /// Buries what is left in a partition that no member reads any more; whether nothing is left.
     pub(super) fn bury_rest(&self, partition: usize) -> bool {
         let epoch = self.lane(partition).epoch;
-        self.bury_again(&Claim { partition, epoch, found: Found::GivenUp, done_with: None });
+        self.bury_again(&Claim { partition, epoch, found: Found::GivenUp });
         self.lane(partition).given_up.is_none()
     }
 

@@ -1,6 +1,6 @@
 //! The workers of one consumer of a group: they come, claim partitions, and leave.
 
-use super::claim::{Claim, Found, Nothing};
+use super::claim::{Claim, Found, Next, Nothing};
 use super::consumer::Work;
 use super::core::GroupCore;
 use crate::breaker::Circuit;
@@ -8,7 +8,6 @@ use crate::clock::Timestamp;
 use crate::consumer::{Crew, Staff, hire_first, join};
 use crate::deadlock::QueueRef;
 use crate::error::Error;
-use crate::outcome::drop_contained;
 use crate::scheduler::TimedId;
 use crate::simulation::Task;
 use crate::sync::{AtomicBool, AtomicUsize, Condvar, Mutex, Ordering};
@@ -108,11 +107,14 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
 
     fn handle(&self, claim: Claim<T>, go_on: &dyn Fn() -> bool) {
         let partition = claim.partition;
-        let Claim { epoch, found, done_with, .. } = claim;
-        drop_contained(done_with);
-        let claim = Claim { partition, epoch, found: Found::GivenUp, done_with: None };
+        let Claim { epoch, found, .. } = claim;
+        let claim = Claim { partition, epoch, found: Found::GivenUp };
         let next = match found {
             Found::Records { first, most } => self.work.handle(&self.group, &claim, first, most, go_on),
+            Found::Through(segment) => {
+                drop(segment);
+                Next::Ready
+            }
             Found::Unread(chunks) => self.group.after_reading(self.group.read_all(&chunks)),
             Found::Trimmed { asked, oldest } => return self.group.skip_trimmed(&claim, asked, oldest),
             Found::GivenUp => self.group.bury_again(&claim),
