@@ -2,7 +2,7 @@
 
 use super::batch::Op;
 use super::error::StoreError;
-use super::inbox::Entry;
+use super::inbox::{Entry, Pile};
 use super::item::{MAX_STREAMS, Seq, StreamId};
 use super::options::Durability;
 use super::statements::{Bound, Statements, bind_item, change};
@@ -82,15 +82,10 @@ impl<'c> Committer<'c> {
     }
 
     /// One transaction for all of it.
-    pub(super) fn commit(
-        &mut self,
-        entries: &[Entry],
-        durability: Durability,
-        results: &mut Results,
-    ) -> Result<(), Failure> {
+    pub(super) fn commit(&mut self, pile: &Pile, durability: Durability, results: &mut Results) -> Result<(), Failure> {
         self.set_durability(durability).map_err(Failure::RolledBack)?;
         self.begin()?;
-        let done = self.fill(entries, durability, results);
+        let done = self.fill(pile, durability, results);
         match done.and_then(|()| Ok(self.sql.commit.raw_execute()?)) {
             Ok(_) => {
                 self.committed(durability);
@@ -127,16 +122,17 @@ impl<'c> Committer<'c> {
         Ok(())
     }
 
-    fn fill(&mut self, entries: &[Entry], durability: Durability, results: &mut Results) -> Result<(), StoreError> {
+    fn fill(&mut self, pile: &Pile, durability: Durability, results: &mut Results) -> Result<(), StoreError> {
         let Results { seqs, answers, arrivals } = results;
         let before = self.connection.total_changes();
         self.look(arrivals)?;
-        for entry in entries {
+        pile.deletions.iter().for_each(|&(stream, seq)| self.doom(stream, seq));
+        for entry in &pile.entries {
             answers.push(match self.refusal(entry) {
                 Some(error) => Err(error),
                 None => {
                     let first = seqs.len();
-                    for op in entry.batch.ops() {
+                    for op in entry.batch().ops() {
                         self.apply(op, seqs)?;
                     }
                     Ok(first..seqs.len())
@@ -155,17 +151,17 @@ impl<'c> Committer<'c> {
     }
 
     fn refusal(&self, entry: &Entry) -> Option<StoreError> {
-        let streams = || entry.batch.ops().iter().flat_map(Op::streams);
+        let streams = || entry.batch().ops().iter().flat_map(Op::streams);
         let missing = streams().find(|&stream| self.stream(stream).is_none());
         missing
             .map(StoreError::UnknownStream)
-            .or_else(|| entry.batch.check().err())
+            .or_else(|| entry.batch().check().err())
             .or_else(|| self.no_number_left(entry))
     }
 
     /// A new stream has no number left to take.
     fn no_number_left(&self, entry: &Entry) -> Option<StoreError> {
-        let mut names = entry.batch.ops().iter().filter_map(|op| match op {
+        let mut names = entry.batch().ops().iter().filter_map(|op| match op {
             Op::Declare { kind, name, .. } => Some((kind, name)),
             _ => None,
         });
@@ -203,11 +199,7 @@ impl<'c> Committer<'c> {
                 self.grow(stream.index(), 1);
                 seqs.push(seq);
             }
-            // A place not given yet must not lose what a later insertion puts there.
-            Op::Delete(stream, seq) if self.stream(*stream).is_some_and(|stream| *seq < stream.next) => {
-                self.doomed.push(stream.row(*seq));
-            }
-            Op::Delete(..) => {}
+            Op::Delete(stream, seq) => self.doom(*stream, *seq),
             Op::Update(stream, seq, what) => {
                 self.delete_doomed()?;
                 change(&mut self.sql.update, stream.row(*seq), None, what)?;
@@ -271,6 +263,13 @@ impl<'c> Committer<'c> {
             && let Some(stream) = self.stream_mut(stream)
         {
             stream.count = stream.count.saturating_sub(by as u64);
+        }
+    }
+
+    /// Gathers it for deletion. A place not given yet must not lose what a later insertion puts there.
+    fn doom(&mut self, stream: StreamId, seq: Seq) {
+        if self.stream(stream).is_some_and(|stream| seq < stream.next) {
+            self.doomed.push(stream.row(seq));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::batch::Batch;
 use super::error::StoreError;
-use super::item::Seq;
+use super::item::{Seq, StreamId};
 use super::live::LiveMark;
 use super::options::{Durability, Options};
 use super::ticket::{Answer, Wake};
@@ -10,18 +10,43 @@ use crate::sync::{Condvar, Mutex, MutexGuard};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Called with the places of what a batch inserted; says who is to be woken after that.
-pub(crate) type Call = Box<dyn FnOnce(Result<&[Seq], StoreError>) -> Option<Wake> + Send>;
+/// Called with the places of what a batch inserted.
+pub(super) type Call = Box<dyn FnOnce(Result<&[Seq], StoreError>) + Send>;
+
+/// A batch and who waits for it, in one piece of memory: made by whoever hands it in, and mostly freed there too.
+pub(crate) trait Submission: Send + Sync {
+    fn batch(&self) -> &Batch;
+    /// Called on the writer's thread after the commit, with the places of what it inserted, or why it failed; says who
+    /// is to be woken after that.
+    fn done(self: Arc<Self>, result: Result<&[Seq], StoreError>) -> Option<Wake>;
+}
 
 /// Who hears that the batch is committed, with the places of what it inserted, or could not be.
 pub(super) enum Done {
     Call(Call),
     Ticket(Answer),
+    Submission(Owed),
+}
+
+/// An answer to a submission. Dropped without having given one, it answers that the store is closed.
+pub(super) struct Owed(Option<Arc<dyn Submission>>);
+
+impl Owed {
+    pub(super) fn give(mut self, result: Result<&[Seq], StoreError>) -> Option<Wake> {
+        self.0.take()?.done(result)
+    }
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        self.0.take().into_iter().for_each(|submission| drop(submission.done(Err(StoreError::Closed))));
+    }
 }
 
 /// One batch and who waits for it.
 pub(super) struct Entry {
-    pub(super) batch: Batch,
+    /// `None` if whoever is done has it.
+    batch: Option<Box<Batch>>,
     pub(super) durability: Durability,
     /// `None` if nobody waits: the batch may share a later commit, and one that failed for want of space is tried
     /// again.
@@ -33,17 +58,62 @@ pub(super) struct Entry {
 
 impl Entry {
     pub(super) fn new(batch: Batch, durability: Durability, done: Option<Done>) -> Self {
-        Self { bytes: batch.bytes(), batch, durability, done, live: None }
+        Self { bytes: batch.bytes(), batch: Some(Box::new(batch)), durability, done, live: None }
+    }
+
+    pub(super) fn shared(submission: Arc<dyn Submission>, durability: Durability) -> Self {
+        let bytes = submission.batch().bytes();
+        Self { batch: None, durability, done: Some(Done::Submission(Owed(Some(submission)))), bytes, live: None }
     }
 
     /// Nobody waits for it.
     pub(super) fn live(batch: Batch, live: Arc<LiveMark>) -> Self {
         Self { live: Some(live), ..Self::new(batch, Durability::Buffered, None) }
     }
+
+    /// What is to be committed; not to be asked for once it is answered.
+    pub(super) fn batch(&self) -> &Batch {
+        match (&self.batch, &self.done) {
+            (Some(batch), _) => batch,
+            (None, Some(Done::Submission(Owed(Some(submission))))) => submission.batch(),
+            _ => unreachable!("it was answered before it was committed"),
+        }
+    }
 }
 
-pub(super) fn bytes_of(entries: &[Entry]) -> usize {
-    entries.iter().map(|entry| entry.bytes).sum()
+/// What the writer takes at once.
+#[derive(Default)]
+pub(super) struct Pile {
+    pub(super) entries: Vec<Entry>,
+    /// Items to delete that nobody waits for, before anything else, since they were there before it. Most of what a
+    /// queue writes beside its messages is this, and an entry for each would be twenty times as large.
+    pub(super) deletions: Vec<(StreamId, Seq)>,
+}
+
+impl Pile {
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.deletions.is_empty()
+    }
+
+    /// How many batches were handed in.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len() + self.deletions.len()
+    }
+
+    /// How much of the room for waiting work it takes.
+    pub(super) fn bytes(&self) -> usize {
+        let entries: usize = self.entries.iter().map(|entry| entry.bytes).sum();
+        entries + self.deletions.len() * DELETION
+    }
+
+    /// Adds what came later.
+    pub(super) fn append(&mut self, later: &mut Self) {
+        if self.is_empty() {
+            return std::mem::swap(self, later);
+        }
+        self.entries.append(&mut later.entries);
+        self.deletions.append(&mut later.deletions);
+    }
 }
 
 /// What the writer is to do next.
@@ -68,14 +138,14 @@ pub(super) struct Inbox {
 
 #[derive(Default)]
 struct State {
-    entries: Vec<Entry>,
-    /// Theirs.
+    pile: Pile,
+    /// Of its entries.
     live: Vec<Arc<LiveMark>>,
-    /// Of entries waiting and being committed.
+    /// Of what waits and of what is being committed.
     bytes: usize,
     /// Somebody waits for one of the entries.
     eager: bool,
-    /// When the entries that nobody waits for are to be committed at the latest.
+    /// When what nobody waits for is to be committed at the latest.
     lazy_until: Option<Instant>,
     look: bool,
     writer_sleeps: bool,
@@ -85,6 +155,8 @@ struct State {
 
 /// A commit this large is worth the while, even if nobody waits for it.
 const LAZY_BYTES: usize = 1 << 20;
+/// What the deletion of one item takes while it waits.
+const DELETION: usize = size_of::<(StreamId, Seq)>();
 
 impl Inbox {
     pub(super) fn new(options: &Options) -> Self {
@@ -97,7 +169,7 @@ impl Inbox {
         }
     }
 
-    /// Never blocks. Gives the entry back if the store is closed.
+    /// Never blocks. Gives the entry back if the store is closed; dropped, it says so to whoever waits.
     pub(super) fn push(&self, mut entry: Entry) -> Result<(), Entry> {
         let mut state = self.state.lock();
         if state.closing {
@@ -107,7 +179,24 @@ impl Inbox {
         state.bytes += entry.bytes;
         state.live.extend(entry.live.take());
         let lazy = entry.done.is_none();
-        state.entries.push(entry);
+        state.pile.entries.push(entry);
+        self.pushed(state, lazy);
+        Ok(())
+    }
+
+    /// Has an item deleted with one of the next commits; `false` if the store is closed.
+    pub(super) fn delete(&self, stream: StreamId, seq: Seq) -> bool {
+        let mut state = self.state.lock();
+        if state.closing {
+            return false;
+        }
+        state.bytes += DELETION;
+        state.pile.deletions.push((stream, seq));
+        self.pushed(state, true);
+        true
+    }
+
+    fn pushed(&self, mut state: MutexGuard<'_, State>, lazy: bool) {
         let wake = if lazy && state.bytes < LAZY_BYTES {
             let first = state.lazy_until.is_none();
             state.lazy_until.get_or_insert_with(|| Instant::now() + self.lazy_delay);
@@ -116,7 +205,6 @@ impl Inbox {
             !std::mem::replace(&mut state.eager, true)
         };
         self.wake_writer(state, wake);
-        Ok(())
     }
 
     pub(super) fn look(&self) {
@@ -133,21 +221,17 @@ impl Inbox {
         }
     }
 
-    /// Sleeps until there is something to do and says what; entries end up in `into`, in the order they came,
-    /// behind what it holds already. `idle_at` is when to come back even if there is nothing.
-    pub(super) fn next(&self, into: &mut Vec<Entry>, idle_at: Option<Instant>) -> Work {
+    /// Sleeps until there is something to do and says what; what came ends up in `into`, in its order, behind what it
+    /// holds already. `idle_at` is when to come back even if there is nothing.
+    pub(super) fn next(&self, into: &mut Pile, idle_at: Option<Instant>) -> Work {
         let mut state = self.state.lock();
         loop {
             let late = |at: Instant| Instant::now() >= at;
-            if state.eager || (!state.entries.is_empty() && (state.closing || state.lazy_until.is_some_and(late))) {
+            if state.eager || (!state.pile.is_empty() && (state.closing || state.lazy_until.is_some_and(late))) {
                 state.eager = false;
                 state.lazy_until = None;
                 state.live.drain(..).for_each(|mark| mark.take());
-                if into.is_empty() {
-                    std::mem::swap(into, &mut state.entries);
-                } else {
-                    into.append(&mut state.entries);
-                }
+                into.append(&mut state.pile);
                 return Work::Commit;
             }
             if std::mem::take(&mut state.look) {
@@ -223,10 +307,10 @@ impl Inbox {
         let mut state = self.state.lock();
         state.closing = true;
         state.bytes = 0;
-        let left = std::mem::take(&mut state.entries);
+        let left = std::mem::take(&mut state.pile);
         drop(state);
         self.room.notify_all();
-        left
+        left.entries
     }
 
     pub(super) fn is_shut(&self) -> bool {

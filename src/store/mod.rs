@@ -150,7 +150,7 @@ pub use same_file::insert_in;
 pub use status::{State, StoreStats};
 pub use ticket::{Seqs, Ticket};
 
-pub(crate) use inbox::Call;
+pub(crate) use inbox::Submission;
 pub(crate) use ticket::{Sleeper, Wake};
 
 use crate::sync::{JoinHandle, Mutex, ThreadBuilder, current_thread};
@@ -249,20 +249,13 @@ impl Store {
         durability: Durability,
         done: impl FnOnce(Result<&[Seq], StoreError>) + Send + 'static,
     ) -> Result<(), StoreError> {
-        let call = move |result: Result<&[Seq], StoreError>| {
-            done(result);
-            None
-        };
-        self.submit_call(batch, durability, Box::new(call)).map_err(|_| StoreError::Closed)
+        let entry = Entry::new(batch, durability, Some(Done::Call(Box::new(done))));
+        self.shared.inbox.push(entry).map_err(|_| StoreError::Closed)
     }
 
-    /// The same with a function that says who is to be woken once the others of the commit have been told, too. A
-    /// store that is closed gives it back.
-    pub(crate) fn submit_call(&self, batch: Batch, durability: Durability, call: Call) -> Result<(), Call> {
-        match self.shared.inbox.push(Entry::new(batch, durability, Some(Done::Call(call)))) {
-            Err(Entry { done: Some(Done::Call(call)), .. }) => Err(call),
-            _ => Ok(()),
-        }
+    /// The same in one piece of memory. It hears of a store that is closed too, here and now.
+    pub(crate) fn submit_shared(&self, submission: Arc<dyn Submission>, durability: Durability) {
+        drop(self.shared.inbox.push(Entry::shared(submission, durability)));
     }
 
     /// Hands in a batch that nobody waits for. It shares a commit with others, or gets its own after
@@ -274,6 +267,11 @@ impl Store {
     pub fn submit_lazily(&self, batch: Batch) -> Result<(), StoreError> {
         let entry = Entry::new(batch, Durability::Buffered, None);
         self.shared.inbox.push(entry).map_err(|_| StoreError::Closed)
+    }
+
+    /// As [`submit_lazily`](Self::submit_lazily) with the deletion of one item, for less.
+    pub(crate) fn delete_lazily(&self, stream: StreamId, seq: Seq) -> Result<(), StoreError> {
+        if self.shared.inbox.delete(stream, seq) { Ok(()) } else { Err(StoreError::Closed) }
     }
 
     /// Has a number noted under a name of the stream's, as it is when the writer takes it; see [`LiveMark`]. As

@@ -27,7 +27,7 @@ impl Default for Options {
         Self {
             queue_bytes: 16 << 20,
             lazy_delay: Duration::from_millis(5),
-            wal_bytes: 32 << 20,
+            wal_bytes: 4 << 20,
             cache_bytes: 8 << 20,
             vfs: None,
         }
@@ -52,7 +52,9 @@ impl Options {
     }
 
     /// How large the write-ahead log may grow before its content moves to the database even though there is
-    /// other work (32 MiB). A connection that keeps reading in one long transaction can hold it open beyond that.
+    /// other work (4 MiB). Not more, since a file that is written over syncs faster than one that grows: with 8
+    /// producers that wait, a message cost 45 us instead of 78 with 32 MiB. A connection that keeps reading in one long
+    /// transaction can hold it open beyond that.
     pub fn wal_bytes(self, bytes: u64) -> Self {
         Self { wal_bytes: bytes, ..self }
     }

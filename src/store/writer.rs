@@ -5,7 +5,7 @@
 
 use super::commit::{Committer, Failure, Results};
 use super::error::StoreError;
-use super::inbox::{Done, Entry, Work, bytes_of};
+use super::inbox::{Done, Pile, Work};
 use super::item::Seq;
 use super::lock::FileLock;
 use super::options::Durability;
@@ -90,9 +90,9 @@ struct Writer<'a> {
     shared: &'a Shared,
     connection: &'a Connection,
     committer: Committer<'a>,
-    entries: Vec<Entry>,
-    /// Nobody waits for these, and they did not get in for want of space.
-    held_back: Vec<Entry>,
+    pile: Pile,
+    /// Nobody waits for this, and it did not get in for want of space.
+    held_back: Pile,
     results: Results,
     /// Whoever waits for these is yet to be woken.
     given: Vec<Given>,
@@ -107,8 +107,8 @@ impl<'a> Writer<'a> {
             shared,
             connection,
             committer,
-            entries: Vec::new(),
-            held_back: Vec::new(),
+            pile: Pile::default(),
+            held_back: Pile::default(),
             results: Results::default(),
             given: Vec::new(),
             tidy: true,
@@ -119,7 +119,7 @@ impl<'a> Writer<'a> {
     fn work(mut self) {
         loop {
             let idle_at = self.wake_at();
-            match self.shared.inbox.next(&mut self.entries, idle_at) {
+            match self.shared.inbox.next(&mut self.pile, idle_at) {
                 Work::Commit => self.commit_all(),
                 Work::Look => self.look(),
                 Work::Idle => self.tidy_up(),
@@ -144,10 +144,10 @@ impl<'a> Writer<'a> {
 
     fn commit_all(&mut self) {
         if !self.held_back.is_empty() {
-            self.held_back.append(&mut self.entries);
-            std::mem::swap(&mut self.held_back, &mut self.entries);
+            self.held_back.append(&mut self.pile);
+            std::mem::swap(&mut self.held_back, &mut self.pile);
         }
-        let bytes = bytes_of(&self.entries);
+        let bytes = self.pile.bytes();
         let outcome = match self.shared.status.broken() {
             Some(error) => Err(error),
             None => self.commit(),
@@ -157,18 +157,18 @@ impl<'a> Writer<'a> {
             Ok(()) => self.answer_all(),
             Err(error) => self.fail_all(&error),
         }
-        self.shared.inbox.finished(bytes - bytes_of(&self.held_back));
+        self.shared.inbox.finished(bytes - self.held_back.bytes());
         self.check_log();
     }
 
     fn commit(&mut self) -> Result<(), StoreError> {
-        let durability = self.entries.iter().map(|entry| entry.durability).max().unwrap_or(Durability::Buffered);
+        let durability = self.pile.entries.iter().map(|entry| entry.durability).max().unwrap_or(Durability::Buffered);
         let mut attempts = 0;
         loop {
             self.results.seqs.clear();
             self.results.answers.clear();
             let turn = self.shared.turn.writer();
-            let done = self.committer.commit(&self.entries, durability, &mut self.results);
+            let done = self.committer.commit(&self.pile, durability, &mut self.results);
             drop(turn);
             match done {
                 Ok(()) => {
@@ -193,8 +193,8 @@ impl<'a> Writer<'a> {
 
     fn note_success(&mut self, durability: Durability) {
         self.tidy = false;
-        let batches = self.entries.len() as u64;
-        let bytes = bytes_of(&self.entries);
+        let batches = self.pile.len() as u64;
+        let bytes = self.pile.bytes();
         let (inserted, deleted) = (self.committer.inserted, self.committer.deleted);
         self.shared.status.note(|stats| {
             stats.commits += 1;
@@ -220,22 +220,28 @@ impl<'a> Writer<'a> {
     fn answer_all(&mut self) {
         // The answers first: somebody waits for them, and for the payloads' memory nobody does.
         let Results { seqs, answers, .. } = &mut self.results;
-        for (entry, result) in self.entries.iter_mut().zip(answers.drain(..)) {
+        for (entry, result) in self.pile.entries.iter_mut().zip(answers.drain(..)) {
             self.given.extend(answer(entry.done.take(), result.map(|range| &seqs[range])));
             if self.given.len() >= ANSWERED_TOGETHER {
                 self.given.clear();
             }
         }
         self.given.clear();
-        self.entries.clear();
-        self.entries.shrink_to(SPARE_ENTRIES);
+        self.pile.entries.clear();
+        self.pile.entries.shrink_to(SPARE_ENTRIES);
+        self.pile.deletions.clear();
+        self.pile.deletions.shrink_to(SPARE_ENTRIES);
     }
 
     /// Whoever waits hears of it. What nobody waits for (settled messages) has to get in some day.
     fn fail_all(&mut self, error: &StoreError) {
-        for entry in self.entries.drain(..) {
+        let mut deletions = std::mem::take(&mut self.pile.deletions);
+        if error.is_passing() {
+            self.held_back.deletions.append(&mut deletions);
+        }
+        for entry in self.pile.entries.drain(..) {
             if entry.done.is_none() && error.is_passing() {
-                self.held_back.push(entry);
+                self.held_back.entries.push(entry);
             } else {
                 self.given.extend(answer(entry.done, Err(error.clone())));
             }
@@ -248,8 +254,8 @@ impl<'a> Writer<'a> {
     }
 
     fn give_up_held_back(&mut self) {
-        self.shared.inbox.finished(bytes_of(&self.held_back));
-        self.held_back.clear();
+        let left = std::mem::take(&mut self.held_back);
+        self.shared.inbox.finished(left.bytes());
     }
 
     fn look(&mut self) {
@@ -299,7 +305,7 @@ impl<'a> Writer<'a> {
 /// Who has an answer, and sleeps until this is dropped.
 enum Given {
     Ticket { _answer: Answer },
-    Call { _wake: Wake },
+    Submission { _wake: Wake },
 }
 
 /// Tells who waits; whoever sleeps is woken when what is returned here is dropped.
@@ -307,8 +313,12 @@ fn answer(done: Option<Done>, result: Result<&[Seq], StoreError>) -> Option<Give
     match done? {
         // Somebody else's code: it may panic, and so may the destructor of what it holds.
         Done::Call(call) => {
-            let wake = catch_unwind(AssertUnwindSafe(|| call(result))).ok()??;
-            Some(Given::Call { _wake: wake })
+            let _ = catch_unwind(AssertUnwindSafe(|| call(result)));
+            None
+        }
+        Done::Submission(submission) => {
+            let wake = catch_unwind(AssertUnwindSafe(|| submission.give(result))).ok()??;
+            Some(Given::Submission { _wake: wake })
         }
         Done::Ticket(mut answer) => {
             answer.give(result.map(Seqs::from_slice));

@@ -169,7 +169,7 @@ pub(super) fn redeem_all<T: Send + Sync + 'static>(
     queues: &[Arc<Core<T>>],
     rings: &[Arc<Ring<T>>],
     pledges: SmallVec<[Pledge; 8]>,
-    keys: SmallVec<[Option<Text>; 8]>,
+    keys: SmallVec<[Option<Text>; 2]>,
     mut message: Message<T>,
 ) -> usize {
     let mut promised = queues.iter().zip(pledges).zip(keys);
@@ -243,7 +243,7 @@ impl<'a, T: Send + Sync + 'static> Full<'a, T> {
 pub(super) fn order_keys<'a, T: Send + Sync + 'static>(
     queues: &'a [Arc<Core<T>>],
     message: &Message<T>,
-) -> Result<SmallVec<[Option<Text>; 8]>, (&'a Core<T>, Refusal)> {
+) -> Result<SmallVec<[Option<Text>; 2]>, (&'a Core<T>, Refusal)> {
     let keys = queues.iter().map(|queue| queue.order_key(message).map_err(|refusal| (&**queue, refusal)));
     keys.collect()
 }

@@ -96,7 +96,7 @@ fn concluded<T: Send + Sync + 'static>(
     core: &Core<T>,
     topic: Option<&TopicCore<T>>,
 ) -> Result<Receipt, PublishError<T>> {
-    let routed = delivered.map_err(|refused| refusal_error(core, refused))?;
+    let routed = delivered.routed.map_err(|refused| refusal_error(core, refused))?;
     topic.iter().for_each(|topic| topic.count(1));
     Ok(Receipt { id, routed })
 }

@@ -28,7 +28,7 @@ pub(super) fn accept_all<T: Send + Sync + 'static>(
     let records = logs.iter().cloned().zip(records).collect();
     let pending = begin(queues, rings, records, message, patience)?;
     let durable_log = || logs.iter().find(|log| log.shelf.is_durable());
-    pending.wait().map_err(|refused| match first_durable(queues) {
+    pending.wait().routed.map_err(|refused| match first_durable(queues) {
         Some(queue) => refusal_error(queue, refused),
         None => refused_by_log(durable_log().expect("a queue or a log is durable"), refused),
     })

@@ -56,13 +56,18 @@ pub(crate) type Arrival<T> = Result<Accepted, (Message<T>, Refusal)>;
 pub(crate) struct Parcel<T> {
     pub(crate) queues: SmallVec<[Arc<Core<T>>; 2]>,
     pub(crate) pledges: SmallVec<[Pledge; 8]>,
-    pub(crate) keys: SmallVec<[Option<Text>; 8]>,
+    pub(crate) keys: SmallVec<[Option<Text>; 2]>,
     pub(crate) message: Message<T>,
     pub(crate) others: Option<Box<dyn Others<T>>>,
 }
 
-/// How many queues took it, or the message and why none did.
-pub(crate) type Delivered<T> = Result<usize, (Message<T>, Refusal)>;
+/// What became of a parcel.
+pub(crate) struct Delivered<T> {
+    /// How many queues took it, or the message and why none did.
+    pub(crate) routed: Result<usize, (Message<T>, Refusal)>,
+    /// Perhaps the last handles, and then their messages go with them, which the writer's thread is no place for.
+    _queues: SmallVec<[Arc<Core<T>>; 2]>,
+}
 
 impl<T: Send + Sync + 'static> Parcel<T> {
     /// Hands it to the store; waits until that has room, holding promises but no lock.
@@ -108,7 +113,7 @@ impl<T: Send + Sync + 'static> Parcel<T> {
             Err(error) => {
                 queues.iter().zip(pledges).for_each(|(queue, pledge)| queue.forgo(pledge));
                 others.into_iter().for_each(|others| others.forgo());
-                return Err((message, Refusal::NotStored(error)));
+                return Delivered { routed: Err((message, Refusal::NotStored(error))), _queues: queues };
             }
         };
         let (places, beside) = places.split_at(stored.iter().filter(|stored| **stored).count());
@@ -130,9 +135,7 @@ impl<T: Send + Sync + 'static> Parcel<T> {
         if let (Some(others), Some(message)) = (others, own) {
             others.last(message, errands);
         }
-        // Perhaps the last handles, and then their messages go with them.
-        errands.push(Box::new(move || drop(queues)));
-        Ok(routed)
+        Delivered { routed: Ok(routed), _queues: queues }
     }
 }
 
@@ -149,7 +152,7 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// As [`Core::accept`], by way of the file: waits for the commit whatever the patience says.
     pub(crate) fn accept_durably(&self, message: Message<T>, patience: Patience) -> Arrival<T> {
-        self.begin_durably(message, patience)?.wait().map(Accepted::of_routed)
+        self.begin_durably(message, patience)?.wait().routed.map(Accepted::of_routed)
     }
 
     /// The same up to the commit.

@@ -4,7 +4,7 @@ use crate::clock::Timestamp;
 use crate::outcome::{contained, drop_contained};
 use crate::runtime::{Registration, Runtime};
 use crate::scheduler::Timed;
-use crate::store::{Batch, Call, Durability, Seq, Sleeper, Store, StoreError, StreamId, Wake};
+use crate::store::{Batch, Durability, Seq, Sleeper, Store, StoreError, StreamId, Submission, Wake};
 use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -109,20 +109,16 @@ impl Depot {
         durability: Durability,
         show: impl FnOnce(Result<&[Seq], StoreError>, &mut Vec<Errand>) -> R + Send + 'static,
     ) -> Pending<R> {
-        let slot = Arc::new(Slot { state: Mutex::new(State::Waiting), came: Condvar::new() });
         let is_alone = self.under_way.fetch_add(1, Ordering::SeqCst) == 0;
-        let answer = Answer { slot: Some(Arc::clone(&slot)), depot: Arc::clone(self) };
-        let call: Call = Box::new(move |result| {
-            let mut errands = Vec::new();
-            let shown = show(result, &mut errands);
-            answer.give(shown, errands)
-        });
-        if batch.is_empty() && is_alone {
-            drop(call(Ok(&[])));
-        } else if let Err(call) = self.store.submit_call(batch, durability, call) {
-            drop(call(Err(StoreError::Closed)));
+        let slot = Slot { state: Mutex::new(State::Waiting), came: Condvar::new() };
+        let has_nothing = batch.is_empty();
+        let order = Arc::new(Order { slot, show: Mutex::new(Some(show)), batch, depot: Arc::clone(self) });
+        if has_nothing && is_alone {
+            drop(Arc::clone(&order).done(Ok(&[])));
+        } else {
+            self.store.submit_shared(Arc::clone(&order) as Arc<dyn Submission>, durability);
         }
-        Pending { slot, taken: false }
+        Pending { order, taken: false }
     }
 
     /// Hands in what nobody waits for. On a closed store it comes too late: the file keeps what it has.
@@ -130,6 +126,11 @@ impl Depot {
         if !batch.is_empty() {
             let _ = self.store.submit_lazily(batch);
         }
+    }
+
+    /// As [`Depot::note`] with the deletion of one item.
+    pub(super) fn forget(&self, stream: StreamId, place: Seq) {
+        let _ = self.store.delete_lazily(stream, place);
     }
 
     /// Writes what is on its way, and lets go of the file.
@@ -140,14 +141,54 @@ impl Depot {
     }
 }
 
+/// A batch, what is to be shown once it is committed, and who waits for that.
+struct Order<R, S> {
+    slot: Slot<R>,
+    /// Taken by the writer.
+    show: Mutex<Option<S>>,
+    batch: Batch,
+    depot: Arc<Depot>,
+}
+
 struct Slot<R> {
     state: Mutex<State<R>>,
     came: Condvar,
 }
 
-impl<R: Send> Sleeper for Slot<R> {
+impl<R, S> Submission for Order<R, S>
+where
+    R: Send + 'static,
+    S: FnOnce(Result<&[Seq], StoreError>, &mut Vec<Errand>) -> R + Send + 'static,
+{
+    fn batch(&self) -> &Batch {
+        &self.batch
+    }
+
+    fn done(self: Arc<Self>, result: Result<&[Seq], StoreError>) -> Option<Wake> {
+        let unfinished = Unfinished { slot: &self.slot, depot: &self.depot };
+        let show = self.show.lock().take()?;
+        let mut errands = Vec::new();
+        let shown = show(result, &mut errands);
+        let is_awaited = self.slot.give(shown, errands, &self.depot);
+        drop(unfinished);
+        is_awaited.then(|| Wake(self))
+    }
+}
+
+impl<R: Send, S: Send> Sleeper for Order<R, S> {
     fn wake(&self) {
-        self.came.notify_all();
+        self.slot.came.notify_all();
+    }
+}
+
+/// An order as whoever waits for it sees it.
+trait Awaited<R>: Send + Sync {
+    fn slot(&self) -> &Slot<R>;
+}
+
+impl<R: Send, S: Send> Awaited<R> for Order<R, S> {
+    fn slot(&self) -> &Slot<R> {
+        &self.slot
     }
 }
 
@@ -165,7 +206,7 @@ enum State<R> {
 
 /// An answer to wait for. Dropped, it is not waited for, and nothing else changes.
 pub(crate) struct Pending<R: Send + 'static> {
-    slot: Arc<Slot<R>>,
+    order: Arc<dyn Awaited<R>>,
     taken: bool,
 }
 
@@ -173,7 +214,8 @@ impl<R: Send + 'static> Pending<R> {
     /// Waits for the commit, holding nothing.
     pub(crate) fn wait(mut self) -> R {
         self.taken = true;
-        let mut state = self.slot.state.lock();
+        let slot = self.order.slot();
+        let mut state = slot.state.lock();
         loop {
             match std::mem::replace(&mut *state, State::Taken) {
                 State::Here(shown, errands) => {
@@ -184,14 +226,14 @@ impl<R: Send + 'static> Pending<R> {
                 State::Lost => panic!("the store's thread has panicked"),
                 waiting => *state = waiting,
             }
-            self.slot.came.wait(&mut state);
+            slot.came.wait(&mut state);
         }
     }
 
     /// Waits for nothing: `tell` hears of it, on the scheduler's thread or, if it is known already, here.
     pub(crate) fn then(mut self, tell: impl FnOnce(R) + Send + 'static) {
         self.taken = true;
-        let mut state = self.slot.state.lock();
+        let mut state = self.order.slot().state.lock();
         match std::mem::replace(&mut *state, State::Taken) {
             State::Here(shown, errands) => {
                 drop(state);
@@ -205,7 +247,7 @@ impl<R: Send + 'static> Pending<R> {
     }
 
     pub(crate) fn is_done(&self) -> bool {
-        !matches!(*self.slot.state.lock(), State::Waiting)
+        !matches!(*self.order.slot().state.lock(), State::Waiting)
     }
 }
 
@@ -214,7 +256,7 @@ impl<R: Send + 'static> Drop for Pending<R> {
         if self.taken {
             return;
         }
-        let state = std::mem::replace(&mut *self.slot.state.lock(), State::Abandoned);
+        let state = std::mem::replace(&mut *self.order.slot().state.lock(), State::Abandoned);
         if let State::Here(shown, errands) = state {
             run(errands);
             drop_contained(shown);
@@ -222,47 +264,46 @@ impl<R: Send + 'static> Drop for Pending<R> {
     }
 }
 
-/// Owed for a commit, which is under way as long as this lives.
-struct Answer<R: Send + 'static> {
-    slot: Option<Arc<Slot<R>>>,
-    depot: Arc<Depot>,
-}
-
-impl<R: Send + 'static> Answer<R> {
-    /// Whoever waits is yet to be woken.
-    fn give(mut self, shown: R, mut errands: Vec<Errand>) -> Option<Wake> {
-        let slot = self.slot.take()?;
-        let mut state = slot.state.lock();
+impl<R: Send + 'static> Slot<R> {
+    /// Whether somebody waits, who is yet to be woken.
+    fn give(&self, shown: R, mut errands: Vec<Errand>, depot: &Depot) -> bool {
+        let mut state = self.state.lock();
         match std::mem::replace(&mut *state, State::Taken) {
             State::Abandoned => {
                 drop(state);
                 errands.push(Box::new(move || drop(shown)));
-                self.depot.later(errands);
-                return None;
+                depot.later(errands);
+                false
             }
             State::Handed(tell) => {
                 drop(state);
                 errands.push(Box::new(move || tell(shown)));
-                self.depot.later(errands);
-                return None;
+                depot.later(errands);
+                false
             }
-            _ => *state = State::Here(shown, errands),
+            _ => {
+                *state = State::Here(shown, errands);
+                true
+            }
         }
-        drop(state);
-        Some(Wake(slot))
     }
 }
 
-impl<R: Send + 'static> Drop for Answer<R> {
+/// A commit is under way as long as this lives. Whoever waits for one whose end was never given, since something
+/// panicked, hears of that.
+struct Unfinished<'a, R> {
+    slot: &'a Slot<R>,
+    depot: &'a Depot,
+}
+
+impl<R> Drop for Unfinished<'_, R> {
     fn drop(&mut self) {
         self.depot.under_way.fetch_sub(1, Ordering::SeqCst);
-        if let Some(slot) = self.slot.take() {
-            let mut state = slot.state.lock();
-            if matches!(*state, State::Waiting) {
-                *state = State::Lost;
-            }
+        let mut state = self.slot.state.lock();
+        if matches!(*state, State::Waiting) {
+            *state = State::Lost;
             drop(state);
-            slot.came.notify_all();
+            self.slot.came.notify_all();
         }
     }
 }

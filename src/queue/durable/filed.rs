@@ -42,10 +42,6 @@ impl<T> Filed<T> {
             message
         })
     }
-
-    pub(super) fn deletion(&self, place: Seq) -> Batch {
-        Batch::new().delete(self.stream, place)
-    }
 }
 
 impl<T: Send + Sync + 'static> Core<T> {
@@ -64,7 +60,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     #[cold]
     fn delete(&self, place: Seq) {
         if let Some(filed) = self.filed.get() {
-            filed.depot.note(filed.deletion(place));
+            filed.depot.forget(filed.stream, place);
         }
     }
 

@@ -3,7 +3,7 @@
 use super::Row;
 use crate::work::{
     Block,
-    broadcast::{async_broadcast, bus, crossbeam, disruptor, postroom, tokio},
+    broadcast::{async_broadcast, bus, crossbeam, disruptor, postroom, shared_chunks, tokio},
 };
 
 pub fn rows() -> Vec<Row> {
@@ -28,6 +28,7 @@ fn row<const N: usize>(name: &'static str, about: &'static str, messages: u64) -
         .entry(postroom::HANDLER, postroom::handled::<Block, N>)
         .entry(crossbeam::SELF, crossbeam::clones::<Block, N>)
         .entry(crossbeam::ARC, crossbeam::arcs::<Block, N>)
+        .entry(shared_chunks::SELF, shared_chunks::to_each::<Block, N>)
         .entry(bus::SELF, bus::to_each::<Block, N>)
         .entry(tokio::SELF, tokio::to_each::<Block, N>)
         .entry(async_broadcast::SELF, async_broadcast::to_each::<Block, N>)

@@ -63,6 +63,7 @@ pub fn rows() -> Vec<Row> {
             .entry(postroom::SELF, postroom::one_thread::<u64>)
             .entry(crossbeam::SELF, crossbeam::one_thread::<u64>)
             .entry(two_locks::SELF, two_locks::one_thread::<u64>)
+            .entry(two_locks::SETTLED, two_locks::one_thread_settled::<u64>)
             .entry(flume::SELF, flume::one_thread::<u64>)
             .entry(kanal::SELF, kanal::one_thread::<u64>)
             .entry(standard::SELF, standard::one_thread::<u64>)

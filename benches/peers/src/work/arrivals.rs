@@ -72,10 +72,11 @@ impl Arrivals {
     }
 }
 
-/// Looks rarely enough not to take the cores from the workers.
+/// Looks rarely enough not to take the cores from the workers: the later, the more rarely, by a hundredth of the time.
 pub fn wait_until(is_so: impl Fn() -> bool) {
     let start = Instant::now();
     while !is_so() && start.elapsed() < LOST {
-        thread::sleep(Duration::from_micros(50));
+        let pause = start.elapsed() / 100;
+        thread::sleep(pause.clamp(Duration::from_micros(50), Duration::from_millis(1)));
     }
 }

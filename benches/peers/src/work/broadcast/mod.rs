@@ -8,4 +8,5 @@ pub mod bus;
 pub mod crossbeam;
 pub mod disruptor;
 pub mod postroom;
+pub mod shared_chunks;
 pub mod tokio;

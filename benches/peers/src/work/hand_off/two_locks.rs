@@ -26,6 +26,12 @@ pub const SELF: Contestant = Contestant {
     note: "a floor: envelope and locks, nothing else; spins",
 };
 
+pub const SETTLED: Contestant = Contestant {
+    name: "two mutexes, settled",
+    package: Some("parking_lot"),
+    note: "a floor: the same, and what is received holds its queue until it is acknowledged, which is counted",
+};
+
 /// As much as postroom knows about a message, in as many bytes.
 pub struct Envelope<T> {
     _id: u64,
@@ -55,6 +61,7 @@ struct Queue<T> {
     tail: Padded<Mutex<Tail<T>>>,
     head: Padded<Mutex<VecDeque<Envelope<T>>>>,
     taken: Padded<AtomicU64>,
+    acknowledged: Padded<AtomicU64>,
     producers: AtomicUsize,
 }
 
@@ -69,6 +76,7 @@ impl<T: Payload> Queue<T> {
             tail: Padded(Mutex::new(Tail { messages: VecDeque::with_capacity(CAPACITY), sent: 0 })),
             head: Padded(Mutex::new(VecDeque::with_capacity(CAPACITY))),
             taken: Padded(AtomicU64::new(0)),
+            acknowledged: Padded(AtomicU64::new(0)),
             producers: AtomicUsize::new(producers),
         })
     }
@@ -88,13 +96,17 @@ impl<T: Payload> Queue<T> {
     }
 
     fn try_recv(&self) -> Option<T> {
+        self.try_take().map(Envelope::open)
+    }
+
+    fn try_take(&self) -> Option<Envelope<T>> {
         let mut head = self.head.0.lock();
         if head.is_empty() {
             mem::swap(&mut *head, &mut self.tail.0.lock().messages);
         }
         let envelope = head.pop_front()?;
         self.taken.0.store(self.taken.0.load(Ordering::Relaxed) + 1, Ordering::Release);
-        Some(envelope.open())
+        Some(envelope)
     }
 
     /// `None` once all producers are gone and everything is taken.
@@ -107,6 +119,23 @@ impl<T: Payload> Queue<T> {
                 answer => return answer,
             }
         }
+    }
+}
+
+/// What is to be acknowledged, wherever its receiver takes it.
+struct Delivery<T> {
+    envelope: Envelope<T>,
+    queue: Arc<Queue<T>>,
+}
+
+impl<T: Payload> Delivery<T> {
+    fn receive(queue: &Arc<Queue<T>>) -> Option<Self> {
+        Some(Self { envelope: queue.try_take()?, queue: Arc::clone(queue) })
+    }
+
+    fn acknowledge(self) -> T {
+        self.queue.acknowledged.0.fetch_add(1, Ordering::Relaxed);
+        self.envelope.open()
     }
 }
 
@@ -136,6 +165,14 @@ pub fn one_thread<T: Payload>(n: u64) -> Outcome {
     crew::alone(n, |message: T| {
         queue.send(message);
         queue.recv().unwrap()
+    })
+}
+
+pub fn one_thread_settled<T: Payload>(n: u64) -> Outcome {
+    let queue = Queue::new(1);
+    crew::alone(n, |message: T| {
+        queue.send(message);
+        Delivery::receive(&queue).unwrap().acknowledge()
     })
 }
 

@@ -1,6 +1,6 @@
 //! Redis streams, 64 commands on the way at once: XADD, XREADGROUP, XACK.
 
-use std::{env, io};
+use std::io;
 
 use super::resp::{Connection, Reply};
 use crate::work::{BATCH, Block, Contestant, Outcome, Tally, crew, crew::Share};
@@ -14,10 +14,8 @@ pub const SELF: Contestant = Contestant {
 const STREAM: &[u8] = b"parcels";
 const GROUP: &[u8] = b"workers";
 
-/// Where the server is, or why there is none.
 pub fn address() -> Result<String, String> {
-    let hint = "no Redis server; run it as `../../scripts/redis.sh cargo run --release`, with redis-server installed";
-    env::var("POSTROOM_PEERS_REDIS").map_err(|_| hint.into())
+    super::address("POSTROOM_PEERS_REDIS", "redis-server")
 }
 
 pub fn one_to_one(n: u64) -> Outcome {
