@@ -9,7 +9,8 @@
 //! **What to expect on screen.** The size of the file and of its log, its format, who has it; each stream with its
 //! settings, how many items it has, how many of those wait for their time, and the age of the oldest. With the name of
 //! a stream, its first items: key, headers, attempts, payload (as text if it is text), and of a dead letter why it is
-//! one. A partition of a log is a stream too (`lines/0`), and shows how far each group is.
+//! one. What a queue could not decode is in a stream of its name and of the kind `undecodable`, and shown after it
+//! (alone as `jobs.undecodable`), with what the codec said and the version of the bytes. A partition of a log is a stream too (`lines/0`), and shows how far each group is.
 //!
 //! Nothing is written. Only if somebody has copied the file with its log (`-wal`) but without the log's index
 //! (`-shm`), SQLite makes that index. To find out whether its holder lives, the lock is asked for and given back.
@@ -26,6 +27,8 @@ use std::process::exit;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const USAGE: &str = "usage: inspect PATH [STREAM] [--limit n]   (n items of the stream, 10 unless told)";
+/// The kind of streams of what could not be decoded.
+const UNDECODABLE: &str = "undecodable";
 /// Longer ones are cut.
 const LONGEST: usize = 400;
 
@@ -84,7 +87,8 @@ fn report(asked: &Asked) -> Result<String, String> {
     let mut out = String::new();
     describe_file(&mut out, &inspector).map_err(|e| e.to_string())?;
     let known = inspector.streams().map_err(|e| e.to_string())?;
-    let chosen = known.iter().filter(|stream| Some(&stream.name) == asked.stream.as_ref()).count();
+    let chosen =
+        known.iter().filter(|stream| asked.stream.as_ref().is_some_and(|name| is_called(stream, name))).count();
     match &asked.stream {
         Some(name) if chosen == 0 => return Err(unknown_stream(name, &known)),
         _ => {}
@@ -98,10 +102,18 @@ fn report(asked: &Asked) -> Result<String, String> {
 }
 
 fn unknown_stream(name: &str, known: &[StreamInfo]) -> String {
-    let mut names: Vec<&str> =
-        known.iter().map(|stream| stream.name.as_str()).filter(|name| !name.is_empty()).collect();
-    names.dedup();
+    let mut names: Vec<&str> = Vec::new();
+    for stream in known.iter().filter(|stream| !stream.name.is_empty()) {
+        if !names.contains(&stream.name.as_str()) {
+            names.push(&stream.name);
+        }
+    }
     format!("no stream {name:?} in it; there are: {}", if names.is_empty() { "none".into() } else { names.join(", ") })
+}
+
+/// What a queue could not decode also has the name of the queue that shows it to the program.
+fn is_called(stream: &StreamInfo, name: &str) -> bool {
+    stream.name == name || stream.kind == UNDECODABLE && name.strip_suffix(".undecodable") == Some(&stream.name)
 }
 
 fn describe_file(out: &mut String, inspector: &Inspector) -> Result<(), StoreError> {
@@ -138,8 +150,12 @@ fn overview(reader: &Reader<'_>) -> Result<String, StoreError> {
 
 fn items_of(reader: &Reader<'_>, name: &str, limit: usize) -> Result<String, StoreError> {
     let mut out = String::new();
-    for stream in reader.streams()?.iter().filter(|stream| stream.name == name) {
-        let _ = writeln!(out, "{} {}: {} items", shown(&stream.kind), shown(name), stream.count);
+    for stream in reader.streams()?.iter().filter(|stream| is_called(stream, name)) {
+        // Every queue has one, and hardly any has something in it.
+        if stream.kind == UNDECODABLE && stream.count == 0 && stream.name == name {
+            continue;
+        }
+        let _ = writeln!(out, "{} {}: {} items", shown(&stream.kind), shown(&stream.name), stream.count);
         if stream.kind == "log" {
             describe_partition(&mut out, reader, stream)?;
         }
@@ -175,13 +191,23 @@ fn describe_item(out: &mut String, row: &Row) {
     let attempts = letter["attempts"].as_u64().unwrap_or(item.attempts.into());
     let published = letter["published_at"].as_u64().unwrap_or(item.published_at);
     let _ = write!(out, "  {}: id {}, published {}, attempts {attempts}", row.seq, item.id, age(published));
-    let times = [("due", item.due_at), ("expires", item.expires_at)];
+    // Of what could not be decoded, its queue's own notes are one level further down.
+    let former = &letter["former"];
+    let time = |known: Option<u64>, name| known.or_else(|| former[name].as_u64());
+    let times = [("due", time(item.due_at, "due_at")), ("expires", time(item.expires_at, "expires_at"))];
     times.into_iter().for_each(|(what, time)| _ = time.map(|time| write!(out, ", {what} {}", age(time))));
     describe_envelope(out, item);
     if letter.is_object() {
         let (queue, at) = (letter["queue"].as_str().unwrap_or("?"), letter["at"].as_u64().unwrap_or(0));
         let _ =
             write!(out, "\n     dead letter of {}, {}: {}", shown(queue), age(at), shown(&reason(&letter["reason"])));
+    }
+    let before = &former["extra"]["letter"]["reason"];
+    if !before.is_null() {
+        let _ = write!(out, ", and before that: {}", shown(&reason(before)));
+    }
+    if former.is_object() || item.schema > 0 {
+        let _ = write!(out, "\n     version {} of its type, {} bytes", item.schema, item.payload.len());
     }
     let history = if letter.is_object() { &letter["history"] } else { &noted["history"] };
     if let Some(error) = history.as_array().and_then(|failed| failed.last()?["error"].as_str()) {

@@ -8,14 +8,14 @@ use crate::clock::{Clock, ManualClock, Timestamp};
 use crate::dead_letter::DeadLetter;
 use crate::describe::{Description, QueueDescription, TopicDescription};
 use crate::error::Error;
-use crate::half::AnyHalves;
+use crate::half::{AnyHalves, half_name};
 #[cfg(feature = "sqlite")]
 use crate::idempotency::Idempotency;
 use crate::log::{AnyLog, Log, LogBuilder, LogCore};
 use crate::name::Name;
 use crate::queue::core::Core;
 use crate::queue::durable::promise;
-use crate::queue::{Queue, QueueBuilder, dead_letter_name};
+use crate::queue::{Queue, QueueBuilder, dead_letter_name, undecodable_name};
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 use crate::runtime::Companion;
 use crate::runtime::{Event, EventHook, Options, Runtime};
@@ -405,7 +405,7 @@ impl Broker {
         if builder.is_durable() {
             return self.declare_topic_durably(builder);
         }
-        let dead_name = format!("{}.half.dead", builder.name());
+        let dead_name = dead_letter_name(&half_name(builder.name()));
         let mut registry = match self.inner.entry_of_topic(&builder, &dead_name)? {
             Entry::Occupied(topic) => return Ok(topic),
             Entry::Vacant(registry) => registry,
@@ -466,21 +466,34 @@ impl WeakBroker {
     pub(crate) fn forget_dead_letters(&self, name: &str) -> bool {
         let Some(inner) = self.0.upgrade() else { return true };
         let mut registry = inner.registry.lock();
+        // It comes, and goes, with another one if it is durable.
+        let undecodable = undecodable_name(name);
+        if !registry.is_unused(&undecodable) {
+            return false;
+        }
         registry.forget_unused(name);
-        !registry.queues.contains_key(name)
+        let forgotten = !registry.queues.contains_key(name);
+        if forgotten {
+            registry.forget_unused(&undecodable);
+        }
+        forgotten
     }
 }
 
 impl Registry {
     /// Removes the dead-letter queue of a queue that can have no dead letters any more.
     fn forget_unused(&mut self, name: &str) {
-        let unused = |queue: &Arc<dyn AnyQueue>| {
-            let stats = queue.stats();
-            queue.holds_dead_letters() && stats.published + stats.recovered == 0
-        };
-        if self.queues.get(name).is_some_and(unused) {
+        if self.is_unused(name) {
             self.queues.remove(name);
         }
+    }
+
+    /// Whether there is none of that name, or one that has never held a dead letter.
+    fn is_unused(&self, name: &str) -> bool {
+        self.queues.get(name).is_none_or(|queue| {
+            let stats = queue.stats();
+            queue.holds_dead_letters() && stats.published + stats.recovered == 0
+        })
     }
 }
 
@@ -574,6 +587,7 @@ impl<T: Send + Sync + 'static> AnyQueue for Core<T> {
             overflow: self.settings.overflow,
             retry: (!self.is_terminal()).then(|| self.settings.retry.to_string()),
             dead_letters: self.dead_letters_name(),
+            undecodable: self.undecodable_name(),
             workers: self.workers(),
             durable: self.settings.durable.map(promise),
         }

@@ -38,6 +38,8 @@ pub enum Reason {
     /// It waited behind a message that had failed for good, and its key was dropped; see
     /// [`Queue::drop_key`].
     KeyDropped,
+    /// Its payload in the broker's file could not be decoded; see `Queue::undecodable`.
+    Undecodable,
 }
 
 impl fmt::Display for Reason {
@@ -50,6 +52,7 @@ impl fmt::Display for Reason {
             Self::Overflow => f.write_str("queue was full"),
             Self::Unresolved => f.write_str("transaction unresolved"),
             Self::KeyDropped => f.write_str("key dropped"),
+            Self::Undecodable => f.write_str("undecodable"),
         }
     }
 }
@@ -68,7 +71,17 @@ pub struct DeadLetter<T> {
 /// Where it can be sent back to.
 pub(crate) enum Origin<T> {
     Queue(Weak<Core<T>>),
-    Topic(Weak<dyn Redrives<T>>),
+    /// A topic, or whatever else has a way of its own.
+    Other(Weak<dyn Redrives<T>>),
+}
+
+impl<T> Clone for Origin<T> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Queue(queue) => Self::Queue(Weak::clone(queue)),
+            Self::Other(other) => Self::Other(Weak::clone(other)),
+        }
+    }
 }
 
 impl<T> Origin<T> {
@@ -76,11 +89,8 @@ impl<T> Origin<T> {
     #[cfg(feature = "sqlite")]
     pub(crate) fn if_named(&self, name: &str) -> Self {
         match self {
-            Self::Topic(topic) => Self::Topic(Weak::clone(topic)),
-            Self::Queue(queue) if queue.upgrade().is_some_and(|core| *core.name == *name) => {
-                Self::Queue(Weak::clone(queue))
-            }
-            Self::Queue(_) => Self::Queue(Weak::new()),
+            Self::Queue(queue) if queue.upgrade().is_none_or(|core| *core.name != *name) => Self::Queue(Weak::new()),
+            home => home.clone(),
         }
     }
 }
@@ -105,7 +115,8 @@ impl<T> DeadLetter<T> {
         self.message.history()
     }
 
-    /// The queue that gave up on it, or the topic that it was a half message of.
+    /// The queue that gave up on it, or the topic that it was a half message of. Of what could not be decoded, the queue
+    /// that has held it, which may be one of dead letters.
     #[must_use]
     pub fn queue(&self) -> &str {
         &self.queue
@@ -146,7 +157,7 @@ impl<T: Send + Sync + 'static> DeadLetter<T> {
     fn leave_file(&mut self) -> Along {
         match &self.origin {
             Origin::Queue(core) => core.upgrade().map(|core| core.leave_file(&mut self.message)),
-            Origin::Topic(halves) => halves.upgrade().map(|halves| halves.leave_file(&mut self.message)),
+            Origin::Other(other) => other.upgrade().map(|other| other.leave_file(&mut self.message)),
         }
         .unwrap_or_else(Along::nothing)
     }
@@ -168,6 +179,14 @@ impl<T: Send + Sync + 'static> DeadLetter<T> {
             Ok(letter) => letter,
             Err(_) => unreachable!("a letter that was not taken has not been shared"),
         }
+    }
+
+    /// The same with one more failure.
+    fn failed_again(&self, at: Timestamp, error: String) -> Self {
+        let mut message = self.message.share_again().expect("made shareable when it became a letter");
+        message.record_failure(at, error);
+        let (queue, origin) = (Arc::clone(&self.queue), self.origin.clone());
+        Self { message, reason: self.reason.clone(), queue, at: self.at, origin }
     }
 
     pub(crate) fn return_request(&mut self, request: Request) {
@@ -209,19 +228,22 @@ impl<T: Send + Sync + 'static> DeadLetter<T> {
         origin: Weak<dyn Redrives<T>>,
     ) -> Self {
         message.make_shared();
-        let (reason, queue, origin) = (Reason::Unresolved, Arc::clone(topic), Origin::Topic(origin));
+        let (reason, queue, origin) = (Reason::Unresolved, Arc::clone(topic), Origin::Other(origin));
         Self { message, reason, queue, at, origin }
     }
 }
 
-/// A topic that publishes its unresolved half messages after all. An object, for the same reason as a
-/// [`DeadLetterSink`].
+/// What takes letters back in a way of its own: a topic publishes its unresolved half messages after all, and what
+/// could not be decoded is decoded again. An object, for the same reason as a [`DeadLetterSink`].
 pub(crate) trait Redrives<T>: Send + Sync {
-    /// Gives the message back if it cannot be published now.
-    fn redrive(&self, message: Message<T>, delay: Duration) -> Result<(), Message<T>>;
-    /// Takes an unresolved one out of its place in the file.
+    /// Readies a message for its way back. The error says that its letter has to stay, and why if that is news.
+    fn redrive(&self, message: Message<T>, delay: Duration) -> Result<Return, Option<String>>;
+    /// Takes a message that has become a letter out of its place in the file.
     fn leave_file(&self, message: &mut Message<T>) -> Along;
 }
+
+/// The way back of a message whose letter has left its queue, and where that was in the file.
+pub(crate) type Return = Box<dyn FnOnce(Along) -> Moving>;
 
 /// Where a queue's dead letters go. An object, so that the type of a queue does not contain the type of
 /// its dead letters' dead letters without end.
@@ -343,7 +365,7 @@ pub struct Redrive<'a, T> {
 pub struct Redriven {
     /// Letters sent back.
     pub moved: usize,
-    /// Letters that stay: not wanted, over the limit, or from a queue that exists no more.
+    /// Letters that stay: not wanted, over the limit, from a queue that exists no more, or still undecodable.
     pub kept: usize,
 }
 
@@ -399,22 +421,19 @@ impl<'a, T: Send + Sync + 'static> Redrive<'a, T> {
             let Ok(message) = core.take_to_look() else { break };
             kept.messages.push(message);
             let letter = kept.messages.last().expect("just pushed").payload();
-            let Some(origin) = self.destination(letter) else { continue };
+            let Some(home) = self.destination(letter) else { continue };
             let mut message = letter.message.share_again().expect("made shareable when it became a letter");
             if let Some(edit) = &mut self.edit {
                 message.replace_payload(edit(letter));
             }
             let delay = pace.map_or(Duration::ZERO, |pace| pace.time_for(moved as u64));
-            let returns = match origin {
-                Home::Queue(origin) => Some((origin, message)),
-                // A topic may refuse; the letter stays then.
-                Home::Topic(halves) => match halves.redrive(message, delay) {
-                    Ok(()) => None,
-                    Err(message) => {
-                        drop_contained(message);
-                        continue;
-                    }
-                },
+            let back = match home.redrive(message, delay) {
+                Ok(back) => back,
+                Err(why) => {
+                    let letter = kept.messages.last_mut().expect("still there");
+                    why.into_iter().for_each(|why| core.note_why_it_stays(letter, why));
+                    continue;
+                }
             };
             let mut letter = kept.messages.pop();
             let lane = letter.as_mut().and_then(Message::take_lane);
@@ -423,10 +442,7 @@ impl<'a, T: Send + Sync + 'static> Redrive<'a, T> {
             }
             let along = letter.as_mut().map_or_else(Along::nothing, |letter| core.leave_file(letter));
             drop_contained(letter);
-            match returns {
-                Some((origin, message)) => moving.push(origin.readmit(message, delay, along)),
-                None => along.delete(),
-            }
+            moving.push(back(along));
             core.free_lane(lane);
             core.settled(&core.tallies.common.acked);
             moved += 1;
@@ -441,7 +457,7 @@ impl<'a, T: Send + Sync + 'static> Redrive<'a, T> {
         let origin = match (&self.to, &letter.origin) {
             (Some(queue), _) => Home::Queue(Arc::clone(&queue.core)),
             (None, Origin::Queue(origin)) => Home::Queue(origin.upgrade()?),
-            (None, Origin::Topic(origin)) => Home::Topic(origin.upgrade()?),
+            (None, Origin::Other(origin)) => Home::Other(origin.upgrade()?),
         };
         let wanted = self.wanted.as_mut().is_none_or(|wanted| wanted(letter));
         wanted.then_some(origin)
@@ -451,8 +467,26 @@ impl<'a, T: Send + Sync + 'static> Redrive<'a, T> {
 /// Where a letter is sent back to.
 enum Home<T> {
     Queue(Arc<Core<T>>),
-    /// Which publishes it.
-    Topic(Arc<dyn Redrives<T>>),
+    /// Which may refuse.
+    Other(Arc<dyn Redrives<T>>),
+}
+
+impl<T: Send + Sync + 'static> Home<T> {
+    fn redrive(self, message: Message<T>, delay: Duration) -> Result<Return, Option<String>> {
+        match self {
+            Self::Queue(queue) => Ok(Box::new(move |along| queue.readmit(message, delay, along))),
+            Self::Other(other) => other.redrive(message, delay),
+        }
+    }
+}
+
+impl<T: Send + Sync + 'static> Core<DeadLetter<T>> {
+    /// A letter has failed to go back: that belongs to its history.
+    fn note_why_it_stays(&self, letter: &mut Message<DeadLetter<T>>, why: String) {
+        let failed = letter.payload().failed_again(self.runtime.clock.now(), why);
+        letter.replace_payload(failed);
+        self.note_extra(letter);
+    }
 }
 
 /// Letters taken for a look that stay; they go back to the front even if a user's function panics.

@@ -64,6 +64,8 @@ pub struct QueueDescription {
     pub retry: Option<String>,
     /// Where its dead letters go; `None` for a dead-letter queue.
     pub dead_letters: Option<String>,
+    /// Where a durable queue's messages go that cannot be decoded; `None` for a dead-letter queue.
+    pub undecodable: Option<String>,
     /// Workers of all its consumers.
     pub workers: usize,
     /// What a durable queue promises; `None` if it is only in memory.
@@ -152,7 +154,11 @@ impl TopicDescription {
 
 impl fmt::Display for QueueDescription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "queue {:?} of {}, capacity {}, {:?}", self.name, self.payload, self.capacity, self.overflow)?;
+        write!(f, "queue {:?} of {}", self.name, self.payload)?;
+        match self.capacity {
+            u64::MAX => f.write_str(", unbounded")?,
+            capacity => write!(f, ", capacity {capacity}, {:?}", self.overflow)?,
+        }
         if let Some(retry) = &self.retry {
             write!(f, ", retry {retry}")?;
         }
@@ -164,6 +170,9 @@ impl fmt::Display for QueueDescription {
         }
         if let Some(promise) = self.durable {
             write!(f, ", {promise}")?;
+        }
+        if let Some(apart) = &self.undecodable {
+            write!(f, ", what cannot be decoded to {apart:?}")?;
         }
         writeln!(f)
     }
@@ -191,6 +200,9 @@ impl Description {
             let _ = writeln!(out, "    {node}[(\"{}\")]", escaped(&queue.name));
             if let Some(dead) = &queue.dead_letters {
                 let _ = writeln!(out, "    {node} -. dead letters .-> {}", self.node(&format!("queue {dead:?}")));
+            }
+            if let Some(apart) = &queue.undecodable {
+                let _ = writeln!(out, "    {node} -. undecodable .-> {}", self.node(&format!("queue {apart:?}")));
             }
             if queue.workers > 0 {
                 let _ = writeln!(out, "    {node} --> {node}w{{{{\"{} workers\"}}}}", queue.workers);

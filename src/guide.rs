@@ -769,7 +769,8 @@
 //!   `CheckBack::durable` (feature `sqlite`): otherwise, if the process dies, the row may be saved and its message gone.
 //!   A durable one is in the broker's file when `prepare` returns, to publish it is one commit for it and the durable
 //!   queues it reaches, and a later run asks on.
-//! * **Unresolved** ones are dead letters; to redrive them is to publish them.
+//! * **Unresolved** ones are dead letters; to redrive them is to publish them. Durable ones that cannot be decoded any
+//!   more are dead letters of bytes in `<topic>.half.undecodable`; to redrive them is to ask about them again.
 //!
 //! # Effectively once
 //!
@@ -1052,6 +1053,7 @@
 //! | [`Dropped`](crate::Event::Dropped) | an overflow policy has thrown messages away; told when their number doubles |
 //! | [`WorkerBlocked`](crate::Event::WorkerBlocked) | a worker has waited for room for longer than the threshold |
 //! | [`DeadLettersFull`](crate::Event::DeadLettersFull) | a dead letter found no room; nothing is lost, but its queue is blocked by it |
+//! | [`Undecodable`](crate::Event::Undecodable) | bytes in the file are of no version that the program knows; they are kept, see [durable queues](#durable-queues) |
 //! | [`SettledLate`](crate::Event::SettledLate) | a handler was slower than its ack timeout: its work was done twice |
 //! | [`CheckBackPanicked`](crate::Event::CheckBackPanicked) | a topic's check-back has a bug; the half message is asked about again |
 //! | [`CircuitOpened`](crate::Event::CircuitOpened), [`CircuitClosed`](crate::Event::CircuitClosed) | a consumer has stopped taking messages, or works again |
@@ -1135,8 +1137,20 @@
 //! attempts and history; delays, retries and times to live run on while nobody has the file open. In a queue that is
 //! not ordered, what had been delivered before comes first. Settings may change between runs, but neither the order
 //! nor the codec. Consumers get what is there as soon as they start: where one of them publishes, declare and bind
-//! whatever is to hear of it first. A payload that its codec refuses is put apart, told of as an
-//! [event](crate::Event::Undecodable), and stays in the file.
+//! whatever is to hear of it first.
+//!
+//! **What cannot be decoded.** Programs change, and their files do not. Say which version of its type a payload is, and
+//! how to make one of the bytes of an earlier version (`schema`, for queues, half messages and logs). A message whose
+//! bytes are refused all the same, by the upgrade or the codec, be it with a panic, is a dead letter of its bytes when
+//! its turn comes to be read: `Queue::undecodable`, a queue named `<queue>.undecodable`. It has everything but the
+//! payload, with the codec's words as the last error; it moves there in one commit, an
+//! [event](crate::Event::Undecodable) tells, and `dead_lettered` counts it. List them, look at the bytes, mend the codec,
+//! and [redrive](crate::Queue::redrive) them, at a rate if they are many: each is decoded again and goes back to its
+//! queue, or to the dead letters if it was one of those; what still cannot be decoded stays, with the new error. Bytes
+//! can be mended too (`Undecoded::with_bytes`, with [`edit`](crate::Redrive::edit)). What could not be decoded holds up
+//! nobody, so in a queue ordered by key it loses its place: it comes back behind what waits under its key then. A topic's
+//! half messages have `<topic>.half.undecodable`, and are open again once they are redriven. A log's record leaves a gap
+//! at its offset.
 //!
 //! **A backlog** stays in the file. Memory has the first few thousand messages of a queue, so opening a file with
 //! millions takes no longer than opening an empty one. Exceptions: what is delayed, and queues that are ordered by key

@@ -58,6 +58,7 @@
 //! | look after what failed | [`DeadLetter`], [`Queue::redrive`] |
 //! | watch | [`Broker::stats`], [`Broker::describe`], [`Event`] |
 //! | keep messages in a file until they are settled, or a log (feature `sqlite`) | `Broker::open`, `QueueBuilder::durable`, `LogBuilder::durable`, and [their section of the guide](guide#durable-queues) |
+//! | see to what the file holds and the program cannot read any more | `QueueBuilder::schema`, `Queue::undecodable` |
 //! | keep other things in that file | the module `store` |
 //! | end | [`Broker::shutdown`], [`ShutdownReport`], [`Queue::drain`] |
 //! | test | [`Broker::simulated`], [`Simulation`], [`ManualClock`], [`Broker::wait_idle`] |
@@ -220,6 +221,8 @@ pub use outbox::{PostgresInbox, PostgresOutbox};
 #[cfg(feature = "sqlite")]
 pub use outbox::{SqliteInbox, SqliteOutbox};
 pub use outcome::{Classify, Failure, IntoOutcome, Outcome};
+#[cfg(feature = "sqlite")]
+pub use queue::Undecoded;
 pub use queue::{Exhausted, Expired, Overflow, Parked, Queue, QueueBuilder};
 pub use rate::Rate;
 pub use request::{Fate, ReplyError, RequestError};

@@ -110,10 +110,11 @@ pub enum Event {
         /// What the panic said.
         text: String,
     },
-    /// A message in the broker's file could not be decoded when its queue or log was declared. It is kept there, in
-    /// a stream of the kind `undecodable` with its queue's name, or that of its partition (`log/0`).
+    /// A message in the broker's file could not be decoded when its turn came to be read. It is kept there: that of a
+    /// queue, a dead letter or a half message as a dead letter of bytes (see `Queue::undecodable`), a log's record in a
+    /// stream of the kind `undecodable` with the name of its partition (`log/0`).
     Undecodable {
-        /// The queue, or the log.
+        /// The queue, perhaps one of dead letters, the topic of the half message, or the log.
         queue: String,
         /// Which message it is.
         message: MessageId,

@@ -63,6 +63,7 @@ fn a_reason_is_written_in_words_that_stay() {
         (Reason::Overflow, r#""overflow""#),
         (Reason::Unresolved, r#""unresolved""#),
         (Reason::KeyDropped, r#""key_dropped""#),
+        (Reason::Undecodable, r#""undecodable""#),
     ] {
         assert_eq!(serde_json::to_string(&reason).unwrap(), words);
         assert_eq!(serde_json::from_str::<Reason>(words).unwrap(), reason);

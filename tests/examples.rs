@@ -695,6 +695,37 @@ mod durable {
     }
 
     #[test]
+    fn inspect_shows_what_could_not_be_decoded() {
+        let file = fresh("inspect-undecodable");
+        let broker = Broker::open(&file).unwrap();
+        let jobs: Queue<String> = broker.queue("jobs").durable(Durability::Buffered).declare().unwrap();
+        for word in ["rotten", "17"] {
+            jobs.send(Message::new(word.to_owned()).with_key("k-7")).unwrap();
+        }
+        jobs.recv().unwrap().dead_letter("smells").unwrap();
+        assert!(broker.shutdown(LIMIT).is_clean());
+        run("inspect", &[&file, "jobs"], "").succeeds().says(&["queue jobs: 1 items", "\"17\""]);
+        drop((broker, jobs));
+        let broker = Broker::open(&file).unwrap();
+        let numbers: Queue<u32> = broker.queue("jobs").durable(Durability::Buffered).declare().unwrap();
+        assert_eq!(numbers.undecodable().len(), 2);
+        assert!(broker.shutdown(LIMIT).is_clean());
+
+        let shown = [
+            "undecodable jobs: 2 items",
+            "dead letter of jobs,",
+            "dead letter of jobs.dead,",
+            ": undecodable, and before that: rejected: smells",
+            "last error: invalid type: string \"17\"",
+            "version 0 of its type, 4 bytes",
+            "key k-7",
+        ];
+        run("inspect", &[&file, "jobs.undecodable"], "").succeeds().says(&shown);
+        run("inspect", &[&file, "jobs"], "").succeeds().says(&["queue jobs: 0 items", "undecodable jobs: 2 items"]);
+        run("inspect", &[&file], "").succeeds().says(&["undecodable    jobs "]);
+    }
+
+    #[test]
     fn inspect_says_what_it_cannot_read() {
         let file = fresh("inspect-refuses");
         let broker = Broker::open(&file).unwrap();

@@ -2,9 +2,10 @@
 
 use super::{AnyLog, AnyQueue, AnyTopic, Inner, Registry};
 use crate::error::{Error, SHUT_DOWN};
+use crate::half::half_name;
 use crate::log::{Log, LogBuilder, LogCore};
 use crate::queue::core::Core;
-use crate::queue::{Queue, QueueBuilder, dead_letter_name};
+use crate::queue::{Queue, QueueBuilder, dead_letter_name, undecodable_name};
 use crate::sync::MutexGuard;
 use crate::topic::{Topic, TopicBuilder, TopicCore};
 use std::any::type_name;
@@ -42,6 +43,9 @@ impl Inner {
         if builder.dead_letters.is_none() && registry.queues.contains_key(dead_name.as_str()) {
             problems.push(dead_letters_taken(&dead_name));
         }
+        if builder.settings.durable.is_some() {
+            problems.extend(registry.taken_for_undecodable(&undecodable_name(&builder.name)));
+        }
         Error::unless_none(builder.subject(), problems)?;
         Ok(Entry::Vacant(registry))
     }
@@ -60,6 +64,10 @@ impl Inner {
         }
         if builder.needs_dead_letters() && registry.has_queue(dead_name) {
             return Err(Error::new(builder.subject(), dead_letters_taken(dead_name)));
+        }
+        let apart_name = undecodable_name(&half_name(builder.name()));
+        if let Some(problem) = registry.taken_for_undecodable(&apart_name).filter(|_| builder.keeps_halves()) {
+            return Err(Error::new(builder.subject(), problem));
         }
         Ok(Entry::Vacant(registry))
     }
@@ -100,6 +108,12 @@ impl Registry {
     /// Why nothing can be declared any more.
     fn problem(&self) -> Option<String> {
         self.closed.then(|| SHUT_DOWN.into())
+    }
+
+    /// Why there cannot be a queue of that name for what is undecodable.
+    pub(super) fn taken_for_undecodable(&self, name: &str) -> Option<String> {
+        let taken = || format!("the name of its queue for what cannot be decoded, {name:?}, is taken by another queue");
+        self.has_queue(name).then(taken)
     }
 
     /// Also if it is just being filled from the file.

@@ -4,11 +4,12 @@ use super::entry::Entry;
 use super::{Broker, Builder, Inner, Registry, WeakBroker};
 use crate::dead_letter::DeadLetter;
 use crate::error::Error;
+use crate::half::half_name;
 use crate::idempotency::{Idempotency, Window};
 use crate::log::{Durably, Log, LogBuilder};
 use crate::queue::builder::name_problems;
 use crate::queue::durable::{Depot, Durable, letters_of_group};
-use crate::queue::{NO_STORE, Queue, QueueBuilder, dead_letter_name};
+use crate::queue::{NO_STORE, Queue, QueueBuilder, dead_letter_name, undecodable_name};
 use crate::runtime::Runtime;
 use crate::stats::FileStats;
 use crate::store::{Batch, Durability, Options, State, Store, StoreError};
@@ -83,7 +84,9 @@ impl Broker {
                 Entry::Occupied(queue) => return Ok(queue),
                 Entry::Vacant(registry) => registry,
             };
-            let names: Vec<String> = [Some(builder.name.clone()), dead_name.clone()].into_iter().flatten().collect();
+            let apart_name = Some(undecodable_name(&builder.name));
+            let names: Vec<String> =
+                [Some(builder.name.clone()), dead_name.clone(), apart_name].into_iter().flatten().collect();
             registry.reserved.extend(names.iter().cloned());
             Reservation { inner: &self.inner, names }
         };
@@ -103,6 +106,8 @@ impl Broker {
         if let Some(dead) = own {
             registry.queues.insert(Arc::clone(&dead.core.name), dead.core);
         }
+        let apart = queue.undecodable().core;
+        registry.queues.insert(Arc::clone(&apart.name), apart);
         Ok(queue)
     }
 }
@@ -115,13 +120,15 @@ impl Broker {
     ) -> Result<Topic<T>, Error> {
         let subject = builder.subject();
         let Some(depot) = &self.inner.depot else { return Err(Error::new(subject, NO_STORE)) };
-        let dead_name = format!("{}.half.dead", builder.name());
+        let half_name = half_name(builder.name());
+        let dead_name = dead_letter_name(&half_name);
         let _reservation = {
+            let apart_name = undecodable_name(&half_name);
             let mut registry = match self.inner.entry_of_topic(&builder, &dead_name)? {
                 Entry::Occupied(topic) => return Ok(topic),
                 Entry::Vacant(registry) => registry,
             };
-            let names = vec![topic_reservation(builder.name()), dead_name.clone()];
+            let names = vec![topic_reservation(builder.name()), dead_name.clone(), apart_name];
             registry.reserved.extend(names.iter().cloned());
             Reservation { inner: &self.inner, names }
         };
@@ -138,6 +145,9 @@ impl Broker {
         registry.topics.insert(Arc::clone(&topic.core.name), topic.core.clone());
         if let Some(dead) = dead {
             registry.queues.insert(Arc::clone(&dead.name), dead);
+        }
+        if let Some(apart) = topic.core.undecodable() {
+            registry.queues.insert(Arc::clone(&apart.core.name), apart.core);
         }
         Ok(topic)
     }
@@ -246,14 +256,21 @@ impl WeakBroker {
         let inner = self.0.upgrade().ok_or_else(|| refuse("its broker is gone"))?;
         let depot = inner.depot.as_ref().ok_or_else(|| refuse(NO_STORE))?;
         let _reservation = {
+            let apart_name = undecodable_name(name);
             let mut registry = inner.vacant_for_letters(name)?;
-            registry.reserved.insert(name.to_owned());
-            Reservation { inner: &inner, names: vec![name.to_owned()] }
+            if let Some(problem) = registry.taken_for_undecodable(&apart_name) {
+                return Err(refuse(&problem));
+            }
+            let names = vec![name.to_owned(), apart_name];
+            registry.reserved.extend(names.iter().cloned());
+            Reservation { inner: &inner, names }
         };
         let queue = letters_of_group(depot, durable.coding.clone(), durable.durability, name, &inner.runtime);
         let queue = queue.map_err(|problems| refuse(&problems.join("; ")))?;
         let mut registry = inner.open_registry(&subject)?;
         registry.queues.insert(Arc::clone(&queue.core.name), queue.core.clone());
+        let apart = queue.undecodable().core;
+        registry.queues.insert(Arc::clone(&apart.name), apart);
         Ok(queue)
     }
 }
@@ -287,11 +304,11 @@ impl Drop for Reservation<'_> {
 }
 
 impl Inner {
-    /// Waits while a queue of this name, or with dead letters of this name, is being filled from the file.
+    /// Waits while a queue of this name, or of one that comes with it, is being filled from the file.
     pub(super) fn registry_without(&self, name: &str) -> MutexGuard<'_, Registry> {
-        let dead = dead_letter_name(name);
+        let names = [name.to_owned(), dead_letter_name(name), undecodable_name(name)];
         let mut registry = self.registry.lock();
-        while registry.reserved.contains(name) || registry.reserved.contains(&dead) {
+        while names.iter().any(|name| registry.reserved.contains(name)) {
             self.declared.wait(&mut registry);
         }
         registry

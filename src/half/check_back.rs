@@ -63,6 +63,8 @@ pub struct CheckBack<T> {
     pub(crate) dead_letters: Option<Queue<DeadLetter<T>>>,
     /// How half messages are to be kept in the broker's file.
     pub(crate) durable: Option<Durable<T>>,
+    /// A schema was given to what was not durable.
+    schema_too_early: bool,
 }
 
 /// When to ask, as it is compared when a topic is declared again.
@@ -83,7 +85,7 @@ impl<T: Send + Sync + 'static> CheckBack<T> {
     pub fn new(listener: impl Fn(&Message<T>) -> Resolution + Send + Sync + 'static) -> Self {
         let (first, every) = (Duration::from_secs(6), Duration::from_secs(30));
         let timing = Timing { first, every, times: 15, max_open: 10_000, dead_letters: None, durable: None };
-        Self { listener: Arc::new(listener), timing, dead_letters: None, durable: None }
+        Self { listener: Arc::new(listener), timing, dead_letters: None, durable: None, schema_too_early: false }
     }
 
     /// How long after it was prepared a half message is first asked about: longer than local transactions
@@ -141,6 +143,9 @@ impl<T: Send + Sync + 'static> CheckBack<T> {
     /// * A handle does not survive the process; [`Topic::commit_half`](crate::Topic::commit_half) and
     ///   [`Topic::rollback_half`](crate::Topic::rollback_half) find it by its id.
     /// * Unresolved ones are durable as well, as dead letters of the topic's own queue.
+    /// * What the codec cannot read is a dead letter of bytes in the queue `<topic>.half.undecodable`, together with
+    ///   unresolved ones it cannot read. Redriven with a codec that can, it is open again, and asked about: whether it is
+    ///   to be published, nobody has said. See [`Queue::undecodable`].
     /// * What a shutdown leaves open stays in the file and counts as [stored](crate::ShutdownReport::stored).
     ///
     /// ```
@@ -188,6 +193,46 @@ impl<T: Send + Sync + 'static> CheckBack<T> {
         self
     }
 
+    /// Says which version of its type the payload is, and how to make one of the bytes of an earlier version (of 0, if
+    /// none was ever given). Follows [`CheckBack::durable`]; see [`QueueBuilder::schema`](crate::QueueBuilder::schema).
+    /// What is in the file is read that way when the topic is declared, unresolved ones included; an error puts it
+    /// apart, as does a version later than this one: see [`Queue::undecodable`].
+    ///
+    /// ```
+    /// use postroom::store::Durability;
+    /// use postroom::{Broker, CheckBack, Resolution, Topic};
+    ///
+    /// # let path = std::env::temp_dir().join(format!("postroom-doc-half-schema-{}.db", std::process::id()));
+    /// let broker = Broker::open(&path)?;
+    /// let check = CheckBack::new(|_: &_| Resolution::Unknown).durable(Durability::Sync);
+    /// let numbers: Topic<u64> = broker.topic("orders").check_back(check).declare()?;
+    /// drop(numbers.prepare("order.placed", 17)?);
+    /// drop((broker, numbers));
+    ///
+    /// let broker = Broker::open(&path)?;
+    /// let check = CheckBack::new(|_: &_| Resolution::Unknown)
+    ///     .durable(Durability::Sync)
+    ///     .schema(1, |_version, bytes| Ok(format!("order {}", serde_json::from_slice::<u64>(bytes)?)));
+    /// let orders: Topic<String> = broker.topic("orders").check_back(check).declare()?;
+    /// assert_eq!(orders.halves()[0].payload(), "order 17");
+    /// # drop((broker, orders));
+    /// # for end in ["", ".lock"] { let _ = std::fs::remove_file(format!("{}{end}", path.display())); }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[cfg(feature = "sqlite")]
+    #[must_use]
+    pub fn schema(
+        mut self,
+        version: u32,
+        upgrade: impl Fn(u32, &[u8]) -> Result<T, crate::codec::CodecError> + Send + Sync + 'static,
+    ) -> Self {
+        match &mut self.durable {
+            Some(durable) => durable.coding.upgrade_to(version, upgrade),
+            None => self.schema_too_early = true,
+        }
+        self
+    }
+
     pub(crate) fn problems(&self) -> Vec<String> {
         let Timing { every, times, max_open, .. } = self.timing;
         let mut problems = Vec::new();
@@ -199,6 +244,9 @@ impl<T: Send + Sync + 'static> CheckBack<T> {
         }
         if max_open == 0 {
             problems.push("max_open of 0 lets nothing be prepared: at least 1".into());
+        }
+        if self.schema_too_early {
+            problems.push("schema without durable before it: only what is in a file has versions".into());
         }
         if let Some(queue) = self.dead_letters.as_ref().filter(|queue| queue.core.is_ordered()) {
             problems.push(format!("queue {:?} is ordered by key and cannot hold dead letters", queue.name()));

@@ -1,17 +1,18 @@
 //! Half messages in the broker's file: written before they are prepared, deleted in the commit that publishes them.
 
+use super::half_name;
 use super::halves::{Halves, Unprepared};
 use crate::clock::Timestamp;
-use crate::dead_letter::DeadLetter;
+use crate::dead_letter::{DeadLetter, Redrives, Return};
 use crate::error::Error;
 use crate::message::{Delay, Message};
+use crate::outcome::drop_contained;
 use crate::queue::Queue;
-use crate::queue::durable::{Along, Depot, Durable, Rider, UNDECODABLE};
-use crate::runtime::Event;
-use crate::store::{Batch, Change, Durability, Item, Limit, Row, Seq, StoreError, StreamId};
+use crate::queue::durable::{Along, Apart, Depot, Durable, Home, Moving, Rider, Undecoded, former_item};
+use crate::store::{Batch, Change, Durability, Item, Limit, Seq, StoreError, StreamId};
 use crate::timer::TimerRef;
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// The stream's kind.
@@ -24,6 +25,8 @@ pub(super) struct Filed<T> {
     depot: Arc<Depot>,
     stream: StreamId,
     durable: Durable<T>,
+    /// Where what cannot be decoded goes.
+    apart: Apart,
 }
 
 /// What a message asks for when it is published, which counts from then on.
@@ -68,21 +71,14 @@ impl<T: Send + Sync + 'static> Filed<T> {
         Ok(Item { attempts: 0, due_at: Some(next.0), expires_at: None, extra: Some(extra), ..item })
     }
 
-    /// Runs the user's codec, so no lock may be held.
-    fn message(&self, row: &Row) -> Result<Message<T>, String> {
-        let wishes: Wishes = serde_json::from_slice(row.item.extra.as_deref().unwrap_or(b"{}"))
+    /// Without its place. Runs the user's codec, so no lock may be held.
+    fn message(&self, item: &Item) -> Result<Message<T>, String> {
+        let wishes: Wishes = serde_json::from_slice(item.extra.as_deref().unwrap_or(b"{}"))
             .map_err(|e| format!("what is noted of it: {e}"))?;
-        let plain = Item { attempts: 0, due_at: None, expires_at: None, extra: None, ..row.item.clone() };
+        let plain = Item { attempts: 0, due_at: None, expires_at: None, extra: None, ..item.clone() };
         let mut message = self.durable.message(&plain)?;
         wishes.apply(&mut message);
-        message.set_place(row.seq);
         Ok(message)
-    }
-
-    fn put_apart(&self, topic: &str, seq: Seq) -> Result<(), StoreError> {
-        let apart = self.depot.store.declare(UNDECODABLE, &format!("{topic}.half"), "")?;
-        let moved = Batch::new().move_to(self.stream, seq, apart, Change::new());
-        self.depot.store.commit(moved, Durability::Buffered).map(drop)
     }
 }
 
@@ -95,10 +91,13 @@ impl<T: Send + Sync + 'static> Halves<T> {
         own_dead: Option<&Queue<DeadLetter<T>>>,
     ) -> Result<(), Vec<String>> {
         let stream = durable.open_stream(depot, HALVES, &self.topic)?;
+        let me = Home { name: Arc::clone(&self.topic), way: Arc::new(Reopens(self.weak())) };
+        let homes = [Some(me), own_dead.map(Home::queue)].into_iter().flatten().collect();
+        let unread = durable.open_undecodable(depot, &self.runtime, &half_name(&self.topic), homes)?;
         if let Some(dead) = own_dead {
-            durable.fill_letters_of_topic(depot, dead, self.weak())?;
+            durable.fill_letters_of_topic(depot, dead, self.weak(), &unread)?;
         }
-        let filed = Filed { depot: Arc::clone(depot), stream, durable };
+        let filed = Filed { depot: Arc::clone(depot), stream, durable, apart: Apart::to(&unread) };
         self.take_in(&filed).map_err(|error| vec![format!("its file: {error}")])?;
         let _ = self.filed.set(filed);
         self.resume().map_err(|error| vec![error.to_string()])
@@ -114,16 +113,13 @@ impl<T: Send + Sync + 'static> Halves<T> {
             let Some(last) = rows.last() else { return Ok(()) };
             from = last.seq + 1;
             for row in rows {
-                match filed.message(&row) {
-                    Ok(message) => {
+                match filed.message(&row.item) {
+                    Ok(mut message) => {
+                        message.set_place(row.seq);
                         let next = row.item.due_at.map_or(soonest, |due| Timestamp(due).max(soonest));
                         self.recovered(message, row.item.attempts, next);
                     }
-                    Err(error) => {
-                        filed.put_apart(&self.topic, row.seq)?;
-                        let (queue, message) = (self.topic.to_string(), row.item.id.into());
-                        self.runtime.tell(|| Event::Undecodable { queue, message, error });
-                    }
+                    Err(error) => _ = filed.apart.take(filed.stream, &[(row, error)], &self.topic)?,
                 }
             }
         }
@@ -131,6 +127,11 @@ impl<T: Send + Sync + 'static> Halves<T> {
 
     pub(super) fn is_durable(&self) -> bool {
         self.filed.get().is_some()
+    }
+
+    /// Those of them, and of its own dead letters, that cannot be decoded.
+    pub(crate) fn undecodable(&self) -> Option<Queue<DeadLetter<Undecoded>>> {
+        self.filed.get().map(|filed| filed.apart.queue.clone())
     }
 
     /// Waits for the commit; its place. No lock may be held.
@@ -179,5 +180,45 @@ impl<T: Send + Sync + 'static> Halves<T> {
         self.start_asking()?;
         self.arm(next);
         Ok(())
+    }
+}
+
+/// A half message that could not be decoded is open again once it can be: whether it is to be published, nobody has
+/// said.
+struct Reopens<T>(Weak<Halves<T>>);
+
+impl<T: Send + Sync + 'static> Redrives<Undecoded> for Reopens<T> {
+    fn redrive(&self, letter: Message<Undecoded>, delay: Duration) -> Result<Return, Option<String>> {
+        let halves = self.0.upgrade().ok_or(None)?;
+        let filed = halves.filed.get().ok_or(None)?;
+        let message = filed.message(&former_item(&letter))?;
+        let next = halves.runtime.clock.now().after(delay).after(halves.timing.first);
+        if let Err(why) = halves.start_asking().map_err(|e| e.to_string()).and_then(|()| halves.reserve(&message, next))
+        {
+            drop_contained(message);
+            return Err(Some(why));
+        }
+        Ok(Box::new(move |along| {
+            halves.reopen(message, next, &along);
+            Moving::done()
+        }))
+    }
+
+    fn leave_file(&self, _: &mut Message<Undecoded>) -> Along {
+        Along::nothing()
+    }
+}
+
+impl<T: Send + Sync + 'static> Halves<T> {
+    /// Its place in the table is reserved. It is open whatever becomes of the commit; if that fails, the file has it
+    /// where it was.
+    fn reopen(&self, mut message: Message<T>, next: Timestamp, along: &Along) {
+        let filed = self.filed.get().expect("it was decoded for it");
+        if let Ok(item) = filed.item(&message, next) {
+            let batch = along.and(Batch::new().insert(filed.stream, item));
+            let written = filed.depot.store.commit(batch, Durability::Buffered);
+            message.restore_place(written.ok().and_then(|places| places.first().copied()));
+        }
+        self.recovered_again(message, next);
     }
 }

@@ -7,15 +7,15 @@ use super::table::{Ending, Gone, Table};
 use super::{HalfFate, Resolution};
 use crate::clock::Timestamp;
 use crate::consumer::ConsumerBuilder;
-use crate::dead_letter::{DeadLetter, DeadLetterSink, Redrives};
+use crate::dead_letter::{DeadLetter, DeadLetterSink, Redrives, Return};
 use crate::error::{Error, PublishError};
 use crate::message::{Delay, Message, MessageId, Text};
 use crate::outcome::{contained, drop_contained};
 use crate::queue::builder::Settings;
 use crate::queue::core::{Admission, Core, Patience};
-use crate::queue::durable::Along;
 #[cfg(feature = "sqlite")]
 use crate::queue::durable::FileError;
+use crate::queue::durable::{Along, Moving};
 use crate::queue::keyed::KeyRule;
 use crate::retry::Retry;
 use crate::runtime::{Event, Registration, Runtime};
@@ -175,6 +175,27 @@ impl<T: Send + Sync + 'static> Halves<T> {
         self.counts.recovered.add(1);
         let key = message.routing_key.clone();
         self.table.lock().insert(key, message, checks, next);
+    }
+
+    /// Keeps a place for one that comes back, or says why not: [`Halves::recovered_again`] follows.
+    #[cfg(feature = "sqlite")]
+    pub(super) fn reserve(&self, message: &Message<T>, next: Timestamp) -> Result<(), String> {
+        let mut table = self.table.lock();
+        if self.ended.load(Ordering::SeqCst) || self.draining.load(Ordering::SeqCst) {
+            return Err("its topic takes no half messages any more".into());
+        }
+        if table.contains(message.id) {
+            return Err("a half message of this id is open".into());
+        }
+        table.reserve(message.id, message.routing_key.clone(), next);
+        Ok(())
+    }
+
+    /// It is open, as one of an earlier run.
+    #[cfg(feature = "sqlite")]
+    pub(super) fn recovered_again(&self, message: Message<T>, next: Timestamp) {
+        self.counts.recovered.add(1);
+        self.put_back(message, Some(next));
     }
 
     /// When the next is asked about.
@@ -447,12 +468,19 @@ impl<T: Send + Sync + 'static> Halves<T> {
 }
 
 impl<T: Send + Sync + 'static> Redrives<T> for Halves<T> {
-    fn redrive(&self, mut message: Message<T>, delay: Duration) -> Result<(), Message<T>> {
+    fn redrive(&self, mut message: Message<T>, delay: Duration) -> Result<Return, Option<String>> {
         if !delay.is_zero() {
             message.extras_mut().delay = Some(Delay::For(delay));
         }
         let key = message.routing_key.clone();
-        self.publish(&key, message, Patience::None).map(drop).map_err(|(message, _)| message)
+        if let Err((message, _)) = self.publish(&key, message, Patience::None) {
+            drop_contained(message);
+            return Err(None);
+        }
+        Ok(Box::new(|along| {
+            along.delete();
+            Moving::done()
+        }))
     }
 
     fn leave_file(&self, message: &mut Message<T>) -> Along {

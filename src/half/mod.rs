@@ -27,6 +27,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use table::Ending;
 
+/// What the names of queues begin with that belong to a topic's half messages.
+pub(crate) fn half_name(topic: &str) -> String {
+    format!("{topic}.half")
+}
+
 /// How a half message ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]

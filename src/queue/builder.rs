@@ -480,6 +480,7 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
     ///   declared; a handle ends with its process. What is cancelled is deleted a few milliseconds later, as what is
     ///   settled is. A key that is [parked](QueueBuilder::on_exhausted) stays so until it is released or dropped, and
     ///   a stopped queue until it is resumed, also by a later run; one declared with another policy tries again.
+    /// * What its codec cannot read when its turn comes is a dead letter of bytes: see [`Queue::undecodable`].
     /// * An [idempotent](QueueBuilder::idempotent) queue remembers over a restart what it has completed, within its
     ///   window: a key is noted in the commit that deletes its message, and deleted once the window has passed. What
     ///   was in hand when the process ended counts as released. Other sorts of keys (by id, by a function) than before
@@ -521,7 +522,8 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
 
     /// Says which version of its type the payload is, and how to make one of the bytes of an earlier version (of
     /// 0, if none was ever given). Follows [`QueueBuilder::durable`]. What is in the file is read that way when its
-    /// turn comes, dead letters included; an error puts it apart, as does a version later than this one.
+    /// turn comes, dead letters included; an error puts it apart, as does a version later than this one: see
+    /// [`Queue::undecodable`].
     ///
     /// ```
     /// # use postroom::store::Durability;

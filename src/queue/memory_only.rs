@@ -65,8 +65,12 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn forget(&self, _: &mut Message<T>) {}
     pub(crate) fn forget_all<'a>(&self, _: impl IntoIterator<Item = &'a mut Message<T>>) {}
     pub(crate) fn note_return(&self, _: &Message<T>, _: Option<Timestamp>) {}
+    pub(crate) fn note_extra(&self, _: &Message<T>) {}
     pub(crate) fn note_parked(&self, _: &Message<T>, _: &Hold) {}
     pub(crate) fn note_done(&self, _: &mut Message<T>, _: &Text, _: Timestamp, _: u64) {}
+    pub(crate) fn undecodable_name(&self) -> Option<String> {
+        None
+    }
     pub(crate) fn is_beyond_reach(&self) -> bool {
         false
     }

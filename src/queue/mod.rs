@@ -14,6 +14,8 @@ pub(crate) mod levels;
 pub(crate) mod throttle;
 
 pub use builder::{Expired, Overflow, QueueBuilder};
+#[cfg(feature = "sqlite")]
+pub use durable::Undecoded;
 pub use keyed::{Exhausted, Parked};
 
 use crate::alarm::{Alarm, AlarmHandle, Alert};
@@ -112,6 +114,16 @@ impl<T: Send + Sync + 'static> Queue<T> {
     pub(crate) fn for_letters_as(name: Arc<str>, runtime: Arc<Runtime>, durable: Option<Mode>) -> Self {
         let settings = Settings { durable, ..Settings::default() };
         Self { core: Core::new(name, settings, KeyRule::Unordered, runtime, None) }
+    }
+
+    /// A queue for what another's codec refuses. Its messages are in the file, and only a few of them in memory, so it
+    /// takes them all.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn for_undecodable(name: Arc<str>, runtime: Arc<Runtime>, durability: Mode) -> Self {
+        let settings = Settings { capacity: u64::MAX, durable: Some(durability), ..Settings::default() };
+        let core = Core::new(name, settings, KeyRule::Unordered, runtime, None);
+        core.make_terminal();
+        Self { core }
     }
 
     pub(crate) fn from_core(core: Arc<Core<T>>) -> Self {
@@ -346,10 +358,75 @@ impl<T: Send + Sync + 'static> Queue<T> {
         if let Some(sink) = &self.core.dead {
             return sink.queue();
         }
-        let name = dead_letter_name(&self.core.name).into();
-        let none = Core::new(name, Settings::default(), KeyRule::Unordered, Arc::clone(&self.core.runtime), None);
+        Queue::none(dead_letter_name(&self.core.name), &self.core.runtime)
+    }
+
+    /// What it holds in the broker's file and cannot decode: dead letters of bytes, each with what its codec said as
+    /// its last [error](DeadLetter::error), and otherwise as it was: id, keys, headers, attempts and history.
+    ///
+    /// It is a durable queue of its own, named `<queue>.undecodable`; list it, consume it, purge it. A queue and its
+    /// own dead letters share one. A message gets there when its turn comes to be read from the file: then it moves
+    /// there in one commit, [`Event::Undecodable`](crate::Event::Undecodable) tells, and it counts as dead-lettered,
+    /// with [`Reason::Undecodable`](crate::Reason::Undecodable). It holds back no key. As many as there are fit in.
+    ///
+    /// Once the codec (or the [upgrade](QueueBuilder::schema)) is mended, [redrive](Queue::redrive) them: they are
+    /// decoded again, by what the queue is declared with now. What is decoded goes back to its queue, as any redriven
+    /// dead letter does: its attempts start again, its history stays. What was a dead letter is again the one it was,
+    /// among the queue's [dead letters](Queue::dead_letters). What still cannot be decoded stays, with the new error.
+    /// [`Redrive::edit`](crate::Redrive::edit) mends bytes, with [`Undecoded::with_bytes`].
+    ///
+    /// A queue that is not durable has none; what this answers then is closed and always empty.
+    ///
+    /// ```
+    /// use postroom::store::Durability;
+    /// use postroom::{Broker, Queue, Reason};
+    ///
+    /// # let path = std::env::temp_dir().join(format!("postroom-doc-undecodable-{}.db", std::process::id()));
+    /// let broker = Broker::open(&path)?;
+    /// let texts: Queue<String> = broker.queue("orders").durable(Durability::Sync).declare()?;
+    /// texts.send_batch(["17", "eighteen"].map(String::from)).unwrap();
+    /// drop((broker, texts));
+    ///
+    /// // The next version of the program has numbers there, and has forgotten what is in the file.
+    /// let broker = Broker::open(&path)?;
+    /// let orders: Queue<u32> = broker.queue("orders").durable(Durability::Sync).declare()?;
+    /// assert_eq!((orders.len(), orders.undecodable().len()), (0, 2));
+    /// let letter = orders.undecodable().peek().unwrap();
+    /// assert_eq!((letter.reason(), letter.bytes()), (&Reason::Undecodable, &b"\"17\""[..]));
+    /// assert!(letter.error().unwrap().contains("invalid type"));
+    /// drop((broker, orders));
+    ///
+    /// // The one after that knows better.
+    /// let broker = Broker::open(&path)?;
+    /// let orders: Queue<u32> = broker
+    ///     .queue("orders")
+    ///     .durable(Durability::Sync)
+    ///     .schema(1, |_, bytes| Ok(serde_json::from_slice::<String>(bytes)?.parse()?))
+    ///     .declare()?;
+    /// let redriven = orders.undecodable().redrive().run()?;
+    /// assert_eq!((redriven.moved, redriven.kept), (1, 1));
+    /// assert_eq!(**orders.recv().unwrap(), 17);
+    ///
+    /// let mend = |letter: &postroom::DeadLetter<postroom::Undecoded>| letter.payload().clone().with_bytes("\"18\"");
+    /// assert_eq!(orders.undecodable().redrive().edit(mend).run()?.moved, 1);
+    /// assert_eq!(**orders.recv().unwrap(), 18);
+    /// # drop((broker, orders, letter));
+    /// # for end in ["", ".lock"] { let _ = std::fs::remove_file(format!("{}{end}", path.display())); }
+    /// # Ok::<(), postroom::Error>(())
+    /// ```
+    #[cfg(feature = "sqlite")]
+    #[must_use]
+    pub fn undecodable(&self) -> Queue<DeadLetter<Undecoded>> {
+        let apart = self.core.filed.get().and_then(|filed| filed.apart.as_ref());
+        let none = || Queue::none(undecodable_name(&self.core.name), &self.core.runtime);
+        apart.map_or_else(none, |apart| apart.queue.clone())
+    }
+
+    /// Closed, and always empty.
+    fn none(name: String, runtime: &Arc<Runtime>) -> Self {
+        let none = Core::new(name.into(), Settings::default(), KeyRule::Unordered, Arc::clone(runtime), None);
         none.close();
-        Queue { core: none }
+        Self { core: none }
     }
 
     /// Up to `max` of the delayed messages with the time each becomes ready, earliest first: delays,
@@ -497,6 +574,11 @@ pub(crate) const NO_STORE: &str = "durable, but there is no file to keep it in: 
 /// The name of the dead-letter queue that a queue has unless it is given another.
 pub(crate) fn dead_letter_name(queue: &str) -> String {
     format!("{queue}.dead")
+}
+
+/// The name of the queue for what a durable queue cannot decode.
+pub(crate) fn undecodable_name(queue: &str) -> String {
+    format!("{queue}.undecodable")
 }
 
 impl<T: Send + Sync + 'static> Core<T> {

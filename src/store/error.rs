@@ -108,7 +108,7 @@ impl StoreError {
         )
     }
 
-    pub(super) fn other(detail: impl Into<Arc<str>>) -> Self {
+    pub(crate) fn other(detail: impl Into<Arc<str>>) -> Self {
         Self::Other(detail.into())
     }
 

@@ -240,6 +240,11 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
         self.check_back.as_mut()?.durable.take()
     }
 
+    /// Whether its half messages are to be in the file.
+    pub(crate) fn keeps_halves(&self) -> bool {
+        self.check_back.as_ref().is_some_and(|check_back| check_back.durable.is_some())
+    }
+
     /// Whether it has to be given a dead-letter queue.
     pub(crate) fn needs_dead_letters(&self) -> bool {
         self.check_back.as_ref().is_some_and(|check_back| check_back.dead_letters.is_none())

@@ -324,6 +324,12 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         Some(halves.dead.queue().core)
     }
 
+    /// What of its half messages, and of their own dead letters, cannot be decoded, if they are in a file.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn undecodable(&self) -> Option<crate::queue::Queue<DeadLetter<crate::queue::Undecoded>>> {
+        self.halves.get()?.undecodable()
+    }
+
     /// `None` for a router of the user's own.
     pub(crate) fn routing(&self) -> Option<Routing> {
         (!self.settings.own_router).then_some(self.settings.routing)

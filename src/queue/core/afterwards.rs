@@ -145,6 +145,16 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
     }
 
+    /// Messages of its have become dead letters in another way.
+    pub(crate) fn count_dead_lettered(&self, n: usize) {
+        self.counts.dead_lettered.add(n as u64);
+    }
+
+    /// It was in the file, and becomes something else at once.
+    pub(crate) fn count_recovered(&self) {
+        self.intake.lock().recovered += 1;
+    }
+
     /// How long a dead-letter queue's own failing message waits, since it cannot be given up on.
     pub(crate) fn pause_instead_of_giving_up(&self) -> Option<Duration> {
         (self.is_terminal() || self.dead.is_none()).then_some(MAX_DEAD_LETTER_PAUSE)

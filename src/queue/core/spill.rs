@@ -9,13 +9,15 @@
 //! come back, has a time in the file, be it past, and stays in memory.
 
 use super::{Core, Intake};
+use crate::dead_letter::Reason;
 use crate::message::Message;
 use crate::outcome::drop_contained;
 use crate::queue::durable::put_apart;
-use crate::request::Request;
+use crate::request::{End, Request};
 use crate::store::{Limit, Row, Seq, StoreError};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// No further message is read at once when those read have so many bytes.
@@ -236,6 +238,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let portion = Limit::items(filed.window.div_ceil(2)).bytes(PORTION_BYTES);
         let rows = filed.depot.store.reader()?.read_ready(filed.stream, unread.from, portion)?;
         let mut loaded = Loaded { messages: Vec::with_capacity(rows.len()), rows: 0, undecodable: 0, last: None };
+        let mut refused = Vec::new();
         for row in rows.into_iter().take_while(|row| row.seq <= unread.last) {
             loaded.last = Some(row.seq);
             if unread.passed.iter().any(|range| range.contains(&row.seq)) {
@@ -244,16 +247,28 @@ impl<T: Send + Sync + 'static> Core<T> {
             loaded.rows += 1;
             match self.restored(&row, row.seq < unread.old_before) {
                 Ok(message) => loaded.messages.push(message),
-                Err(error) => {
-                    if let Err(error) = put_apart(self, &row, error) {
-                        loaded.messages.into_iter().for_each(drop_contained);
-                        return Err(error);
-                    }
-                    loaded.undecodable += 1;
-                }
+                Err(error) => refused.push((row, error)),
             }
         }
+        if !refused.is_empty() {
+            if let Err(error) = put_apart(self, &refused) {
+                loaded.messages.into_iter().for_each(drop_contained);
+                return Err(error);
+            }
+            loaded.undecodable = refused.len() as u64;
+            self.end_refused(refused);
+        }
         Ok(loaded)
+    }
+
+    /// Whoever waits for replies to these has to know.
+    fn end_refused(&self, refused: Vec<(Row, String)>) {
+        for (row, error) in refused {
+            let request = self.intake.lock().spill.requests.remove(&row.seq);
+            if let Some(request) = request {
+                request.end(End::Failed(Arc::clone(&self.name), Reason::Undecodable, Some(error)));
+            }
+        }
     }
 
     fn restored(&self, row: &Row, old: bool) -> Result<Message<T>, String> {

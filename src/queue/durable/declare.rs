@@ -4,6 +4,7 @@ use super::depot::Depot;
 use super::filed::Filed;
 use super::format::{Coding, Letters, Plain, item_of, message_of};
 use super::recover::recover;
+use super::undecoded::{Apart, Home, Opening, Undecoded};
 use crate::codec::Codec;
 use crate::dead_letter::{DeadLetter, Origin, Redrives};
 use crate::idempotency::DoneStream;
@@ -21,7 +22,6 @@ use std::sync::{Arc, Weak};
 const QUEUE: &str = "queue";
 const DEAD_LETTERS: &str = "dead letters";
 const DONE: &str = "done";
-pub(crate) const UNDECODABLE: &str = "undecodable";
 
 /// How a queue is to be kept.
 pub(crate) struct Durable<T> {
@@ -42,6 +42,11 @@ struct Noted {
 }
 
 impl Noted {
+    /// As the file has it.
+    fn in_words(&self) -> Result<String, Vec<String>> {
+        serde_json::to_string(self).map_err(|e| vec![e.to_string()])
+    }
+
     fn problems(&self, now: &Self) -> Vec<String> {
         let pairs = [("codec", &self.codec, &now.codec), ("order", &self.order, &now.order)];
         let differ = pairs.into_iter().filter(|(_, file, asked)| file != asked);
@@ -77,11 +82,8 @@ impl<T: Send + Sync + 'static> Durable<T> {
         settings: &Settings,
         dead: Option<&str>,
     ) -> Result<Streams, Vec<String>> {
-        let noted =
-            Noted { codec: self.coding.codec.name().to_owned(), order: order_in_words(settings.order).to_owned() };
-        let messages = open_stream(depot, QUEUE, name, &noted)?;
-        let noted = Noted { order: order_in_words(None).to_owned(), ..noted };
-        let letters = dead.map(|dead| open_stream(depot, DEAD_LETTERS, dead, &noted)).transpose()?;
+        let messages = open_stream(depot, QUEUE, name, &self.noted(settings.order))?;
+        let letters = dead.map(|dead| self.open_stream(depot, DEAD_LETTERS, dead)).transpose()?;
         Ok(Streams { messages, letters })
     }
 
@@ -96,11 +98,15 @@ impl<T: Send + Sync + 'static> Durable<T> {
         let (durability, window) = (self.durability, self.window);
         let format = Arc::new(Plain(self.coding.clone()));
         let done = remember_done(depot, &queue.core).map_err(in_words)?;
-        let filed = Filed { depot: Arc::clone(depot), stream: streams.messages, durability, format, window, done };
+        let homes = [Some(Home::queue(queue)), dead.map(Home::queue)].into_iter().flatten().collect();
+        let unread = self.open_undecodable(depot, &queue.core.runtime, queue.name(), homes)?;
+        let apart = Some(Apart::to(&unread));
+        let depot_of = Arc::clone(depot);
+        let filed = Filed { depot: depot_of, stream: streams.messages, durability, format, window, done, apart };
         let _ = queue.core.filed.set(filed);
         // The dead letters first: what has expired in the queue itself joins them as soon as it is there.
         if let (Some(dead), Some(stream)) = (dead, streams.letters) {
-            self.fill_letters(depot, stream, dead, Origin::Queue(Arc::downgrade(&queue.core)))?;
+            self.fill_letters(depot, stream, dead, Origin::Queue(Arc::downgrade(&queue.core)), &unread)?;
         }
         recover(&queue.core).map_err(in_words)?;
         Ok(())
@@ -112,11 +118,29 @@ impl<T: Send + Sync + 'static> Durable<T> {
         stream: StreamId,
         dead: &Queue<DeadLetter<T>>,
         origin: Origin<T>,
+        unread: &Queue<DeadLetter<Undecoded>>,
     ) -> Result<(), Vec<String>> {
         let format = Arc::new(Letters { coding: self.coding.clone(), origin: Mutex::new(origin) });
         let (depot, durability, window) = (Arc::clone(depot), self.durability, self.window);
-        let _ = dead.core.filed.set(Filed { depot, stream, durability, format, window, done: None });
+        let apart = Some(Apart::to(unread));
+        let _ = dead.core.filed.set(Filed { depot, stream, durability, format, window, done: None, apart });
         recover(&dead.core).map_err(in_words)
+    }
+
+    /// Makes the queue for what these cannot decode, with what is there.
+    pub(crate) fn open_undecodable(
+        &self,
+        depot: &Arc<Depot>,
+        runtime: &Arc<Runtime>,
+        name: &str,
+        homes: Vec<Home>,
+    ) -> Result<Queue<DeadLetter<Undecoded>>, Vec<String>> {
+        let settings = self.noted(None).in_words()?;
+        Opening { depot, runtime, durability: self.durability, name, settings, homes }.open().map_err(in_words)
+    }
+
+    fn noted(&self, order: Option<Order>) -> Noted {
+        Noted { codec: self.coding.codec.name().to_owned(), order: order_in_words(order).to_owned() }
     }
 
     /// Fills a new queue for the half messages of a topic that nobody could resolve.
@@ -125,15 +149,15 @@ impl<T: Send + Sync + 'static> Durable<T> {
         depot: &Arc<Depot>,
         dead: &Queue<DeadLetter<T>>,
         topic: Weak<dyn Redrives<T>>,
+        unread: &Queue<DeadLetter<Undecoded>>,
     ) -> Result<(), Vec<String>> {
         let stream = self.open_stream(depot, DEAD_LETTERS, dead.name())?;
-        self.fill_letters(depot, stream, dead, Origin::Topic(topic))
+        self.fill_letters(depot, stream, dead, Origin::Other(topic), unread)
     }
 
     /// Finds or makes a stream of messages in no special order. Waits for the commit.
     pub(crate) fn open_stream(&self, depot: &Depot, kind: &str, name: &str) -> Result<StreamId, Vec<String>> {
-        let (codec, order) = (self.coding.codec.name().to_owned(), order_in_words(None).to_owned());
-        open_stream(depot, kind, name, &Noted { codec, order })
+        open_stream(depot, kind, name, &self.noted(None))
     }
 
     /// Runs the user's codec, so no lock may be held.
@@ -166,7 +190,8 @@ pub(crate) fn letters_of_group<T: Send + Sync + 'static>(
     let stream = durable.open_stream(depot, DEAD_LETTERS, name)?;
     let queue = Queue::for_letters_as(name.into(), Arc::clone(runtime), Some(durability));
     queue.core.make_terminal();
-    durable.fill_letters(depot, stream, &queue, Origin::Queue(Weak::new()))?;
+    let unread = durable.open_undecodable(depot, runtime, name, vec![Home::queue(&queue)])?;
+    durable.fill_letters(depot, stream, &queue, Origin::Queue(Weak::new()), &unread)?;
     Ok(queue)
 }
 
@@ -182,6 +207,5 @@ fn open_stream(depot: &Depot, kind: &str, name: &str, noted: &Noted) -> Result<S
         let problems = before.problems(noted);
         return if problems.is_empty() { Ok(stream.id) } else { Err(problems) };
     }
-    let settings = serde_json::to_string(noted).map_err(|e| vec![e.to_string()])?;
-    depot.store.declare(kind, name, &settings).map_err(in_words)
+    depot.store.declare(kind, name, &noted.in_words()?).map_err(in_words)
 }

@@ -3,6 +3,7 @@
 use super::declare::WINDOW;
 use super::depot::Depot;
 use super::format::{Coding, Format, Plain, extra_of, item_of, message_of};
+use super::undecoded::Apart;
 use crate::clock::Timestamp;
 use crate::idempotency::DoneStream;
 use crate::message::{Message, Text};
@@ -20,12 +21,23 @@ pub(crate) struct Filed<T> {
     pub(crate) window: usize,
     /// Of an idempotent queue.
     pub(super) done: Option<DoneStream>,
+    /// Where what cannot be decoded goes.
+    pub(crate) apart: Option<Apart>,
 }
 
 impl<T: Send + Sync + 'static> Filed<T> {
     /// Of plain messages.
     pub(crate) fn plain(depot: Arc<Depot>, stream: StreamId, durability: Durability, coding: Coding<T>) -> Self {
-        Self { depot, stream, durability, format: Arc::new(Plain(coding)), window: WINDOW, done: None }
+        Self::with_format(depot, stream, durability, Arc::new(Plain(coding)))
+    }
+
+    pub(super) fn with_format(
+        depot: Arc<Depot>,
+        stream: StreamId,
+        durability: Durability,
+        format: Arc<dyn Format<T>>,
+    ) -> Self {
+        Self { depot, stream, durability, format, window: WINDOW, done: None, apart: None }
     }
 }
 
@@ -102,6 +114,19 @@ impl<T: Send + Sync + 'static> Core<T> {
             hold,
         ));
         filed.depot.note(Batch::new().update(filed.stream, place, change));
+    }
+
+    /// What is noted of a message beyond its columns has changed; nothing else.
+    pub(crate) fn note_extra(&self, message: &Message<T>) {
+        let (Some(filed), Some(place)) = (self.filed.get(), message.place()) else { return };
+        let change = Change::new().extra(extra_of(message, filed.format.letter(message), None));
+        filed.depot.note(Batch::new().update(filed.stream, place, change));
+    }
+
+    /// Where its messages go that cannot be decoded.
+    pub(crate) fn undecodable_name(&self) -> Option<String> {
+        let apart = self.filed.get().filter(|_| !self.is_terminal())?.apart.as_ref()?;
+        Some(apart.queue.name().to_owned())
     }
 
     /// Whether what it holds can still be settled in the file.

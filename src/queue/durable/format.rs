@@ -1,5 +1,6 @@
 //! Messages as items of the file, and back.
 
+use super::undecoded::Former;
 use crate::clock::Timestamp;
 use crate::codec::{Codec, CodecError};
 use crate::dead_letter::{DeadLetter, Origin, Reason};
@@ -65,8 +66,8 @@ impl<T: 'static> Coding<T> {
 pub(super) trait Format<T>: Send + Sync {
     /// The bytes of the payload. Runs the user's codec, so no lock may be held.
     fn payload(&self, message: &Message<T>) -> Result<Vec<u8>, String>;
-    /// Which version of their type that is.
-    fn version(&self) -> u32;
+    /// Which version of its type that is.
+    fn version(&self, message: &Message<T>) -> u32;
     /// What is only in the letter: see [`Extra::letter`].
     fn letter(&self, message: &Message<T>) -> Option<Letter>;
     /// The payload these bytes stand for; the rest of the message is restored elsewhere.
@@ -93,6 +94,12 @@ pub(super) struct Extra {
     timer: Option<String>,
 }
 
+impl Extra {
+    pub(super) fn of_letter(letter: Letter) -> Self {
+        Self { letter: Some(letter), ..Self::default() }
+    }
+}
+
 /// Why and since when a key is parked.
 #[derive(Debug, Serialize, Deserialize)]
 struct Held {
@@ -101,7 +108,7 @@ struct Held {
 }
 
 /// One failed attempt.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Failed {
     number: u32,
     at: u64,
@@ -111,12 +118,39 @@ pub(super) struct Failed {
 /// What a dead letter says beyond its message.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Letter {
-    reason: Reason,
-    queue: String,
-    at: u64,
-    published_at: u64,
-    attempts: u32,
-    history: Vec<Failed>,
+    pub(super) reason: Reason,
+    pub(super) queue: String,
+    pub(super) at: u64,
+    pub(super) published_at: u64,
+    pub(super) attempts: u32,
+    pub(super) history: Vec<Failed>,
+    /// Of one that could not be decoded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) former: Option<Former>,
+}
+
+impl Letter {
+    pub(super) fn of<T>(letter: &DeadLetter<T>, former: Option<Former>) -> Self {
+        Self {
+            reason: letter.reason().clone(),
+            queue: letter.queue().to_owned(),
+            at: Timestamp::from_system_time(letter.at()).0,
+            published_at: letter.message().published_at.0,
+            attempts: letter.message().attempt,
+            history: letter.attempts().iter().map(Failed::from).collect(),
+            former,
+        }
+    }
+
+    /// The letter of an item.
+    pub(super) fn restore<T: Send + Sync + 'static>(self, item: &Item, payload: T, origin: Origin<T>) -> DeadLetter<T> {
+        let mut message = Message::new(payload);
+        restore_envelope(&mut message, item);
+        (message.attempt, message.redelivered) = (self.attempts, true);
+        message.published_at = Timestamp(self.published_at);
+        message.extras_mut().history = self.history.into_iter().map(Attempt::from).collect();
+        DeadLetter::restored(message, self.reason, self.queue.into(), Timestamp(self.at), origin)
+    }
 }
 
 impl From<&Attempt> for Failed {
@@ -159,7 +193,7 @@ pub(super) fn item_of<T>(format: &dyn Format<T>, message: &Message<T>) -> Result
         key: message.key().map(str::to_owned),
         routing_key: message.routing_key().to_owned(),
         headers: message.headers().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
-        schema: format.version(),
+        schema: format.version(message),
         payload: format.payload(message)?,
         extra: extra_of(message, format.letter(message), None),
     })
@@ -205,7 +239,7 @@ impl<T: Send + Sync + 'static> Format<T> for Plain<T> {
     fn payload(&self, message: &Message<T>) -> Result<Vec<u8>, String> {
         self.0.encode(message.payload())
     }
-    fn version(&self) -> u32 {
+    fn version(&self, _: &Message<T>) -> u32 {
         self.0.version
     }
     fn letter(&self, _: &Message<T>) -> Option<Letter> {
@@ -228,30 +262,18 @@ impl<T: Send + Sync + 'static> Format<DeadLetter<T>> for Letters<T> {
         self.coding.encode(message.payload().payload())
     }
 
-    fn version(&self) -> u32 {
+    fn version(&self, _: &Message<DeadLetter<T>>) -> u32 {
         self.coding.version
     }
 
     fn letter(&self, message: &Message<DeadLetter<T>>) -> Option<Letter> {
-        let letter = message.payload();
-        Some(Letter {
-            reason: letter.reason().clone(),
-            queue: letter.queue().to_owned(),
-            at: Timestamp::from_system_time(letter.at()).0,
-            published_at: letter.message().published_at.0,
-            attempts: letter.message().attempt,
-            history: letter.attempts().iter().map(Failed::from).collect(),
-        })
+        Some(Letter::of(message.payload(), None))
     }
 
     fn restore(&self, item: &Item, letter: Option<Letter>) -> Result<DeadLetter<T>, String> {
         let letter = letter.ok_or("it does not say why it is a dead letter")?;
-        let mut message = Message::new(self.coding.decode(item)?);
-        restore_envelope(&mut message, item);
-        (message.attempt, message.redelivered) = (letter.attempts, true);
-        message.published_at = Timestamp(letter.published_at);
-        message.extras_mut().history = letter.history.into_iter().map(Attempt::from).collect();
+        let payload = self.coding.decode(item)?;
         let origin = self.origin.lock().if_named(&letter.queue);
-        Ok(DeadLetter::restored(message, letter.reason, letter.queue.into(), Timestamp(letter.at), origin))
+        Ok(letter.restore(item, payload, origin))
     }
 }

@@ -40,7 +40,7 @@ impl Along {
         self.0.as_ref().is_none_or(|(own, ..)| Arc::ptr_eq(own, depot))
     }
 
-    fn and(&self, batch: Batch) -> Batch {
+    pub(crate) fn and(&self, batch: Batch) -> Batch {
         match &self.0 {
             Some((_, stream, place)) => batch.delete(*stream, *place),
             None => batch,

@@ -18,15 +18,18 @@ mod letters;
 mod recover;
 mod same_file;
 mod rider;
+mod undecoded;
 
 pub(crate) use self::accept::{Delivered, Others, Parcel, Stowed};
-pub(crate) use self::declare::{Durable, UNDECODABLE, letters_of_group};
+pub(crate) use self::declare::{Durable, letters_of_group};
 pub(crate) use self::depot::{Depot, Errand, Pending};
 pub(crate) use self::filed::Filed;
 pub(crate) use self::format::Coding;
 pub(crate) use self::letters::{Along, Moving};
 pub(crate) use self::recover::{keep_apart, put_apart};
 pub(crate) use self::rider::Rider;
+pub use self::undecoded::Undecoded;
+pub(crate) use self::undecoded::{Apart, Home, former_item};
 
 use crate::store::Durability;
 

@@ -1,9 +1,9 @@
 //! Bringing back what an earlier run has left in the file.
 
-use super::declare::UNDECODABLE;
 use super::depot::InFile;
 use super::filed::Filed;
 use super::format::hold_of;
+use super::undecoded::UNDECODABLE;
 use crate::clock::Timestamp;
 use crate::message::Message;
 use crate::queue::core::{Admission, Core};
@@ -15,7 +15,7 @@ use std::sync::Weak;
 /// Noted when a run ends with nothing in hand.
 pub(super) const AT_REST: &str = "at rest";
 /// How much is read at once.
-const PORTION: Limit = Limit { items: 1024, bytes: 4 << 20 };
+pub(super) const PORTION: Limit = Limit { items: 1024, bytes: 4 << 20 };
 
 /// Puts what the file holds into a queue that nobody has seen yet, in its order: all of it, or as much as is to be in
 /// memory. No lock is held while the user's codec runs.
@@ -135,18 +135,30 @@ fn bring_back<T: Send + Sync + 'static>(
             enter(message);
             Ok(())
         }
-        Err(error) => put_apart(core, row, error),
+        Err(error) => {
+            core.count_recovered();
+            put_apart(core, &[(row.clone(), error)])
+        }
     }
 }
 
-/// What cannot be decoded is kept as it is, in a stream of its own.
-pub(crate) fn put_apart<T: Send + Sync + 'static>(core: &Core<T>, row: &Row, error: String) -> Result<(), StoreError> {
+/// What cannot be decoded becomes a dead letter of bytes.
+pub(crate) fn put_apart<T: Send + Sync + 'static>(core: &Core<T>, refused: &[(Row, String)]) -> Result<(), StoreError> {
     let filed = core.filed();
-    let apart = (&*core.name, core.name.to_string());
-    keep_apart(&core.runtime, &filed.depot.store, (filed.stream, row), apart, error)
+    if let Some(apart) = &filed.apart {
+        core.count_dead_lettered(apart.take(filed.stream, refused, &core.name)?);
+        return Ok(());
+    }
+    // What is noted of such a letter itself makes no sense: it stays where it is.
+    core.count_dead_lettered(refused.len());
+    for (row, error) in refused {
+        let (queue, message, error) = (core.name.to_string(), row.item.id.into(), error.clone());
+        core.runtime.tell(|| Event::Undecodable { queue, message, error });
+    }
+    Ok(())
 }
 
-/// The same of whatever has that name, in a stream of that other name.
+/// Keeps a log's record that cannot be decoded as it is, in a stream of that name.
 pub(crate) fn keep_apart(
     runtime: &Runtime,
     store: &Store,
