@@ -373,6 +373,13 @@ pub enum LogError {
         /// How many there are.
         partitions: usize,
     },
+    /// The record is in the broker's file (feature `sqlite`) and no longer in memory, and the file could not be read:
+    /// it is closed, or damaged. Nothing has changed, and asking again may help.
+    #[error("partition {partition}: the file could not be read")]
+    NotRead {
+        /// The partition.
+        partition: usize,
+    },
     /// There is no record to read now.
     #[error("no record is there to read")]
     Empty,

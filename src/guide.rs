@@ -675,8 +675,8 @@
 //! [`skipped`](crate::GroupStats::skipped) counts and [`Event::LogTrimmed`] tells. By hand, nothing happens to a
 //! record that is not committed until its reader is dropped: then it comes again. A [`Record`](crate::Record)
 //! that is kept, and a dead letter, keep their segment of the log in memory (up to 1,024 records, or a quarter
-//! of what is retained). A log lives in memory, as queues do, unless it is [durable](#durable-queues); all
-//! that it retains is in memory even then.
+//! of what is retained). A log lives in memory, as queues do, unless it is [durable](#durable-queues): then memory has
+//! its latest records and what groups further behind are reading.
 //!
 //! # Transactions
 //!
@@ -1165,9 +1165,11 @@
 //! for all that is durable, queues and logs. In a later run the log has the same records with the same offsets, and a
 //! group that is started again goes on where it had committed, whatever its `Start`; a new one is in the file before
 //! it begins. What a group commits or seeks is noted as settling is, a few milliseconds later: after a crash some
-//! records come again, and none is passed over. The number of partitions and the codec are those of the file. Unlike a
-//! queue's backlog, all retained records are in memory too, and opening reads them, a million small ones in a few
-//! seconds; so give a durable log a [`Retention`].
+//! records come again, and none is passed over. The number of partitions and the codec are those of the file. Memory
+//! has the latest few thousand records of each partition, and for each group that is further behind the up to 1,024 it
+//! is reading; measured, opening a log of a million records of 100 bytes after a kill took 0.2 s to the first delivery,
+//! and 7 MiB as for ten thousand. Exceptions: a compacted log is in memory as a whole, and a retention by bytes reads
+//! the log once when it is declared.
 //!
 //! **Dead letters** of a durable queue are durable: giving up on a message, and redriving it, moves it in the file in
 //! one commit. Those that go to a queue you gave are as durable as that is.

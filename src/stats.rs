@@ -322,7 +322,7 @@ pub struct HalfStats {
 }
 
 /// A log's counters since it was declared, and what it holds now: `recovered + appended = retained + trimmed +
-/// compacted`.
+/// compacted + lost`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct LogStats {
@@ -341,6 +341,10 @@ pub struct LogStats {
     pub trimmed: u64,
     /// Records removed by compaction.
     pub compacted: u64,
+    /// Of a durable log, records that its file turned out not to have when they were to be read: they cannot be decoded
+    /// ([`Event::Undecodable`](crate::Event::Undecodable) tells of each), or somebody else has removed them.
+    #[serde(default)]
+    pub lost: u64,
     /// One entry per group, by name.
     pub groups: Vec<GroupStats>,
 }

@@ -19,6 +19,8 @@ use std::time::Duration;
 const PARTITIONS: usize = 2;
 /// In the second log.
 const KEPT: u64 = 1000;
+/// Records in memory.
+const WINDOW: usize = 64;
 
 // ---- the process that is killed --------------------------------------------------------------------
 
@@ -71,8 +73,9 @@ struct Parts {
 fn open(file: impl AsRef<Path>, mode: &str) -> Parts {
     let mode = if mode == "sync" { Durability::Sync } else { Durability::Buffered };
     let broker = Broker::open(file).unwrap();
-    let log = broker.log("log").partitions(PARTITIONS).durable(mode).declare().unwrap();
-    let short = broker.log("short").retain(Retention::count(KEPT)).durable(mode).declare().unwrap();
+    // Most of what the group reads comes from the file.
+    let log = broker.log("log").partitions(PARTITIONS).durable(mode).window(WINDOW).declare().unwrap();
+    let short = broker.log("short").retain(Retention::count(KEPT)).durable(mode).window(WINDOW).declare().unwrap();
     let queue = broker.queue("queue").capacity(10_000_000).durable(mode).declare().unwrap();
     let topic: Topic<u64> = broker.topic("all").declare().unwrap();
     topic.bind(&log, "#").unwrap();

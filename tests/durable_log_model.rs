@@ -64,9 +64,13 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 enum Kind {
     Everything,
     ByCount,
+    ByBytes,
     ByAge,
     Compacted,
 }
+
+/// How many records of a partition stay in memory: next to none, a few, more than there ever are.
+const WINDOWS: [usize; 3] = [1, 6, 4096];
 
 #[derive(Debug, Clone, PartialEq)]
 struct Entry {
@@ -86,6 +90,7 @@ struct View {
 
 struct World {
     kind: Kind,
+    window: usize,
     folder: Folder,
     clock: ManualClock,
     broker: Broker,
@@ -101,12 +106,18 @@ struct World {
     next: u32,
 }
 
-fn open(folder: &Folder, clock: &ManualClock, kind: Kind) -> (Broker, Simulation, Log<u32>, Queue<u32>, Topic<u32>) {
+fn open(
+    folder: &Folder,
+    clock: &ManualClock,
+    kind: Kind,
+    window: usize,
+) -> (Broker, Simulation, Log<u32>, Queue<u32>, Topic<u32>) {
     let (broker, simulation) = simulated(folder, clock);
-    let log = broker.log("log").partitions(PARTITIONS).durable(Durability::Buffered);
+    let log = broker.log("log").partitions(PARTITIONS).durable(Durability::Buffered).window(window);
     let log = match kind {
         Kind::Everything => log,
         Kind::ByCount => log.retain(Retention::count(KEPT)),
+        Kind::ByBytes => log.retain(Retention::bytes(KEPT * 8, |_: &u32| 8)),
         Kind::ByAge => log.retain(Retention::age(Duration::from_secs(AGE))),
         Kind::Compacted => log.tombstone(|n| n % TOMBSTONE == 0),
     };
@@ -123,12 +134,12 @@ fn name(group: usize) -> String {
 }
 
 impl World {
-    fn new(kind: Kind) -> Self {
+    fn new(kind: Kind, window: usize) -> Self {
         let (folder, clock) = (Folder::new(), ManualClock::new());
-        let (broker, simulation, log, queue, topic) = open(&folder, &clock, kind);
+        let (broker, simulation, log, queue, topic) = open(&folder, &clock, kind, window);
         let (appended, groups) = (vec![Vec::new(); PARTITIONS], BTreeMap::new());
         let started = BTreeSet::new();
-        Self { kind, folder, clock, broker, simulation, log, queue, topic, appended, groups, started, next: 0 }
+        Self { kind, window, folder, clock, broker, simulation, log, queue, topic, appended, groups, started, next: 0 }
     }
 
     fn message(&mut self, key: u8) -> Message<u32> {
@@ -212,7 +223,8 @@ impl World {
     }
 
     fn reopen(&mut self, before: View) {
-        (self.broker, self.simulation, self.log, self.queue, self.topic) = open(&self.folder, &self.clock, self.kind);
+        (self.broker, self.simulation, self.log, self.queue, self.topic) =
+            open(&self.folder, &self.clock, self.kind, self.window);
         assert_eq!(self.view(), before);
         let stats = self.log.stats();
         assert_eq!((stats.recovered, stats.appended), (self.log.len(), 0));
@@ -311,7 +323,7 @@ impl World {
             let in_a_row = kept.len() as u64 == all.len() as u64 - view.ranges[partition].0;
             match self.kind {
                 Kind::Everything => assert_eq!(entries.len(), all.len()),
-                Kind::ByCount => {
+                Kind::ByCount | Kind::ByBytes => {
                     assert!(in_a_row);
                     assert!(kept.len() as u64 >= KEPT.min(all.len() as u64) && kept.len() as u64 <= KEPT + KEPT / 4);
                 }
@@ -324,7 +336,7 @@ impl World {
             }
         }
         let stats = self.log.stats();
-        assert_eq!(stats.recovered + stats.appended, stats.retained + stats.trimmed + stats.compacted);
+        assert_eq!(stats.recovered + stats.appended, stats.retained + stats.trimmed + stats.compacted + stats.lost);
         assert_eq!(stats.retained, view.entries.iter().map(|entries| entries.len() as u64).sum::<u64>());
     }
 
@@ -357,8 +369,8 @@ impl World {
     }
 }
 
-fn survives(kind: Kind, acts: Vec<Act>) {
-    let mut world = World::new(kind);
+fn survives(kind: Kind, window: usize, acts: Vec<Act>) {
+    let mut world = World::new(kind, window);
     for act in acts {
         world.act(act);
         world.check();
@@ -370,22 +382,27 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_durable_log_is_a_list_that_survives(acts in acts()) {
-        survives(Kind::Everything, acts);
+    fn a_durable_log_is_a_list_that_survives(window in 0..3_usize, acts in acts()) {
+        survives(Kind::Everything, WINDOWS[window], acts);
     }
 
     #[test]
-    fn one_that_keeps_the_latest_keeps_the_same_of_them(acts in acts()) {
-        survives(Kind::ByCount, acts);
+    fn one_that_keeps_the_latest_keeps_the_same_of_them(window in 0..3_usize, acts in acts()) {
+        survives(Kind::ByCount, WINDOWS[window], acts);
     }
 
     #[test]
-    fn one_that_grows_old_keeps_what_is_young(acts in acts()) {
-        survives(Kind::ByAge, acts);
+    fn one_that_keeps_so_many_bytes_keeps_the_same_of_them(window in 0..3_usize, acts in acts()) {
+        survives(Kind::ByBytes, WINDOWS[window], acts);
     }
 
     #[test]
-    fn one_that_is_compacted_keeps_the_latest_of_each_key(acts in acts()) {
-        survives(Kind::Compacted, acts);
+    fn one_that_grows_old_keeps_what_is_young(window in 0..3_usize, acts in acts()) {
+        survives(Kind::ByAge, WINDOWS[window], acts);
+    }
+
+    #[test]
+    fn one_that_is_compacted_keeps_the_latest_of_each_key(window in 0..3_usize, acts in acts()) {
+        survives(Kind::Compacted, WINDOWS[window], acts);
     }
 }

@@ -112,10 +112,20 @@ impl<T: Send + Sync + 'static> LogBuilder<T> {
     ///   [`GroupBuilder::dead_letter_to`](crate::GroupBuilder::dead_letter_to) are what that queue was declared as.
     /// * What retention or compaction removes is deleted from the file with one of the next commits; after a crash,
     ///   the last of it may be there again.
-    /// * A record that cannot be decoded any more is put apart in the file when the log is declared,
-    ///   [`Event::Undecodable`](crate::Event::Undecodable) tells, and its offset stays a gap.
-    /// * **All retained records are in memory too**: declaring it reads all of them, and what it may hold is bounded by
-    ///   memory. Set a [retention](LogBuilder::retain).
+    /// * Memory has the latest 4,096 records of each partition that were appended in this run (fewer if they are larger
+    ///   than 16 MiB together), which groups read as those of any log. What is older, or of an earlier run, is only in
+    ///   the file: a group that is further behind reads up to 1,024 records (4 MiB) at once and holds them until it is
+    ///   through; groups that read the same share them. So memory does not grow with the log, but for some 70 bytes
+    ///   per 1,024 records, and declaring it reads no records: a million take milliseconds. Two exceptions:
+    ///   * A log that is [compacted](LogBuilder::compact) is in memory as a whole, and declaring it reads all of it.
+    ///   * [`Retention::bytes`] has to see each payload once to know its size, so declaring the log reads all of it, and
+    ///     keeps none.
+    /// * If the file cannot be read, a [`Reader`](crate::Reader) is told so ([`LogError::NotRead`](crate::LogError::NotRead)),
+    ///   and a worker tries again every second. After [`Broker::shutdown`](crate::Broker::shutdown) only what is in
+    ///   memory can be read.
+    /// * A record that cannot be decoded any more is put apart in the file when somebody comes to read it,
+    ///   [`Event::Undecodable`](crate::Event::Undecodable) tells, [`LogStats::lost`](crate::LogStats::lost) counts it, and
+    ///   its offset stays a gap.
     ///
     /// ```
     /// use postroom::store::Durability;
@@ -152,14 +162,14 @@ impl<T: Send + Sync + 'static> LogBuilder<T> {
     #[cfg(feature = "sqlite")]
     pub fn durable_with(mut self, durability: crate::store::Durability, codec: impl crate::codec::Codec<T>) -> Self {
         let coding = crate::queue::durable::Coding::new(codec);
-        self.durable = Some(Durably { durability, coding });
+        self.durable = Some(Durably { durability, coding, window: super::durable::WINDOW });
         self
     }
 
     /// Says which version of its type the payload is, and how to make one of the bytes of an earlier version (of 0, if
     /// none was ever given). Follows [`LogBuilder::durable`]; see [`QueueBuilder::schema`](crate::QueueBuilder::schema).
-    /// What is in the file is read that way when the log is declared, and stays as it is there; an error puts it apart,
-    /// as does a version later than this one.
+    /// What is in the file is read that way whenever somebody comes to it, and stays as it is there; an error puts it
+    /// apart, as does a version later than this one.
     #[cfg(feature = "sqlite")]
     pub fn schema(
         mut self,
@@ -170,6 +180,14 @@ impl<T: Send + Sync + 'static> LogBuilder<T> {
             Some(durable) => durable.coding.upgrade_to(version, upgrade),
             None => self.schema_too_early = true,
         }
+        self
+    }
+
+    /// How many of the latest records of each partition stay in memory, others being read from the file; for tests.
+    #[cfg(feature = "sqlite")]
+    #[doc(hidden)]
+    pub fn window(mut self, records: usize) -> Self {
+        self.durable.iter_mut().for_each(|durable| durable.window = records.max(1));
         self
     }
 

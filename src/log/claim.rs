@@ -1,15 +1,20 @@
 //! Which partition a worker reads next, and what it finds there.
 
 use super::board::{Board, Phase};
+use super::chunk::Places;
 use super::core::GroupCore;
 use super::lane::Lane;
 use super::partition::Located;
 use super::record::Record;
 use super::segment::Segment;
 use crate::clock::Timestamp;
+use crate::outcome::drop_contained;
 use crate::runtime::Event;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Until a file that could not be read is read again.
+const READ_AGAIN: Duration = Duration::from_secs(1);
 
 /// What a member takes at a time.
 #[derive(Debug, Clone, Copy)]
@@ -32,6 +37,10 @@ pub(super) struct Claim<T> {
 pub(super) enum Found<T> {
     /// The first of at most so many records.
     Records { first: Record<T>, most: usize },
+    /// Nothing before what the group was reading is dropped, with no lock held: it is through with it.
+    Through(Arc<Segment<T>>),
+    /// Nothing before these have been read from the file, each in its partition.
+    Unread(Vec<(usize, Places)>),
     /// Retention was faster.
     Trimmed { asked: u64, oldest: u64 },
     /// Records that were given up on still have to become dead letters.
@@ -145,8 +154,20 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
                 Located::Trimmed { oldest } => {
                     return claim(lane.epoch, Found::Trimmed { asked: lane.position, oldest });
                 }
+                Located::Unread(places) => return claim(lane.epoch, Found::Unread(vec![(partition, places)])),
                 Located::At { segment, index, end } => {
-                    lane.forget_failures_before(segment.offset_of(index));
+                    if let Some(before) = lane.ahead.take_if(|ahead| !Arc::ptr_eq(ahead, &segment)) {
+                        return claim(lane.epoch, Found::Through(before));
+                    }
+                    if self.settings.replay.is_paced() && board.anchor.is_none() {
+                        let unread = self.unread_elsewhere(partition);
+                        if !unread.is_empty() {
+                            return claim(lane.epoch, Found::Unread(unread));
+                        }
+                    }
+                    if !lane.failing.is_empty() {
+                        lane.forget_failures_before(segment.offset_of(index));
+                    }
                     match self.delay(board, &mut lane, partition, (&segment, index, end), want) {
                         // To be woken before its time, it has to hear of appends.
                         Some((_, wanted)) if wanted > 0 && store.watch(end) => continue,
@@ -219,6 +240,40 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
         began.after(self.settings.replay.stretched(published.since(first)))
     }
 
+    /// Whose first records have to be seen before a paced replay can begin.
+    #[cold]
+    fn unread_elsewhere(&self, partition: usize) -> Vec<(usize, Places)> {
+        let others = (0..self.width()).filter(|&other| other != partition);
+        let unread = |other| match self.shelf.locate(other, self.lane(other).position) {
+            Located::Unread(places) => Some((other, places)),
+            _ => None,
+        };
+        others.filter_map(unread).collect()
+    }
+
+    /// Reads from the file; whether it could. No lock may be held: the user's codec runs here.
+    pub(super) fn read_all(&self, chunks: &[(usize, Places)]) -> bool {
+        chunks.iter().all(|&(partition, places)| self.read_ahead(partition, places))
+    }
+
+    #[cold]
+    fn read_ahead(&self, partition: usize, places: Places) -> bool {
+        match self.shelf.fetch(partition, places) {
+            Ok(None) => true,
+            Ok(Some(segment)) => {
+                let before = self.lane(partition).ahead.replace(segment);
+                drop_contained(before);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// What becomes of a partition whose records were to be read from the file.
+    pub(super) fn after_reading(&self, could: bool) -> Next {
+        if could { Next::Ready } else { Next::RestUntil(self.now().after(READ_AGAIN)) }
+    }
+
     /// Goes on at the oldest record, and says so.
     pub(super) fn skip_trimmed(&self, claim: &Claim<T>, asked: u64, oldest: u64) {
         let mut lane = self.lane(claim.partition);
@@ -247,9 +302,16 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
         if !self.shelf.partition(partition).reaches(next) {
             return false;
         }
-        let Located::At { segment, index, .. } = self.shelf.locate(partition, next) else { return false };
-        *record = Record::new(segment, index, partition, 1);
-        true
+        loop {
+            match self.shelf.locate(partition, next) {
+                Located::At { segment, index, .. } => {
+                    *record = Record::new(segment, index, partition, 1);
+                    return true;
+                }
+                Located::Unread(places) if self.read_ahead(partition, places) => {}
+                _ => return false,
+            }
+        }
     }
 
     /// Up to `most` records of one partition, from `first` on.

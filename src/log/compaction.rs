@@ -7,7 +7,8 @@
 //! is done again.
 
 use super::durable::Deletions;
-use super::partition::{Partition, Store};
+use super::holdings::Store;
+use super::partition::Partition;
 use super::retention::{Limits, Retention};
 use super::segment::Segment;
 use crate::message::Message;

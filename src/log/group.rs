@@ -5,9 +5,10 @@ use super::consumer::GroupConsumerBuilder;
 use super::core::{GroupCore, GroupSettings};
 use super::durable::Marks;
 use super::lane::LaneCounts;
-use super::partition::{Gate, Partition};
+use super::partition::Gate;
 use super::reader::Reader;
 use super::replay::{Replay, Start};
+use super::shelf::Shelf;
 use crate::clock::Timestamp;
 use crate::dead_letter::{DeadLetter, DeadLetterSink};
 use crate::error::{Error, LogError, SHUT_DOWN};
@@ -157,7 +158,10 @@ fn positions<T: Send + Sync + 'static>(log: &LogCore<T>, start: Start) -> (Vec<u
     let mut positions = Vec::new();
     for (partition, store) in log.shelf.all().enumerate() {
         let (oldest, end) = store.range();
-        let position = start_in(log.shelf.partition(partition), start);
+        let position = start_in(&log.shelf, partition, start).unwrap_or_else(|error| {
+            problems.push(error.to_string());
+            oldest
+        });
         if position > end {
             problems.push(LogError::BeyondEnd { partition, asked: position, end }.to_string());
         } else if position < oldest {
@@ -168,12 +172,15 @@ fn positions<T: Send + Sync + 'static>(log: &LogCore<T>, start: Start) -> (Vec<u
     (positions, problems)
 }
 
-fn start_in<T>(partition: &Partition<T>, start: Start) -> u64 {
+fn start_in<T: Send + Sync + 'static>(shelf: &Shelf<T>, partition: usize, start: Start) -> Result<u64, LogError> {
     match start {
-        Start::Earliest => partition.range().0,
-        Start::Latest => partition.range().1,
-        Start::Offset(offset) => offset,
-        Start::Time(time) => partition.offset_at(Timestamp::from_system_time(time)),
+        Start::Earliest => Ok(shelf.partition(partition).range().0),
+        Start::Latest => Ok(shelf.partition(partition).range().1),
+        Start::Offset(offset) => Ok(offset),
+        Start::Time(time) => {
+            let found = shelf.offset_at(partition, Timestamp::from_system_time(time));
+            found.map_err(|_| LogError::NotRead { partition })
+        }
     }
 }
 
@@ -288,8 +295,7 @@ impl<T: Send + Sync + 'static> Group<T> {
     /// As [`Group::seek`]; partitions before the one it names have moved then.
     pub fn rewind(&self, start: Start) -> Result<(), LogError> {
         (0..self.core.width()).try_for_each(|partition| {
-            let store = self.core.shelf.partition(partition);
-            match self.core.seek(partition, start_in(store, start)) {
+            match self.core.seek(partition, start_in(&self.core.shelf, partition, start)?) {
                 // Retention has been faster.
                 Err(LogError::Trimmed { oldest, .. }) if !matches!(start, Start::Offset(_)) => {
                     self.core.seek(partition, oldest)

@@ -1,15 +1,22 @@
 //! What readers by hand take, and give back.
 
 use super::board::{Board, Phase};
+use super::chunk::Places;
 use super::claim::{Claim, Found, Prepared, Want};
 use super::core::GroupCore;
 use super::record::Record;
+use super::segment::Segment;
 use crate::clock::Timestamp;
 use crate::error::LogError;
+use std::sync::Arc;
 
 /// What a reader has come by.
 enum Taken<T> {
     Record(Record<T>),
+    /// Nothing yet, but what the group was reading before, to be dropped when no lock is held.
+    Through(Arc<Segment<T>>),
+    /// Of that partition, which the reader holds: only when these have been read from the file.
+    Unread(usize, Vec<(usize, Places)>),
     /// Records that were given up on have to become dead letters before the partition goes on, and whoever
     /// comes by sees to it: there may be no worker any more.
     GivenUp(Claim<T>),
@@ -22,8 +29,34 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
             let taken = self.take(&mut self.board.lock(), reader);
             match taken? {
                 Taken::Record(record) => return Ok(record),
-                Taken::GivenUp(claim) => self.release(claim.partition, self.bury_again(&claim)),
+                other => self.see_to(other, reader)?,
             }
+        }
+    }
+
+    /// What has to be done before there may be a record. No lock may be held.
+    #[cold]
+    fn see_to(&self, taken: Taken<T>, reader: u64) -> Result<(), LogError> {
+        match taken {
+            Taken::Record(_) => {}
+            Taken::Through(segment) => drop(segment),
+            Taken::GivenUp(claim) => self.release(claim.partition, self.bury_again(&claim)),
+            Taken::Unread(partition, chunks) => {
+                if !self.read_all(&chunks) {
+                    self.let_go(partition, reader);
+                    return Err(LogError::NotRead { partition });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A reader that could not get anything there holds it only if it has something in hand.
+    fn let_go(&self, partition: usize, reader: u64) {
+        let mut board = self.board.lock();
+        if board.phases[partition] == Phase::Held(reader) && self.lane(partition).is_committed() {
+            board.make_ready(partition);
+            self.pass_on(&board);
         }
     }
 
@@ -34,9 +67,9 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
         loop {
             match self.take(&mut board, reader) {
                 Ok(Taken::Record(record)) => return Ok(record),
-                Ok(Taken::GivenUp(claim)) => {
+                Ok(other) => {
                     drop(board);
-                    self.release(claim.partition, self.bury_again(&claim));
+                    self.see_to(other, reader)?;
                     board = self.board.lock();
                     continue;
                 }
@@ -98,6 +131,15 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
                 board.phases[partition] = Phase::Held(reader);
                 self.lane(partition).hand_out(first.offset());
                 Ok(Taken::Record(first))
+            }
+            // It may be in the middle of this one, which nobody else gets hold of meanwhile.
+            Found::Unread(chunks) => {
+                board.phases[partition] = Phase::Held(reader);
+                Ok(Taken::Unread(partition, chunks))
+            }
+            Found::Through(segment) => {
+                board.phases[partition] = Phase::Held(reader);
+                Ok(Taken::Through(segment))
             }
             Found::Trimmed { asked, oldest } => {
                 board.make_ready(partition);

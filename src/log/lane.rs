@@ -1,10 +1,12 @@
 //! How far a group has come in one partition, and which records have failed there.
 
+use super::segment::Segment;
 use crate::clock::Timestamp;
 use crate::dead_letter::Reason;
 use crate::message::{Attempt, Message};
 use crate::outcome::drop_contained;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 pub(super) struct Lane<T> {
     /// The next offset to hand out.
@@ -21,6 +23,9 @@ pub(super) struct Lane<T> {
     /// Those have been given up on, and the dead-letter queue was full.
     pub(super) given_up: Option<GivenUp<T>>,
     pub(super) linger_until: Option<Timestamp>,
+    /// What was read from the file last, so that it stays in memory until the group is through with it. Not to be
+    /// dropped under the lock.
+    pub(super) ahead: Option<Arc<Segment<T>>>,
     pub(super) counts: LaneCounts,
 }
 
@@ -65,6 +70,7 @@ impl<T> Lane<T> {
             failing: VecDeque::new(),
             given_up: None,
             linger_until: None,
+            ahead: None,
             counts: LaneCounts::default(),
         }
     }
@@ -123,12 +129,12 @@ impl<T> Lane<T> {
 
     /// Goes on elsewhere. What comes back is not to be dropped under the lock.
     #[must_use]
-    pub(super) fn move_to(&mut self, offset: u64) -> Option<GivenUp<T>> {
+    pub(super) fn move_to(&mut self, offset: u64) -> (Option<GivenUp<T>>, Option<Arc<Segment<T>>>) {
         (self.position, self.committed, self.handed) = (offset, offset, offset);
         self.epoch += 1;
         self.linger_until = None;
         self.failing.clear();
-        self.given_up.take()
+        (self.given_up.take(), self.ahead.take())
     }
 }
 

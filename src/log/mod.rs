@@ -3,12 +3,14 @@
 // In reading order.
 mod record;
 mod segment;
+mod chunk;
 mod retention;
 #[cfg(feature = "sqlite")]
 mod durable;
 #[cfg(not(feature = "sqlite"))]
 #[path = "memory_only.rs"]
 mod durable;
+mod holdings;
 mod partition;
 mod compaction;
 mod shelf;
@@ -50,7 +52,7 @@ use core::GroupCore;
 #[cfg(feature = "sqlite")]
 pub(crate) use durable::{Durably, Entry};
 use partition::{Gate, Located};
-pub(crate) use put::{Placed, Putting, Spot, Written};
+pub(crate) use put::{Placed, Putting, Spot, Stored, Written};
 use shelf::Shelf;
 use std::any::{Any, type_name};
 use std::collections::{BTreeMap, BTreeSet};
@@ -226,16 +228,32 @@ impl<T: Send + Sync + 'static> Log<T> {
         self.core.remove_group(name)
     }
 
-    /// One record; in a compacted log the first one that is still there from this offset on.
+    /// One record; in a compacted log the first one that is still there from this offset on. If it is only in the
+    /// [file](LogBuilder::durable), it is read from there, alone: many in a row are for a group.
     ///
     /// # Errors
-    /// [`LogError::Trimmed`], [`LogError::BeyondEnd`] or [`LogError::NoSuchPartition`].
+    /// [`LogError::Trimmed`], [`LogError::BeyondEnd`], [`LogError::NoSuchPartition`] or [`LogError::NotRead`].
     pub fn read(&self, partition: usize, offset: u64) -> Result<Record<T>, LogError> {
         let (_, end) = self.range(partition)?;
-        match self.core.shelf.locate(partition, offset) {
-            Located::At { segment, index, .. } => Ok(Record::new(segment, index, partition, 1)),
-            Located::Trimmed { oldest } => Err(LogError::Trimmed { partition, asked: offset, oldest }),
-            Located::Gap(_) | Located::End => Err(LogError::BeyondEnd { partition, asked: offset, end }),
+        let shelf = &self.core.shelf;
+        let mut from = offset;
+        loop {
+            // Retention may have been faster than the file was read.
+            let oldest = shelf.partition(partition).range().0;
+            if offset < oldest {
+                return Err(LogError::Trimmed { partition, asked: offset, oldest });
+            }
+            match shelf.locate(partition, from) {
+                Located::At { segment, index, .. } => return Ok(Record::new(segment, index, partition, 1)),
+                // A record alone: whoever reads many does better with a group.
+                Located::Unread(places) => match shelf.fetch_one(partition, from, places) {
+                    Ok(Some(record)) => return Ok(record),
+                    Ok(None) => from = places.end,
+                    Err(_) => return Err(LogError::NotRead { partition }),
+                },
+                Located::Trimmed { .. } => {}
+                Located::Gap(_) | Located::End => return Err(LogError::BeyondEnd { partition, asked: offset, end }),
+            }
         }
     }
 
@@ -373,6 +391,7 @@ impl<T: Send + Sync + 'static> LogCore<T> {
             retained: counts.iter().map(|c| c.retained).sum(),
             trimmed: counts.iter().map(|c| c.trimmed).sum(),
             compacted: counts.iter().map(|c| c.compacted).sum(),
+            lost: counts.iter().map(|c| c.lost).sum(),
             groups: self.all_groups().iter().map(|group| group.stats()).collect(),
         }
     }

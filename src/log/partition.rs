@@ -3,18 +3,19 @@
 //! An append is a push to a `Vec` under the partition's lock. Whoever reads up to the tail seals it: the
 //! `Vec` becomes a segment as it is, and another one takes the appends. Readers that keep up make small
 //! segments so; those are joined again as soon as nobody reads them.
+//!
+//! Of a durable log, the oldest may be only in the file. Nothing is read from there under the lock: whoever wants it
+//! is told so, reads it, and comes back with it.
 
+use super::chunk::{Places, Read};
 use super::durable::OnFile;
+use super::holdings::{Restored, Store};
 use super::retention::Limits;
 use super::segment::{Run, Segment};
 use crate::clock::Timestamp;
 use crate::message::Message;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering};
-use std::collections::VecDeque;
 use std::sync::Arc;
-
-/// Tails start small and double, so that a log of few records is small.
-const FIRST_TAIL: usize = 16;
 
 pub(crate) struct Partition<T> {
     store: Mutex<Store<T>>,
@@ -26,8 +27,8 @@ pub(crate) struct Partition<T> {
     pub(super) on_file: Option<OnFile<T>>,
 }
 
-/// A message, what it counts for, and its offset if the file has given it one.
-pub(super) type Incoming<T> = (Message<T>, u64, Option<u64>);
+/// A message, what it counts for, and if it is in the file its offset and its size there.
+pub(super) type Incoming<T> = (Message<T>, u64, Option<(u64, u64)>);
 
 /// Who may append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,31 +37,6 @@ pub(crate) enum Gate {
     /// Only the broker's own workers.
     Draining,
     Closed,
-}
-
-pub(super) struct Store<T> {
-    /// Sealed; without gaps between them.
-    pub(super) segments: VecDeque<Arc<Segment<T>>>,
-    /// What nobody has read yet.
-    tail: Run<T>,
-    tail_bytes: u64,
-    pub(super) oldest: u64,
-    end: u64,
-    /// Where it ended when the file was opened, and what was in there.
-    found_end: u64,
-    found: u64,
-    pub(super) retained: u64,
-    pub(super) bytes: u64,
-    pub(super) compacted: u64,
-    trimmed: u64,
-    latest: Timestamp,
-    gate: Gate,
-    /// Some group wants to hear of the next append.
-    awaited: bool,
-    /// Records before this offset have been compacted, so many times, and so many of them are left.
-    pub(super) clean_end: u64,
-    pub(super) clean: u64,
-    pub(super) generation: u64,
 }
 
 /// A place in a partition that has been counted, for one message. That may be large, and each function it
@@ -102,6 +78,8 @@ pub(crate) enum Located<T> {
     },
     /// Only what compaction has removed, up to this end.
     Gap(u64),
+    /// It is only in the file: in there, unless somebody changes that meanwhile.
+    Unread(Places),
     /// It is the end.
     End,
     Trimmed {
@@ -116,30 +94,12 @@ pub(crate) struct PartitionCounts {
     pub(crate) retained: u64,
     pub(crate) trimmed: u64,
     pub(crate) compacted: u64,
+    pub(crate) lost: u64,
 }
 
 impl<T> Partition<T> {
     pub(super) fn new(on_file: Option<OnFile<T>>) -> Self {
-        let store = Store {
-            segments: VecDeque::new(),
-            tail: Run::new(),
-            tail_bytes: 0,
-            oldest: 0,
-            end: 0,
-            found_end: 0,
-            found: 0,
-            retained: 0,
-            bytes: 0,
-            compacted: 0,
-            trimmed: 0,
-            latest: Timestamp::default(),
-            gate: Gate::Open,
-            awaited: false,
-            clean_end: 0,
-            clean: 0,
-            generation: 0,
-        };
-        Self { store: Mutex::new(store), end: AtomicU64::new(0), compactions: AtomicUsize::new(0), on_file }
+        Self { store: Mutex::new(Store::new()), end: AtomicU64::new(0), compactions: AtomicUsize::new(0), on_file }
     }
 
     /// A place for a message, unless the gate is shut to the caller. Whoever owns the message puts it there
@@ -181,7 +141,8 @@ impl<T> Partition<T> {
             place.tail().push(message);
             trash.append(&mut place.store.trim(limits));
         }
-        self.note_trim(&place.store, &trash);
+        trash.append(&mut place.store.leave_to_file(limits));
+        self.note_trim(&mut place.store);
         (place, trash)
     }
 
@@ -200,7 +161,7 @@ impl<T> Partition<T> {
     pub(super) fn finish(&self, limits: &Limits, place: Place<'_, T>) -> Appended<T> {
         let Place { mut store, offset, sealed } = place;
         let trash = if store.is_over(limits) { store.trim(limits) } else { Vec::new() };
-        self.note_trim(&store, &trash);
+        self.note_trim(&mut store);
         let ring = std::mem::take(&mut store.awaited);
         self.end.store(store.end, Ordering::Release);
         Appended { offset, ring, compact: sealed && store.is_dirty(), trash }
@@ -208,12 +169,14 @@ impl<T> Partition<T> {
 
     /// Has the file let go of what retention has let go of. Under the lock, so that these notes have an order.
     #[inline]
-    fn note_trim(&self, store: &Store<T>, trash: &[Arc<Segment<T>>]) {
-        if let Some(file) = self.on_file.as_ref().filter(|_| !trash.is_empty()) {
+    fn note_trim(&self, store: &mut Store<T>) {
+        if let Some(file) = self.on_file.as_ref().filter(|_| store.told != store.oldest) {
+            store.told = store.oldest;
             file.trim(store.oldest);
         }
     }
 
+    #[inline]
     pub(crate) fn locate(&self, limits: &Limits, offset: u64) -> Located<T> {
         self.store.lock().locate(limits, offset)
     }
@@ -238,14 +201,16 @@ impl<T> Partition<T> {
         (store.oldest, store.end)
     }
 
-    /// The offset of the first record of that time or later.
-    pub(crate) fn offset_at(&self, time: Timestamp) -> u64 {
+    /// The offset of the first record in memory of that time or later, and whether there may be an earlier one in the
+    /// file.
+    pub(crate) fn offset_at(&self, time: Timestamp) -> (u64, bool) {
         let store = self.store.lock();
         let first = store.segments.partition_point(|segment| segment.latest().is_some_and(|latest| latest < time));
-        match store.segments.get(first) {
-            Some(segment) => segment.offset_of(segment.index_at(time)),
-            None => store.sealed_end() + store.tail.index_at(time) as u64,
-        }
+        let (offset, index) = match store.segments.get(first) {
+            Some(segment) => (segment.offset_of(segment.index_at(time)), segment.index_at(time)),
+            None => (store.sealed_end() + store.tail.index_at(time) as u64, store.tail.index_at(time)),
+        };
+        (offset, !store.chunks.is_empty() && first == 0 && index == 0)
     }
 
     /// Removes what is older than `age`; what that was, and when there will be something again.
@@ -254,12 +219,12 @@ impl<T> Partition<T> {
         let mut store = self.store.lock();
         let mut trash = Vec::new();
         loop {
-            if store.segments.is_empty() {
+            if store.front().is_none() {
                 store.seal(limits);
             }
-            let due = store.segments.front().and_then(|segment| segment.latest()).map(|last| last.after(age));
+            let due = store.front().map(|front| front.latest.after(age));
             if due.is_none_or(|due| due > now) {
-                self.note_trim(&store, &trash);
+                self.note_trim(&mut store);
                 return (trash, due);
             }
             trash.extend(store.drop_front());
@@ -267,18 +232,29 @@ impl<T> Partition<T> {
     }
 
     /// Takes what the file held, and lets go of what is too much. Nobody reads it yet.
-    pub(super) fn restore(
-        &self,
-        limits: &Limits,
-        segments: VecDeque<Arc<Segment<T>>>,
-        (oldest, end): (u64, u64),
-    ) -> Vec<Arc<Segment<T>>> {
+    pub(super) fn restore(&self, limits: &Limits, restored: Restored<T>) -> Vec<Arc<Segment<T>>> {
         let mut store = self.store.lock();
-        store.restore(segments, oldest, end);
+        store.restore(restored);
         let trash = store.trim(limits);
-        self.note_trim(&store, &trash);
+        self.note_trim(&mut store);
         self.end.store(store.end, Ordering::Release);
         trash
+    }
+
+    /// Whether nobody else has seen to this record, which cannot be decoded.
+    pub(super) fn put_apart(&self, offset: u64) -> bool {
+        self.store.lock().apart.insert(offset)
+    }
+
+    /// That has failed.
+    pub(super) fn not_apart(&self, offset: u64) {
+        self.store.lock().apart.remove(&offset);
+    }
+
+    /// What was read of a chunk, for as long as anybody holds it: this, or what another has read meanwhile. `None` if
+    /// the chunk is not there any more, so one has to look again.
+    pub(super) fn take_in(&self, places: Places, read: &Read<T>) -> Option<Arc<Segment<T>>> {
+        self.store.lock().take_in(places, read)
     }
 
     pub(crate) fn shut(&self, gate: Gate) {
@@ -297,8 +273,8 @@ impl<T> Partition<T> {
     pub(crate) fn counts(&self) -> PartitionCounts {
         let store = self.store.lock();
         let (retained, trimmed, compacted) = (store.retained, store.trimmed, store.compacted);
-        let (recovered, appended) = (store.found, store.end - store.found_end);
-        PartitionCounts { recovered, appended, retained, trimmed, compacted }
+        let (recovered, appended, lost) = (store.found, store.end - store.found_end, store.lost);
+        PartitionCounts { recovered, appended, retained, trimmed, compacted, lost }
     }
 
     pub(crate) fn is_compacting(&self) -> bool {
@@ -307,155 +283,5 @@ impl<T> Partition<T> {
 
     pub(super) fn store(&self) -> MutexGuard<'_, Store<T>> {
         self.store.lock()
-    }
-}
-
-impl<T> Store<T> {
-    /// Prepares for a message that is pushed next, at the next offset or at the one that the file has given it;
-    /// whether the tail had to be sealed for it.
-    #[inline]
-    fn admit(&mut self, limits: &Limits, message: &mut Message<T>, bytes: u64, at: Option<u64>) -> bool {
-        if let Some(at) = at.filter(|at| *at != self.end) {
-            self.leave_gap(limits, at);
-        }
-        let full = self.tail.is_full() || self.tail_bytes + bytes > limits.segment_bytes();
-        let sealed = full && self.seal_full(limits);
-        // So that times never go back within a partition and can be searched.
-        message.published_at = message.published_at.max(self.latest);
-        self.latest = message.published_at;
-        self.end += 1;
-        self.retained += 1;
-        self.bytes += bytes;
-        self.tail_bytes += bytes;
-        sealed
-    }
-
-    /// There are places in the file that nobody here has heard of.
-    #[cold]
-    fn leave_gap(&mut self, limits: &Limits, next: u64) {
-        debug_assert!(next > self.end, "a place is given once");
-        self.seal(limits);
-        self.end = self.end.max(next);
-    }
-
-    #[cold]
-    fn seal_full(&mut self, limits: &Limits) -> bool {
-        let some = !self.tail.is_empty();
-        self.seal(limits);
-        if self.tail.is_full() {
-            self.tail = Run::with_capacity(FIRST_TAIL.min(limits.segment));
-        }
-        some
-    }
-
-    /// Makes a segment of the tail, which nobody changes from then on.
-    pub(super) fn seal(&mut self, limits: &Limits) {
-        let len = self.tail.len();
-        if len == 0 {
-            return;
-        }
-        let base = self.sealed_end();
-        let next = Run::with_capacity((2 * len).max(FIRST_TAIL).min(limits.segment));
-        let mut records = std::mem::replace(&mut self.tail, next);
-        records.fit();
-        self.join_small(limits);
-        let bytes = std::mem::take(&mut self.tail_bytes);
-        self.segments.push_back(Arc::new(Segment::new(base, records, bytes)));
-    }
-
-    /// Joins two small segments close to the end that nobody reads any more; who keeps up still holds the
-    /// one behind them.
-    fn join_small(&mut self, limits: &Limits) {
-        let Some(place) = self.segments.len().checked_sub(2) else { return };
-        let Some(before) = place.checked_sub(1) else { return };
-        let (one, other) = (&self.segments[before], &self.segments[place]);
-        let fits = one.len() + other.len() <= limits.segment && one.bytes() + other.bytes() <= limits.segment_bytes();
-        let in_a_row = !one.has_gaps() && !other.has_gaps() && one.base() + one.len() as u64 == other.base();
-        let alike = in_a_row && other.base() != self.clean_end;
-        let free = Arc::strong_count(one) == 1 && Arc::strong_count(other) == 1;
-        if !(fits && alike && free) {
-            return;
-        }
-        let Some(other) = self.segments.remove(place).and_then(Arc::into_inner) else { return };
-        if let Some(one) = Arc::get_mut(&mut self.segments[before]) {
-            one.absorb(other);
-        }
-    }
-
-    /// Where the tail begins.
-    pub(super) fn sealed_end(&self) -> u64 {
-        self.end - self.tail.len() as u64
-    }
-
-    #[inline]
-    fn is_over(&self, limits: &Limits) -> bool {
-        self.retained > limits.count || self.bytes > limits.bytes
-    }
-
-    /// Takes what the file held; `oldest` and `end` are as they were then.
-    pub(super) fn restore(&mut self, segments: VecDeque<Arc<Segment<T>>>, oldest: u64, end: u64) {
-        (self.oldest, self.end, self.found_end) = (oldest, end, end);
-        self.retained = segments.iter().map(|segment| segment.len() as u64).sum();
-        self.bytes = segments.iter().map(|segment| segment.bytes()).sum();
-        self.found = self.retained;
-        self.latest = segments.back().and_then(|segment| segment.latest()).unwrap_or_default();
-        self.segments = segments;
-    }
-
-    /// Lets go of segments without which the limits are still kept.
-    #[cold]
-    fn trim(&mut self, limits: &Limits) -> Vec<Arc<Segment<T>>> {
-        let mut trash = Vec::new();
-        while let Some(front) = self.segments.front().filter(|_| self.is_over(limits)) {
-            let spare =
-                self.retained - front.len() as u64 >= limits.count || self.bytes - front.bytes() >= limits.bytes;
-            if !spare {
-                break;
-            }
-            trash.extend(self.drop_front());
-        }
-        trash
-    }
-
-    fn drop_front(&mut self) -> Option<Arc<Segment<T>>> {
-        let front = self.segments.pop_front()?;
-        self.oldest = self.segments.front().map_or(self.sealed_end(), |next| next.base());
-        self.retained -= front.len() as u64;
-        self.trimmed += front.len() as u64;
-        self.bytes -= front.bytes();
-        if front.base() < self.clean_end {
-            self.clean -= front.len() as u64;
-        }
-        Some(front)
-    }
-
-    /// Whether sealed segments hold at least as much that was never compacted as that was, so that
-    /// compacting costs each append a constant share.
-    fn is_dirty(&self) -> bool {
-        let dirty = self.retained - self.clean - self.tail.len() as u64;
-        dirty > 0 && dirty >= self.clean
-    }
-
-    fn locate(&mut self, limits: &Limits, offset: u64) -> Located<T> {
-        if offset < self.oldest {
-            return Located::Trimmed { oldest: self.oldest };
-        }
-        if offset >= self.end {
-            return Located::End;
-        }
-        if let Some(found) = self.locate_sealed(offset) {
-            return found;
-        }
-        self.seal(limits);
-        self.locate_sealed(offset).unwrap_or(Located::Gap(self.end))
-    }
-
-    fn locate_sealed(&self, offset: u64) -> Option<Located<T>> {
-        let after = self.segments.partition_point(|segment| segment.base() <= offset);
-        let mut behind = self.segments.range(after.saturating_sub(1)..);
-        behind.find_map(|segment| {
-            let index = segment.index_of(offset);
-            (index < segment.len()).then(|| Located::At { segment: Arc::clone(segment), index, end: self.end })
-        })
     }
 }

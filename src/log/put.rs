@@ -17,6 +17,15 @@ pub(crate) struct Spot {
     pub(super) bytes: u64,
 }
 
+/// What a record of a durable log is in the file.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Stored {
+    /// Its time, which is not before that of another.
+    pub(crate) at: Timestamp,
+    /// About how many bytes it takes, there and in memory.
+    pub(crate) bytes: u64,
+}
+
 /// A message ready to be appended.
 pub(crate) struct Placed<T> {
     pub(super) partition: usize,
@@ -24,16 +33,24 @@ pub(crate) struct Placed<T> {
     pub(super) message: Message<T>,
     /// Its offset, once the file has given it one.
     pub(super) place: Option<u64>,
+    /// How many bytes it takes in the file.
+    pub(super) stored_bytes: u64,
 }
 
 impl<T> Placed<T> {
     /// The file has it: where, and with which time.
-    pub(crate) fn set_place(&mut self, place: u64, at: Timestamp) {
-        (self.place, self.message.published_at) = (Some(place), at);
+    pub(crate) fn set_place(&mut self, place: u64, stored: Stored) {
+        self.place = Some(place);
+        self.set_stored(stored);
+    }
+
+    /// It is on its way there.
+    pub(super) fn set_stored(&mut self, stored: Stored) {
+        (self.message.published_at, self.stored_bytes) = (stored.at, stored.bytes);
     }
 
     pub(super) fn into_incoming(self) -> Incoming<T> {
-        (self.message, self.bytes, self.place)
+        (self.message, self.bytes, self.place.map(|place| (place, self.stored_bytes)))
     }
 
     pub(crate) fn into_message(self) -> Message<T> {

@@ -33,7 +33,7 @@ impl IntoOutcome for Offset {
 /// A record of a log: a message, and where it is. Dereferences to the message.
 ///
 /// It refers to the log's own memory, nothing is copied; while it exists, so does the segment it is in (up
-/// to 1,024 records).
+/// to 1,024 records), also if that was read from the file of a durable log.
 pub struct Record<T> {
     segment: Arc<Segment<T>>,
     index: usize,

@@ -51,8 +51,8 @@ impl<T> Retention<T> {
 
     /// The latest `bytes` of each partition, where `size` says how many a payload has.
     ///
-    /// `size` is called once for each append (and again by a compaction). If it panics, the size of the type
-    /// counts.
+    /// `size` is called once for each append (and again by a compaction, and of what a durable log reads from its
+    /// file). If it panics, the size of the type counts.
     pub fn bytes(bytes: u64, size: impl Fn(&T) -> usize + Send + Sync + 'static) -> Self {
         Self { bytes: Some(bytes), size: Some(Arc::new(size)), ..Self::everything() }
     }
@@ -92,6 +92,7 @@ impl<T> Retention<T> {
             bytes: self.bytes.map_or(u64::MAX, |bytes| bytes.min(MOST)),
             age: self.age,
             segment: segment_len::<T>(self.count),
+            window: u64::MAX,
         }
     }
 
@@ -132,12 +133,24 @@ pub(crate) struct Limits {
     pub(crate) age: Option<Duration>,
     /// How many records a segment takes.
     pub(crate) segment: usize,
+    /// How many of the latest records a partition has in memory if it has a file for the others.
+    pub(crate) window: u64,
 }
 
 impl Limits {
     /// From how many bytes on a segment takes no more records.
     pub(crate) fn segment_bytes(&self) -> u64 {
         if self.bytes == u64::MAX { u64::MAX } else { (self.bytes / 4).max(1) }
+    }
+
+    /// Of a partition that leaves its older records in the file: no more of them are read at once than a part of what
+    /// is in memory anyway.
+    pub(crate) fn with_window(self, records: usize) -> Self {
+        Self { segment: self.segment.min((records / 4).max(1)), window: records as u64, ..self }
+    }
+
+    pub(crate) fn keeps_window(&self) -> bool {
+        self.window < u64::MAX
     }
 }
 

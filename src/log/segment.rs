@@ -17,6 +17,8 @@ pub(crate) struct Segment<T> {
     offsets: Option<Box<[u64]>>,
     records: Run<T>,
     bytes: u64,
+    /// About how much memory it takes beyond its records' own size, if a file knows.
+    weight: u64,
 }
 
 impl<T> Run<T> {
@@ -72,13 +74,13 @@ impl<T> Drop for Run<T> {
 
 impl<T> Segment<T> {
     pub(crate) fn new(base: u64, records: Run<T>, bytes: u64) -> Self {
-        Self { base, offsets: None, records, bytes }
+        Self { base, offsets: None, records, bytes, weight: 0 }
     }
 
     /// What compaction has left of the offsets from `base` on.
     pub(crate) fn compacted(base: u64, records: Vec<(u64, Message<T>)>, bytes: u64) -> Self {
         let (offsets, records): (Vec<_>, Vec<_>) = records.into_iter().unzip();
-        Self { base, offsets: Some(offsets.into()), records: Run(records), bytes }
+        Self { base, offsets: Some(offsets.into()), records: Run(records), bytes, weight: 0 }
     }
 
     /// What the file holds of the offsets from `base` on.
@@ -98,8 +100,21 @@ impl<T> Segment<T> {
         self.records.len()
     }
 
+    /// The offset after the last record.
+    pub(crate) fn end(&self) -> u64 {
+        self.len().checked_sub(1).map_or(self.base, |last| self.offset_of(last) + 1)
+    }
+
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    pub(crate) fn with_weight(self, weight: u64) -> Self {
+        Self { weight, ..self }
+    }
+
+    pub(crate) fn weight(&self) -> u64 {
+        self.weight
     }
 
     pub(crate) fn has_gaps(&self) -> bool {
@@ -109,6 +124,7 @@ impl<T> Segment<T> {
     /// Takes in the one behind it; neither has gaps.
     pub(crate) fn absorb(&mut self, next: Self) {
         self.bytes += next.bytes;
+        self.weight += next.weight;
         self.records.append(next.records);
     }
 

@@ -73,9 +73,10 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         (durable, mut files): (Option<Durably<T>>, Vec<OnFile<T>>),
     ) -> Arc<Self> {
         let mut files = files.drain(..);
+        let window = durable.as_ref().filter(|_| !compact).map(Durably::window);
         Arc::new_cyclic(|me: &Weak<Self>| Self {
             name,
-            limits: retention.limits(),
+            limits: window.map_or(retention.limits(), |records| retention.limits().with_window(records)),
             retention,
             compact,
             tombstone,
@@ -268,7 +269,7 @@ impl<T: Send + Sync + 'static> Shelf<T> {
     #[inline]
     pub(crate) fn place(&self, partition: usize, mut message: Message<T>) -> Placed<T> {
         let bytes = self.prepare(&mut message);
-        Placed { partition, bytes, message, place: None }
+        Placed { partition, bytes, message, place: None, stored_bytes: 0 }
     }
 
     #[cold]
@@ -359,7 +360,7 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         // A log delivers at once: there is no delay that could be cancelled.
         message.take_timer();
         self.make_record(&mut message);
-        Placed { partition: spot.partition, bytes: spot.bytes, message, place: None }
+        Placed { partition: spot.partition, bytes: spot.bytes, message, place: None, stored_bytes: 0 }
     }
 
     /// Tells logs, rings and queues of one broker apart.

@@ -1,6 +1,6 @@
 //! The workers of one consumer of a group: they come, claim partitions, and leave.
 
-use super::claim::{Claim, Found, Nothing};
+use super::claim::{Claim, Found, Next, Nothing};
 use super::consumer::Work;
 use super::core::GroupCore;
 use crate::breaker::Circuit;
@@ -111,6 +111,11 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
         let claim = Claim { partition, epoch, found: Found::GivenUp };
         let next = match found {
             Found::Records { first, most } => self.work.handle(&self.group, &claim, first, most, go_on),
+            Found::Through(segment) => {
+                drop(segment);
+                Next::Ready
+            }
+            Found::Unread(chunks) => self.group.after_reading(self.group.read_all(&chunks)),
             Found::Trimmed { asked, oldest } => return self.group.skip_trimmed(&claim, asked, oldest),
             Found::GivenUp => self.group.bury_again(&claim),
         };

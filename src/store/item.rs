@@ -99,7 +99,7 @@ pub struct Item {
 
 impl Item {
     /// How much of the queue of waiting work it takes.
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
         let texts = self.key.as_ref().map_or(0, String::len) + self.routing_key.len() + headers;
         texts + self.payload.len() + self.extra.as_ref().map_or(0, Vec::len)

@@ -159,8 +159,45 @@ impl Reader<'_> {
     ///
     /// If the file cannot be read, or is damaged.
     pub fn read(&self, stream: StreamId, from: Seq, limit: Limit) -> Result<Vec<Row>, StoreError> {
+        self.read_within(stream, from..Seq::MAX, limit)
+    }
+
+    /// The same of these places only.
+    pub(crate) fn read_within(&self, stream: StreamId, seqs: Range<Seq>, limit: Limit) -> Result<Vec<Row>, StoreError> {
+        let Some(last) = seqs.end.checked_sub(1) else { return Ok(Vec::new()) };
         let sql = format!("SELECT {COLUMNS} FROM postroom_item WHERE id BETWEEN ?1 AND ?2 ORDER BY id");
-        self.rows(&sql, params![stream.row(from), stream.last_row()], limit)
+        self.rows(&sql, params![stream.row(seqs.start), stream.row(last)], limit)
+    }
+
+    /// How many items there are within these places, counting no further than to `most`, and the place of the last one
+    /// that was counted. Reads no items.
+    pub(crate) fn stride(
+        &self,
+        stream: StreamId,
+        seqs: Range<Seq>,
+        most: usize,
+    ) -> Result<Option<(u64, Seq)>, StoreError> {
+        let Some(last) = seqs.end.checked_sub(1) else { return Ok(None) };
+        let sql = "SELECT count(*), max(id) FROM \
+                   (SELECT id FROM postroom_item WHERE id BETWEEN ?1 AND ?2 ORDER BY id LIMIT ?3)";
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let look = params![stream.row(seqs.start), stream.row(last), most];
+        let found = self.sql().prepare_cached(sql)?.query_row(look, |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let (count, last): (i64, Option<i64>) = found;
+        Ok(last.map(|last| (from_column(count), seq_of_row(last))))
+    }
+
+    /// The place of the last item.
+    pub(crate) fn last(&self, stream: StreamId) -> Result<Option<Seq>, StoreError> {
+        let sql = "SELECT max(id) FROM postroom_item WHERE id BETWEEN ?1 AND ?2";
+        Ok(self.number(sql, params![stream.row(0), stream.last_row()])?.map(seq_of_row))
+    }
+
+    /// When the item was published, if it is there.
+    pub(crate) fn published_at(&self, stream: StreamId, seq: Seq) -> Result<Option<u64>, StoreError> {
+        let sql = "SELECT published_at FROM postroom_item WHERE id = ?1";
+        let mut look = self.sql().prepare_cached(sql)?;
+        Ok(look.query_row(params![stream.row(seq)], |row| row.get(0)).optional()?.map(from_column))
     }
 
     /// The same without those that rest until a time of theirs ([`Item::due_at`](super::Item::due_at)), even if
@@ -348,11 +385,7 @@ impl Reader<'_> {
             let row = params![stream.row(seq), stream.last_row()];
             look.query_row(row, |row| Ok((seq_of_row(row.get(0)?), from_column(row.get(1)?)))).optional()
         };
-        let last = self.number(
-            "SELECT max(id) FROM postroom_item WHERE id BETWEEN ?1 AND ?2",
-            params![stream.row(0), stream.last_row()],
-        )?;
-        let (Some(first), Some(last)) = (self.first(stream)?, last.map(seq_of_row)) else { return Ok(None) };
+        let (Some(first), Some(last)) = (self.first(stream)?, self.last(stream)?) else { return Ok(None) };
         let (mut low, mut high) = (first, last + 1);
         while low < high {
             let middle = low + (high - low) / 2;

@@ -1,9 +1,8 @@
 //! A publish that reaches a durable queue or log: everything else gets the message once the file has it.
 
 use super::accept::{Full, order_keys, promise_all, redeem_rings, refusal_error};
-use crate::clock::Timestamp;
 use crate::error::{PublishError, Refused};
-use crate::log::{Entry, LogCore, Placed, Spot};
+use crate::log::{Entry, LogCore, Placed, Spot, Stored};
 use crate::message::Message;
 use crate::queue::core::{Core, Patience, Refusal};
 use crate::queue::durable::{Delivered, Depot, Errand, Others, Parcel, Pending, Stowed};
@@ -80,7 +79,7 @@ pub(super) fn begin<T: Send + Sync + 'static>(
     } else {
         let logs = logs.into_iter().map(|(log, ForLog { spot, entry })| {
             let record = log.shelf.record_at(message.share(), spot);
-            Destined { log, record: Some(record), entry, at: None }
+            Destined { log, record: Some(record), entry, stored: None }
         });
         Some(Box::new(Beside { logs: logs.collect(), rings: rings.to_vec() }))
     };
@@ -99,9 +98,9 @@ struct Destined<T> {
     log: Arc<LogCore<T>>,
     /// Taken out when it is appended.
     record: Option<Placed<T>>,
-    /// Taken out when it is handed in, if the log is durable; and the time it gets then.
+    /// Taken out when it is handed in, if the log is durable; and what it is in the file then.
     entry: Option<Entry>,
-    at: Option<Timestamp>,
+    stored: Option<Stored>,
 }
 
 impl<T: Send + Sync + 'static> Others<T> for Beside<T> {
@@ -113,9 +112,9 @@ impl<T: Send + Sync + 'static> Others<T> for Beside<T> {
     fn stow(&mut self, mut batch: Batch, order: &MutexGuard<'_, ()>) -> Batch {
         for to in &mut self.logs {
             if let Some(entry) = to.entry.take() {
-                let at;
-                (batch, at) = entry.add_to(batch, order);
-                to.at = Some(at);
+                let stored;
+                (batch, stored) = entry.add_to(batch, order);
+                to.stored = Some(stored);
             }
         }
         batch
@@ -125,8 +124,8 @@ impl<T: Send + Sync + 'static> Others<T> for Beside<T> {
         let mut places = places.iter();
         for to in &mut self.logs {
             let Some(mut record) = to.record.take() else { continue };
-            if let Some(at) = to.at {
-                places.next().into_iter().for_each(|&place| record.set_place(place, at));
+            if let Some(stored) = to.stored {
+                places.next().into_iter().for_each(|&place| record.set_place(place, stored));
             }
             to.log.show(vec![record], errands);
         }

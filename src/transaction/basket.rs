@@ -1,8 +1,7 @@
 //! What a transaction has for one queue, log, or topic's subscribers: promised together, put in together.
 
 use super::error::Obstacle;
-use crate::clock::Timestamp;
-use crate::log::{self, LogCore, Placed};
+use crate::log::{self, LogCore, Placed, Stored};
 use crate::message::Message;
 use crate::outcome::drop_contained;
 use crate::queue::core::{Core, Patience, Refusal};
@@ -26,7 +25,7 @@ pub(super) trait Basket: Any + Send {
     /// Holding nothing.
     fn wait(&self, patience: Patience) -> Result<(), Refusal>;
     /// Where the next message is in the file, and with which time if a log has it.
-    fn place(&mut self, _: u64, _: Option<Timestamp>) {}
+    fn place(&mut self, _: u64, _: Option<Stored>) {}
     /// Puts everything in and keeps the lock.
     fn put<'a>(&'a mut self) -> Box<dyn Locked + 'a>;
     /// What [`Unlocked::detach`] has left to do.
@@ -80,9 +79,9 @@ impl Baskets {
 
     /// Where the next message for that queue or log is in the file.
     #[cfg(feature = "sqlite")]
-    pub(super) fn place(&mut self, number: TimedId, place: u64, at: Option<Timestamp>) {
+    pub(super) fn place(&mut self, number: TimedId, place: u64, stored: Option<Stored>) {
         let basket = self.all.iter_mut().find(|(other, ..)| *other == number);
-        basket.into_iter().for_each(|(.., basket)| basket.place(place, at));
+        basket.into_iter().for_each(|(.., basket)| basket.place(place, stored));
     }
 
     fn find<B: Basket>(&mut self, number: TimedId, make: impl FnOnce() -> B) -> &mut B {
@@ -137,7 +136,7 @@ impl<T: Send + Sync + 'static> QueueBasket<T> {
 }
 
 impl<T: Send + Sync + 'static> Basket for QueueBasket<T> {
-    fn place(&mut self, place: u64, _: Option<Timestamp>) {
+    fn place(&mut self, place: u64, _: Option<Stored>) {
         self.places.push_back(place);
     }
     fn finish(&self, rest: Box<dyn Any + Send>) {
@@ -248,21 +247,21 @@ pub(super) struct LogBasket<T> {
     pub(super) n: u64,
     records: Vec<Placed<T>>,
     /// Of records that are in the file and not yet in here.
-    places: VecDeque<(u64, Timestamp)>,
+    places: VecDeque<(u64, Stored)>,
 }
 
 impl<T: Send + Sync + 'static> LogBasket<T> {
     pub(super) fn push(&mut self, mut record: Placed<T>) {
-        if let Some((place, at)) = self.places.pop_front() {
-            record.set_place(place, at);
+        if let Some((place, stored)) = self.places.pop_front() {
+            record.set_place(place, stored);
         }
         self.records.push(record);
     }
 }
 
 impl<T: Send + Sync + 'static> Basket for LogBasket<T> {
-    fn place(&mut self, place: u64, at: Option<Timestamp>) {
-        self.places.extend(at.map(|at| (place, at)));
+    fn place(&mut self, place: u64, stored: Option<Stored>) {
+        self.places.extend(stored.map(|stored| (place, stored)));
     }
     fn by(&self) -> Arc<str> {
         Arc::clone(&self.log.shelf.name)

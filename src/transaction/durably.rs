@@ -4,8 +4,7 @@
 use super::basket::Baskets;
 use super::error::{Obstacle, Trouble};
 use super::staged::Staged;
-use crate::clock::Timestamp;
-use crate::log::{Entry, LogCore, Spot};
+use crate::log::{Entry, LogCore, Spot, Stored};
 use crate::message::Message;
 use crate::queue::core::Core;
 use crate::queue::durable::{Depot, Errand};
@@ -32,20 +31,20 @@ enum Stowed {
 }
 
 impl Stowed {
-    /// Adds it to a batch; of a record, which time it has there.
-    fn add_to(self, batch: Batch, order: &MutexGuard<'_, ()>) -> (Batch, Option<Timestamp>) {
+    /// Adds it to a batch; of a record, what it is there.
+    fn add_to(self, batch: Batch, order: &MutexGuard<'_, ()>) -> (Batch, Option<Stored>) {
         match self {
             Self::Message(stream, item) => (batch.insert(stream, item), None),
             Self::Record(entry) => {
-                let (batch, at) = entry.add_to(batch, order);
-                (batch, Some(at))
+                let (batch, stored) = entry.add_to(batch, order);
+                (batch, Some(stored))
             }
         }
     }
 }
 
-/// Whose the items of a batch are, in order, and the times of records.
-type Owners = Vec<(TimedId, Option<Timestamp>)>;
+/// Whose the items of a batch are, in order, and what records are in the file.
+type Owners = Vec<(TimedId, Option<Stored>)>;
 
 impl Stow {
     /// `None` if nothing durable is reached. Runs the users' codecs; nothing is promised yet.
@@ -102,9 +101,9 @@ impl Stow {
         let order = depot.in_order();
         let (mut batch, mut owners) = (Batch::new(), Owners::with_capacity(items.len()));
         for (owner, item) in items {
-            let at;
-            (batch, at) = item.add_to(batch, &order);
-            owners.push((owner, at));
+            let stored;
+            (batch, stored) = item.add_to(batch, &order);
+            owners.push((owner, stored));
         }
         let show = move |result: Result<&[Seq], StoreError>, errands: &mut Vec<Errand>| match result {
             Ok(places) => {
@@ -137,7 +136,7 @@ fn put_all(
     places: &[Seq],
     errands: &mut Vec<Errand>,
 ) {
-    owners.into_iter().zip(places).for_each(|((owner, at), &place)| baskets.place(owner, place, at));
+    owners.into_iter().zip(places).for_each(|((owner, stored), &place)| baskets.place(owner, place, stored));
     staged.into_iter().for_each(|operation| operation.deliver(&mut baskets));
     let rests: Vec<_> = baskets.put().into_iter().map(|unlocked| unlocked.detach()).collect();
     errands.push(Box::new(move || {

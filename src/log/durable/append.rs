@@ -226,9 +226,9 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         let order = depot.in_order();
         let mut batch = Batch::new();
         for (record, entry) in records.iter_mut().zip(entries) {
-            let at;
-            (batch, at) = entry.add_to(batch, &order);
-            record.message.published_at = at;
+            let stored;
+            (batch, stored) = entry.add_to(batch, &order);
+            record.set_stored(stored);
         }
         let pending = depot.commit(batch, durability, move |result, errands| me.arrive(records, result, errands));
         drop(order);

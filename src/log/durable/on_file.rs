@@ -1,6 +1,7 @@
 //! A partition's stream.
 
 use crate::clock::Timestamp;
+use crate::log::put::Stored;
 use crate::message::{Message, Text};
 use crate::queue::core::Refusal;
 use crate::queue::durable::{Coding, Depot, Filed};
@@ -21,7 +22,12 @@ const TOGETHER: usize = 1024;
 pub(crate) struct Durably<T> {
     pub(crate) durability: Durability,
     pub(crate) coding: Coding<T>,
+    /// How many of the latest records of each partition stay in memory.
+    pub(crate) window: usize,
 }
+
+/// The usual window.
+pub(crate) const WINDOW: usize = 4096;
 
 /// What the streams rely on, as noted in the file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -52,6 +58,10 @@ pub(super) fn stream_name(log: &str, partition: usize) -> String {
 impl<T> Durably<T> {
     pub(crate) fn mode(&self) -> Durability {
         self.durability
+    }
+
+    pub(crate) fn window(&self) -> usize {
+        self.window
     }
 }
 
@@ -116,12 +126,13 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// Adds it to a batch, and says which time it has there. Whoever holds the order hands the batch in.
-    pub(crate) fn add_to(self, batch: Batch, order: &MutexGuard<'_, ()>) -> (Batch, Timestamp) {
+    /// Adds it to a batch, and says what it is there. Whoever holds the order hands the batch in.
+    pub(crate) fn add_to(self, batch: Batch, order: &MutexGuard<'_, ()>) -> (Batch, Stored) {
         let Self { stream, mut item, latest } = self;
         let at = latest.stamp(order, Timestamp(item.published_at));
         item.published_at = at.0;
-        (batch.insert(stream, item), at)
+        let stored = Stored { at, bytes: item.bytes() as u64 };
+        (batch.insert(stream, item), stored)
     }
 }
 
