@@ -116,7 +116,7 @@ impl<T: Send + Sync + 'static> LogBuilder<T> {
     ///   than 16 MiB together), which groups read as those of any log. What is older, or of an earlier run, is only in
     ///   the file: a group that is further behind reads up to 1,024 records (4 MiB) at once and holds them until it is
     ///   through; groups that read the same share them. So memory does not grow with the log, but for some 70 bytes
-    ///   per 1,024 records, and declaring it reads no records: a million take milliseconds. Two exceptions:
+    ///   per 1,024 records, and declaring it reads no records: a million take 0.2 s. Two exceptions:
     ///   * A log that is [compacted](LogBuilder::compact) is in memory as a whole, and declaring it reads all of it.
     ///   * [`Retention::bytes`] has to see each payload once to know its size, so declaring the log reads all of it, and
     ///     keeps none.

@@ -33,7 +33,7 @@ impl Company {
     }
 
     /// How many to wait for, and how long at most. Asked once a commit.
-    pub(super) fn to_wait_for(&mut self) -> Option<(usize, Duration)> {
+    pub(super) fn take_expected(&mut self) -> Option<(usize, Duration)> {
         let expected = std::mem::take(&mut self.expected);
         if !(2..=MANY).contains(&expected) {
             return None;
@@ -79,23 +79,23 @@ mod tests {
             (32, 33, None),
         ];
         for (answered, others, expected) in table {
-            assert_eq!(after(answered, others).to_wait_for(), expected, "{answered} and {others}");
+            assert_eq!(after(answered, others).take_expected(), expected, "{answered} and {others}");
         }
-        assert_eq!(Company::default().to_wait_for(), None, "after a commit that nobody waited for");
+        assert_eq!(Company::default().take_expected(), None, "after a commit that nobody waited for");
     }
 
     #[test]
     fn each_sync_is_waited_after_once() {
         let mut company = after(8, 0);
-        assert!(company.to_wait_for().is_some());
-        assert_eq!(company.to_wait_for(), None);
+        assert!(company.take_expected().is_some());
+        assert_eq!(company.take_expected(), None);
     }
 
     #[test]
     fn nobody_waits_long_after_a_slow_sync() {
         let mut company = Company::default();
         company.answered(2, 0, Duration::from_secs(3));
-        assert_eq!(company.to_wait_for(), Some((2, LONGEST)));
+        assert_eq!(company.take_expected(), Some((2, LONGEST)));
     }
 
     #[test]
@@ -105,11 +105,11 @@ mod tests {
             [(8, 8, HALF, 0), (8, 6, HALF, 0), (8, 5, HALF, REST), (2, 1, HALF, REST), (2, 2, 5 * HALF, LONG_REST)];
         for (expected, came, waited, rest) in table {
             let mut company = after(expected, 0);
-            company.to_wait_for();
+            company.take_expected();
             company.waited(came, expected, waited);
             let without = (0..1000).take_while(|_| {
                 company.answered(8, 0, SYNC);
-                company.to_wait_for().is_none()
+                company.take_expected().is_none()
             });
             assert_eq!(without.count() as u32, rest, "{came} of {expected} after {waited:?}");
         }

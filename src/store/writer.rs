@@ -142,7 +142,7 @@ impl<'a> Writer<'a> {
 
     /// Gives those who have just been answered time to come back.
     fn wait_for_company(&mut self) {
-        let Some((expected, patience)) = self.company.to_wait_for() else { return };
+        let Some((expected, patience)) = self.company.take_expected() else { return };
         let (inbox, start) = (&self.shared.inbox, Instant::now());
         while inbox.awaited() < expected && start.elapsed() < patience && !inbox.is_shut() {
             yield_now();
