@@ -7,7 +7,7 @@ mod common;
 use common::{CHANGES, Folder};
 use faults::{Call, Disk, Fault, Plan};
 use postroom::store::{Durability, Options, StoreError};
-use postroom::{Broker, PublishError, Queue, Topic};
+use postroom::{Broker, Delivery, PublishError, Queue, Topic};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -96,4 +96,43 @@ fn a_full_disk_refuses_publishes_and_takes_them_again_once_there_is_space() {
         taken.retain(|&n| n > 1);
         assert_eq!(found, taken, "full after {after} writes");
     }
+}
+
+/// Holds what it is given; nothing is written meanwhile.
+fn take_all(queue: &Queue<u64>, held: &mut Vec<Delivery<u64>>) {
+    while let Ok(delivery) = queue.try_recv() {
+        held.push(delivery);
+    }
+}
+
+#[test]
+fn a_backlog_that_could_not_be_read_is_read_once_the_disk_answers_again() {
+    const BACKLOG: u64 = 6000;
+    let (folder, disk) = (Folder::new(), Disk::new());
+    let (broker, _topic, queue, _memory) = open(&folder, &disk);
+    queue.send_batch(0..BACKLOG).unwrap();
+    drop((broker, queue, _topic, _memory));
+
+    // On a thread of its own, since a scheduler that hangs takes whoever looks at the queue along.
+    let (tell, hear) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let (_broker, _topic, queue, _memory) = open(&folder, &disk);
+        let mut held = Vec::new();
+        disk.fail(Plan { calls: &[Call::Read], after: 0, times: None, fault: Fault::Io });
+        take_all(&queue, &mut held);
+        let before = held.len() as u64;
+        assert!(before < BACKLOG && disk.failed() > 0, "{before} were read, {} reads failed", disk.failed());
+        disk.heal();
+        while let Ok(delivery) = queue.recv_timeout(Duration::from_secs(10)) {
+            held.push(delivery);
+            take_all(&queue, &mut held);
+            if held.len() as u64 == BACKLOG {
+                break;
+            }
+        }
+        tell.send(held.iter().map(|delivery| ***delivery).collect::<Vec<u64>>()).unwrap();
+        held.into_iter().for_each(|delivery| delivery.ack().unwrap());
+    });
+    let found = hear.recv_timeout(Duration::from_secs(60)).expect("it goes on within a second or so");
+    assert_eq!(found, (0..BACKLOG).collect::<Vec<_>>());
 }

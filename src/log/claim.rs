@@ -142,6 +142,9 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
             match self.shelf.locate(partition, lane.position) {
                 // If something came since, look again.
                 Located::End => {
+                    if let Some(before) = lane.ahead.take() {
+                        return claim(lane.epoch, Found::Through(before));
+                    }
                     if !store.watch(lane.position) {
                         return Prepared::AtEnd;
                     }
@@ -156,7 +159,10 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
                 }
                 Located::Unread(places) => return claim(lane.epoch, Found::Unread(vec![(partition, places)])),
                 Located::At { segment, index, end } => {
-                    if let Some(before) = lane.ahead.take_if(|ahead| !Arc::ptr_eq(ahead, &segment)) {
+                    if lane.ahead.as_ref().is_some_and(|ahead| !Arc::ptr_eq(ahead, &segment)) {
+                        // Kept, since nobody else may have it any more, and destructors are no business of a lock.
+                        let kept = Some(segment).filter(|_| self.shelf.limits.keeps_window());
+                        let before = std::mem::replace(&mut lane.ahead, kept).expect("just seen");
                         return claim(lane.epoch, Found::Through(before));
                     }
                     if self.settings.replay.is_paced() && board.anchor.is_none() {
@@ -171,7 +177,12 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
                     match self.delay(board, &mut lane, partition, (&segment, index, end), want) {
                         // To be woken before its time, it has to hear of appends.
                         Some((_, wanted)) if wanted > 0 && store.watch(end) => continue,
-                        Some((until, wanted)) => return Prepared::Rest { until, wanted },
+                        Some((until, wanted)) => {
+                            if self.shelf.limits.keeps_window() {
+                                lane.ahead.get_or_insert(segment);
+                            }
+                            return Prepared::Rest { until, wanted };
+                        }
                         None => {}
                     }
                     return claim(lane.epoch, self.found(&mut lane, partition, segment, index, want));

@@ -44,7 +44,9 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
             Taken::Unread(partition, chunks) => {
                 if !self.read_all(&chunks) {
                     self.let_go(partition, reader);
-                    return Err(LogError::NotRead { partition });
+                    // The file is closed with the broker.
+                    let closed = self.board.lock().closed;
+                    return Err(if closed { LogError::Closed } else { LogError::NotRead { partition } });
                 }
             }
         }
@@ -98,13 +100,14 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
         if board.removed || reader == 0 {
             return Err(LogError::Removed);
         }
-        if board.paused {
-            return nothing(board);
-        }
+        // Also while it is paused: what this reader is through with is no longer its own.
         for partition in board.held_by(reader) {
             if self.lane(partition).is_committed() {
                 board.make_ready(partition);
             }
+        }
+        if board.paused {
+            return nothing(board);
         }
         while let Some(partition) = board.next_ready() {
             match self.prepare(board, partition, Want::ONE) {

@@ -219,8 +219,9 @@ impl<T: Send + Sync + 'static> Shelf<T> {
     #[inline]
     pub(super) fn make_record(&self, message: &mut Message<T>) {
         message.attempt = 1;
-        if self.compact {
-            // So that a record that stays can move into another segment.
+        if self.compact || self.limits.keeps_window() {
+            // So that a record that stays can move into another segment, and a dead letter keeps its payload alone, and
+            // not all that were read with it.
             message.make_shared();
         }
     }

@@ -14,7 +14,8 @@ use std::sync::Arc;
 
 /// A publish whose commit may be under way; see [`Topic::publish_deferred`].
 ///
-/// Dropped, nobody hears what came of it: the message appears if its commit succeeds.
+/// Dropped, nobody hears what came of it: the message appears if its commit succeeds. Kept, it keeps the bytes
+/// that were written, so wait for tickets in turn rather than at the end of a long run.
 #[must_use = "waiting for it says whether the message is safe"]
 pub struct Ticket<T: Send + Sync + 'static> {
     id: MessageId,

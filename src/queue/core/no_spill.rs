@@ -27,6 +27,9 @@ impl<T> Intake<T> {
     pub(super) fn unread_delayed(&self) -> u64 {
         0
     }
+    pub(super) fn unread_due(&self) -> u64 {
+        0
+    }
     pub(super) fn soonest_unread(&self) -> Option<Timestamp> {
         None
     }

@@ -88,6 +88,15 @@ enum Step {
     Wait(Option<Timestamp>),
 }
 
+/// What came of seeing to them.
+enum Attended {
+    Did,
+    /// It is tried again by itself.
+    Failed,
+    /// Until then.
+    Nothing(Option<Timestamp>),
+}
+
 impl Rest {
     pub(super) fn unread(&self) -> u64 {
         self.waiting + self.overdue
@@ -97,9 +106,14 @@ impl Rest {
         self.waiting
     }
 
+    /// Unread, and due.
+    pub(super) fn overdue(&self) -> u64 {
+        self.overdue
+    }
+
     /// Up to when all are in memory.
     pub(super) fn read_up_to(&self) -> Timestamp {
-        self.read_to.map_or(Timestamp::MAX, |(due, _)| due)
+        self.read_to.filter(|_| self.waiting > 0).map_or(Timestamp::MAX, |(due, _)| due)
     }
 
     /// One of those in memory is no longer.
@@ -293,38 +307,40 @@ impl<T: Send + Sync + 'static> Core<T> {
         None
     }
 
-    /// Sees to those in the file: reads them if there is room for them, and counts what is due. Answers when to look
+    /// Sees to those in the file: reads them while there is room for them, and counts what is due. Answers when to look
     /// again. No lock may be held: the user's codec runs here.
     pub(super) fn attend_to_rest(&self, now: Timestamp) -> Option<Timestamp> {
-        self.attend(now).1
+        loop {
+            match self.attend(now) {
+                Attended::Did => {}
+                Attended::Failed => return None,
+                Attended::Nothing(next) => return next,
+            }
+        }
     }
 
-    /// The same, and whether anything was done.
-    fn attend(&self, now: Timestamp) -> (bool, Option<Timestamp>) {
-        let Some(window) = self.filed.get().map(|filed| filed.window) else { return (false, None) };
-        let mut something = false;
-        loop {
-            let (step, ask) = {
-                let mut intake = self.intake.lock();
-                // Where the order is not simply that of arrival, all that is ready is in memory.
-                let ready = if self.spills_in_order() { intake.about_ready() } else { 0 };
-                let step = intake.spill.rest.next_step(now, ready, window);
-                match step {
-                    Step::Wait(next) => return (something, next),
-                    step => (step, intake.spill.rest.begin_reading()),
-                }
-            };
-            let turn = ask.turn;
-            let done = match step {
-                Step::Count => self.count_due(&ask, now, window),
-                _ => self.read_rest(&ask),
-            };
-            if done.is_err() {
-                self.reading_failed(turn);
-                return (something, None);
+    /// One step of that.
+    fn attend(&self, now: Timestamp) -> Attended {
+        let Some(window) = self.filed.get().map(|filed| filed.window) else { return Attended::Nothing(None) };
+        let (step, ask) = {
+            let mut intake = self.intake.lock();
+            // Where the order is not simply that of arrival, all that is ready is in memory.
+            let ready = if self.spills_in_order() { intake.about_ready() } else { 0 };
+            match intake.spill.rest.next_step(now, ready, window) {
+                Step::Wait(next) => return Attended::Nothing(next),
+                step => (step, intake.spill.rest.begin_reading()),
             }
-            something = true;
+        };
+        let turn = ask.turn;
+        let done = match step {
+            Step::Count => self.count_due(&ask, now, window),
+            _ => self.read_rest(&ask),
+        };
+        if done.is_err() {
+            self.reading_failed(turn);
+            return Attended::Failed;
         }
+        Attended::Did
     }
 
     fn reading_failed(&self, turn: u64) {
@@ -338,9 +354,17 @@ impl<T: Send + Sync + 'static> Core<T> {
         if !self.intake.lock().spill.rest.wants_reading() {
             return false;
         }
-        let (something, next) = self.attend(self.runtime.clock.now());
-        next.into_iter().for_each(|next| self.arm(next));
-        something
+        let mut something = false;
+        loop {
+            match self.attend(self.runtime.clock.now()) {
+                Attended::Did => something = true,
+                Attended::Failed => return something,
+                Attended::Nothing(next) => {
+                    next.into_iter().for_each(|next| self.arm(next));
+                    return something;
+                }
+            }
+        }
     }
 
     /// For whoever clears the queue: takes over from another who is reading. `false` if nothing is unread, or reading
@@ -387,7 +411,7 @@ impl<T: Send + Sync + 'static> Core<T> {
                 let due = Timestamp(row.item.due_at.unwrap_or_default());
                 let at = (due, row.seq);
                 read.last = Some(at);
-                if row.item.extra.is_some() || !ask.covers(row.seq) {
+                if row.item.extra.is_some() || !ask.covers(row.seq) || self.is_elsewhere(at) {
                     continue;
                 }
                 match self.restored(&row, row.seq < old_before) {
@@ -409,6 +433,11 @@ impl<T: Send + Sync + 'static> Core<T> {
             return Err(error);
         }
         Ok(read)
+    }
+
+    /// What comes to be so during a reading is not covered by it.
+    fn is_elsewhere(&self, at: At) -> bool {
+        self.intake.lock().spill.rest.elsewhere.contains(&at)
     }
 
     fn take_in_rest(&self, read: Read<T>, turn: u64) {

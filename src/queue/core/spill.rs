@@ -155,6 +155,11 @@ impl<T> Intake<T> {
         self.spill.rest.waiting()
     }
 
+    /// How many are due.
+    pub(super) fn unread_due(&self) -> u64 {
+        self.spill.rest.overdue()
+    }
+
     /// When the first of those may be due.
     pub(super) fn soonest_unread(&self) -> Option<Timestamp> {
         self.spill.rest.soonest()
@@ -187,7 +192,9 @@ impl<T> Intake<T> {
     pub(super) fn keep_in_file(&mut self, mut message: Message<T>, window: usize) -> Option<Message<T>> {
         let Some(place) = message.take_fresh() else { return Some(message) };
         let level = self.spill.level_of(&message);
-        if self.spill.levels[level].count == 0 && self.in_memory(level) < window {
+        // What has fallen due before and has had to stay in the file comes first.
+        let overtakes = self.spill.levels.len() == 1 && self.spill.rest.overdue() > 0;
+        if self.spill.levels[level].count == 0 && self.in_memory(level) < window && !overtakes {
             return Some(message);
         }
         self.spill.add(level, place, place, 1);
@@ -230,12 +237,13 @@ impl<T> Intake<T> {
     pub(super) fn pass_over(&mut self, message: &mut Message<T>) {
         let at = at_of(message);
         match (message.take_fresh(), at) {
-            (Some(_), Some(at)) => self.spill.rest.pass_over(at),
+            // Also of what memory would have kept: its row may not say so.
+            (_, Some(at)) => self.spill.rest.pass_over(at),
             (Some(place), None) => {
                 let level = self.spill.level_of(message);
                 self.spill.levels[level].pass_over(place);
             }
-            _ => {}
+            (None, None) => {}
         }
     }
 
@@ -352,9 +360,11 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// After a read that has failed; called by the scheduler.
     pub(super) fn load_again(&self) {
-        let spill = &mut self.intake.lock().spill;
-        let (ready, delayed) = (std::mem::take(&mut spill.resting), spill.rest.try_again());
-        if ready || delayed {
+        let rested = {
+            let spill = &mut self.intake.lock().spill;
+            std::mem::take(&mut spill.resting) | spill.rest.try_again()
+        };
+        if rested {
             self.load_more();
         }
     }

@@ -172,6 +172,9 @@ impl Apart {
     /// Moves rows there that are refused in these words, in one commit, but for those that somebody else has moved;
     /// `home` names whose they are. Waits for the commit, so no other lock may be held.
     pub(crate) fn take(&self, from: StreamId, refused: &[(Row, String)], home: &str) -> Result<usize, StoreError> {
+        if refused.is_empty() {
+            return Ok(0);
+        }
         let core = &self.queue.core;
         // Two readers may have come upon them, and each is to be here once.
         let moves = self.moves.lock();
@@ -181,7 +184,9 @@ impl Apart {
             there.extend(reader.get(from, row.seq)?.map(|_| (row, error)));
         }
         drop(reader);
-        self.bring(from, &there, home)?;
+        if !there.is_empty() {
+            self.bring(from, &there, home)?;
+        }
         drop(moves);
         for (row, error) in &there {
             let (queue, message, error) = (home.to_owned(), row.item.id.into(), (*error).clone());
