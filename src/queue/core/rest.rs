@@ -18,7 +18,7 @@ use crate::message::Message;
 use crate::outcome::drop_contained;
 use crate::queue::durable::put_apart;
 use crate::scheduler::DelayHeap;
-use crate::store::{Limit, Seq, StoreError};
+use crate::store::{Limit, Row, Seq, StoreError};
 use crate::sync::MutexGuard;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -86,15 +86,6 @@ enum Step {
     Count,
     /// Look again then.
     Wait(Option<Timestamp>),
-}
-
-/// What came of seeing to them.
-enum Attended {
-    Did,
-    /// It is tried again by itself.
-    Failed,
-    /// Until then.
-    Nothing(Option<Timestamp>),
 }
 
 impl Rest {
@@ -251,6 +242,10 @@ pub(super) fn at_of<T>(message: &Message<T>) -> Option<At> {
     Some((Timestamp(due), message.place()?))
 }
 
+fn at_of_row(row: &Row) -> At {
+    (Timestamp(row.item.due_at.unwrap_or_default()), row.seq)
+}
+
 /// Where a message stands that waits for its time, and whether it may be only in the file.
 fn resting<T>(waiting: &Waiting<T>) -> Option<(At, bool)> {
     let Waiting::Delayed(message) = waiting else { return None };
@@ -307,40 +302,38 @@ impl<T: Send + Sync + 'static> Core<T> {
         None
     }
 
-    /// Sees to those in the file: reads them while there is room for them, and counts what is due. Answers when to look
+    /// Sees to those in the file: reads them if there is room for them, and counts what is due. Answers when to look
     /// again. No lock may be held: the user's codec runs here.
     pub(super) fn attend_to_rest(&self, now: Timestamp) -> Option<Timestamp> {
-        loop {
-            match self.attend(now) {
-                Attended::Did => {}
-                Attended::Failed => return None,
-                Attended::Nothing(next) => return next,
-            }
-        }
+        self.attend(now).1
     }
 
-    /// One step of that.
-    fn attend(&self, now: Timestamp) -> Attended {
-        let Some(window) = self.filed.get().map(|filed| filed.window) else { return Attended::Nothing(None) };
-        let (step, ask) = {
-            let mut intake = self.intake.lock();
-            // Where the order is not simply that of arrival, all that is ready is in memory.
-            let ready = if self.spills_in_order() { intake.about_ready() } else { 0 };
-            match intake.spill.rest.next_step(now, ready, window) {
-                Step::Wait(next) => return Attended::Nothing(next),
-                step => (step, intake.spill.rest.begin_reading()),
+    /// The same, and whether anything was done.
+    fn attend(&self, now: Timestamp) -> (bool, Option<Timestamp>) {
+        let Some(window) = self.filed.get().map(|filed| filed.window) else { return (false, None) };
+        let mut something = false;
+        loop {
+            let (step, ask) = {
+                let mut intake = self.intake.lock();
+                // Where the order is not simply that of arrival, all that is ready is in memory.
+                let ready = if self.spills_in_order() { intake.about_ready() } else { 0 };
+                let step = intake.spill.rest.next_step(now, ready, window);
+                match step {
+                    Step::Wait(next) => return (something, next),
+                    step => (step, intake.spill.rest.begin_reading()),
+                }
+            };
+            let turn = ask.turn;
+            let done = match step {
+                Step::Count => self.count_due(&ask, now, window),
+                _ => self.read_rest(&ask),
+            };
+            if done.is_err() {
+                self.reading_failed(turn);
+                return (something, None);
             }
-        };
-        let turn = ask.turn;
-        let done = match step {
-            Step::Count => self.count_due(&ask, now, window),
-            _ => self.read_rest(&ask),
-        };
-        if done.is_err() {
-            self.reading_failed(turn);
-            return Attended::Failed;
+            something = true;
         }
-        Attended::Did
     }
 
     fn reading_failed(&self, turn: u64) {
@@ -354,17 +347,9 @@ impl<T: Send + Sync + 'static> Core<T> {
         if !self.intake.lock().spill.rest.wants_reading() {
             return false;
         }
-        let mut something = false;
-        loop {
-            match self.attend(self.runtime.clock.now()) {
-                Attended::Did => something = true,
-                Attended::Failed => return something,
-                Attended::Nothing(next) => {
-                    next.into_iter().for_each(|next| self.arm(next));
-                    return something;
-                }
-            }
-        }
+        let (something, next) = self.attend(self.runtime.clock.now());
+        next.into_iter().for_each(|next| self.arm(next));
+        something
     }
 
     /// For whoever clears the queue: takes over from another who is reading. `false` if nothing is unread, or reading
@@ -404,16 +389,13 @@ impl<T: Send + Sync + 'static> Core<T> {
         let mut read = Read { messages: Vec::new(), undecodable: Vec::new(), last: Some(ask.from) };
         let mut refused = Vec::new();
         while let (Some((due, place)), true) = (read.last, read.messages.is_empty()) {
-            let rows =
+            let mut rows =
                 filed.depot.store.reader()?.read_due_after(filed.stream, Some((due.0, place)), u64::MAX, portion)?;
-            read.last = None;
+            read.last = rows.last().map(at_of_row);
+            rows.retain(|row| row.item.extra.is_none() && ask.covers(row.seq));
+            self.leave_out_elsewhere(&mut rows);
             for row in rows {
-                let due = Timestamp(row.item.due_at.unwrap_or_default());
-                let at = (due, row.seq);
-                read.last = Some(at);
-                if row.item.extra.is_some() || !ask.covers(row.seq) || self.is_elsewhere(at) {
-                    continue;
-                }
+                let at @ (due, _) = at_of_row(&row);
                 match self.restored(&row, row.seq < old_before) {
                     Ok(mut message) => {
                         self.find_key(&mut message);
@@ -435,9 +417,11 @@ impl<T: Send + Sync + 'static> Core<T> {
         Ok(read)
     }
 
-    /// What comes to be so during a reading is not covered by it.
-    fn is_elsewhere(&self, at: At) -> bool {
-        self.intake.lock().spill.rest.elsewhere.contains(&at)
+    /// Before they are decoded. What comes to be elsewhere during a reading is not covered by it.
+    fn leave_out_elsewhere(&self, rows: &mut Vec<Row>) {
+        let intake = self.intake.lock();
+        let elsewhere = &intake.spill.rest.elsewhere;
+        rows.retain(|row| !elsewhere.contains(&at_of_row(row)));
     }
 
     fn take_in_rest(&self, read: Read<T>, turn: u64) {
