@@ -566,10 +566,8 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
         version: u32,
         upgrade: impl Fn(u32, &[u8]) -> Result<T, crate::codec::CodecError> + Send + Sync + 'static,
     ) -> Self {
-        match &mut self.durable {
-            Some(durable) => durable.coding.upgrade_to(version, upgrade),
-            None => self.schema_too_early = true,
-        }
+        let coding = self.durable.as_mut().map(|durable| &mut durable.coding);
+        self.schema_too_early |= !crate::queue::durable::Coding::upgrade_known(coding, version, upgrade);
         self
     }
 

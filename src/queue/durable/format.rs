@@ -35,14 +35,16 @@ impl<T: 'static> Coding<T> {
         Self { codec: Arc::new(codec), version: 0, upgrade: None }
     }
 
-    /// Payloads are written as that version, and earlier ones read by `upgrade`.
-    pub(crate) fn upgrade_to(
-        &mut self,
+    /// Payloads are written as that version, and earlier ones read by `upgrade`; `false` if it is not known yet how.
+    pub(crate) fn upgrade_known(
+        coding: Option<&mut Self>,
         version: u32,
         upgrade: impl Fn(u32, &[u8]) -> Result<T, CodecError> + Send + Sync + 'static,
-    ) {
-        self.version = version;
-        self.upgrade = Some(Arc::new(upgrade));
+    ) -> bool {
+        let Some(coding) = coding else { return false };
+        coding.version = version;
+        coding.upgrade = Some(Arc::new(upgrade));
+        true
     }
 
     fn encode(&self, payload: &T) -> Result<Vec<u8>, String> {
