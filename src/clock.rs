@@ -14,6 +14,7 @@ pub(crate) struct Timestamp(pub(crate) u64);
 impl Timestamp {
     pub(crate) const MAX: Self = Self(u64::MAX);
 
+    #[inline]
     pub(crate) fn after(self, delay: Duration) -> Self {
         Self(self.0.saturating_add(nanos(delay)))
     }
@@ -31,8 +32,12 @@ impl Timestamp {
     }
 }
 
+#[inline]
 fn nanos(d: Duration) -> u64 {
-    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
+    d.as_secs()
+        .checked_mul(1_000_000_000)
+        .and_then(|nanos| nanos.checked_add(d.subsec_nanos().into()))
+        .unwrap_or(u64::MAX)
 }
 
 /// Wakes whoever waits for time to pass when a manual clock is moved.

@@ -8,9 +8,8 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Deadline {
     pub(crate) due: u64,
-    /// Wraps around: of two, the one is earlier that is less than half the numbers behind.
-    pub(crate) sequence: u32,
-    pub(crate) slot: u32,
+    /// The sequence above the slot, in one word: read as it was written, it comes from the store that is under way.
+    rank: u64,
 }
 
 const CHILDREN: usize = 4;
@@ -22,10 +21,27 @@ pub(crate) struct DeadlineHeap {
 }
 
 impl Deadline {
+    /// The sequence wraps around: of two, the one is earlier that is less than half the numbers behind.
+    #[inline]
+    pub(crate) fn new(due: u64, sequence: u32, slot: u32) -> Self {
+        Self { due, rank: u64::from(sequence) << 32 | u64::from(slot) }
+    }
+
+    #[inline]
+    pub(crate) fn sequence(&self) -> u32 {
+        (self.rank >> 32) as u32
+    }
+
+    #[inline]
+    pub(crate) fn slot(&self) -> u32 {
+        self.rank as u32
+    }
+
     #[inline]
     pub(crate) fn is_before(&self, other: &Self) -> bool {
-        let behind = self.sequence.wrapping_sub(other.sequence) as i32;
-        self.due < other.due || (self.due == other.due && behind < 0)
+        let behind = self.rank.wrapping_sub(other.rank) as i64;
+        // Without a branch: which one it is, nobody can foretell.
+        (self.due < other.due) | ((self.due == other.due) & (behind < 0))
     }
 }
 
@@ -42,9 +58,11 @@ impl DeadlineHeap {
         self.nodes.iter()
     }
 
-    pub(crate) fn push(&mut self, deadline: Deadline) {
+    /// Whether it is on top.
+    #[inline]
+    pub(crate) fn push(&mut self, deadline: Deadline) -> bool {
         self.nodes.push(deadline);
-        self.rise(self.nodes.len() - 1);
+        self.rise(self.nodes.len() - 1, deadline)
     }
 
     pub(crate) fn pop(&mut self) -> Option<Deadline> {
@@ -69,8 +87,8 @@ impl DeadlineHeap {
         self.nodes.shrink_to(keep_capacity);
     }
 
-    fn rise(&mut self, mut node: usize) {
-        let rising = self.nodes[node];
+    #[inline]
+    fn rise(&mut self, mut node: usize, rising: Deadline) -> bool {
         while node > 0 {
             let parent = (node - 1) / CHILDREN;
             if !rising.is_before(&self.nodes[parent]) {
@@ -80,19 +98,23 @@ impl DeadlineHeap {
             node = parent;
         }
         self.nodes[node] = rising;
+        node == 0
     }
 
     fn sink(&mut self, mut node: usize) {
         let sinking = self.nodes[node];
+        let mut fetched = 0;
         loop {
             let first = node * CHILDREN + 1;
             let end = (first + CHILDREN).min(self.nodes.len());
             let Some(children) = self.nodes.get(first..end).filter(|children| !children.is_empty()) else { break };
+            // Wherever it goes from here: by the time that is known, what stands there has been fetched.
+            if let Some(next) = self.nodes.get(first * CHILDREN + 1..first * CHILDREN + 1 + CHILDREN * CHILDREN) {
+                fetched ^= next[0].due ^ next[4].due ^ next[8].due ^ next[12].due ^ next[15].due;
+            }
             let mut least = 0;
             for (child, deadline) in children.iter().enumerate().skip(1) {
-                if deadline.is_before(&children[least]) {
-                    least = child;
-                }
+                least = if deadline.is_before(&children[least]) { child } else { least };
             }
             if !children[least].is_before(&sinking) {
                 break;
@@ -101,6 +123,7 @@ impl DeadlineHeap {
             node = first + least;
         }
         self.nodes[node] = sinking;
+        std::hint::black_box(fetched);
     }
 }
 
@@ -110,7 +133,7 @@ mod tests {
     use crate::random::Random;
 
     fn at(due: u64, sequence: u32) -> Deadline {
-        Deadline { due, sequence, slot: sequence }
+        Deadline::new(due, sequence, sequence)
     }
 
     #[test]
@@ -119,11 +142,11 @@ mod tests {
         for n in [0, 1, 2, 4, 5, 6, 20, 21, 22, 1000] {
             let mut heap = DeadlineHeap::default();
             let mut model: Vec<_> = (0..n).map(|sequence| (random.below(n as u64 / 2 + 1), sequence)).collect();
-            model.iter().for_each(|&(due, sequence)| heap.push(at(due, sequence)));
+            model.iter().for_each(|&(due, sequence)| _ = heap.push(at(due, sequence)));
             model.retain(|(_, sequence)| sequence % 3 > 0);
-            heap.retain(|deadline| deadline.sequence % 3 > 0);
+            heap.retain(|deadline| deadline.sequence() % 3 > 0);
             model.sort_unstable();
-            let order: Vec<_> = std::iter::from_fn(|| heap.pop()).map(|d| (d.due, d.sequence)).collect();
+            let order: Vec<_> = std::iter::from_fn(|| heap.pop()).map(|d| (d.due, d.sequence())).collect();
             assert_eq!(order, model);
         }
     }
@@ -132,8 +155,8 @@ mod tests {
     fn equal_times_keep_their_order_where_the_sequence_wraps_around() {
         let mut heap = DeadlineHeap::default();
         let sequence = |n: u32| (u32::MAX - 50).wrapping_add(n);
-        (0..100).for_each(|n| heap.push(at(7, sequence(n))));
-        let order: Vec<_> = std::iter::from_fn(|| heap.pop()).map(|d| d.sequence).collect();
+        (0..100).for_each(|n| _ = heap.push(at(7, sequence(n))));
+        let order: Vec<_> = std::iter::from_fn(|| heap.pop()).map(|d| d.sequence()).collect();
         assert_eq!(order, (0..100).map(sequence).collect::<Vec<_>>());
     }
 }

@@ -84,6 +84,7 @@ impl Attempt {
 #[derive(Clone)]
 pub struct Message<T> {
     pub(crate) id: MessageId,
+    /// Of one that is not published yet, its delay, if the mark of its lane says so.
     pub(crate) published_at: Timestamp,
     /// Deliveries begun so far; raised when one is handed out.
     pub(crate) attempt: u32,
@@ -142,11 +143,15 @@ pub(crate) struct Extras {
 /// Of a message in flight, or waiting for its retry, in a queue ordered by key: the lane that hands out
 /// nothing meanwhile. Numbers beyond the envelope's spare bytes are among the extras; they take as many
 /// keys under way at once.
+///
+/// A message that is not published yet has no lane, but may have a delay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct LaneMark(u16);
 
 impl LaneMark {
     const NONE: Self = Self(0);
+    /// The delay stands where the time of the publish will, so that a message with nothing else needs no extras.
+    const DELAYED: Self = Self(u16::MAX - 1);
     const IN_EXTRAS: Self = Self(u16::MAX);
 }
 
@@ -232,9 +237,10 @@ impl<T> Message<T> {
     ///
     /// Never early; a delay beyond the year 2554 ends then. It is accepted and routed at once, and occupies
     /// a queue's capacity while it waits. Those who have subscribed to the topic when it is due get it then.
+    #[inline]
     #[must_use]
     pub fn with_delay(mut self, delay: impl Into<Duration>) -> Self {
-        self.extras_mut().delay = Some(Delay::For(delay.into()));
+        self.set_delay(Delay::For(delay.into()));
         self
     }
 
@@ -244,7 +250,7 @@ impl<T> Message<T> {
     /// stands then; setting that clock later does not move it.
     #[must_use]
     pub fn with_delivery_at(mut self, time: SystemTime) -> Self {
-        self.extras_mut().delay = Some(Delay::Until(time));
+        self.set_delay(Delay::Until(time));
         self
     }
 
@@ -395,7 +401,7 @@ impl<T> Message<T> {
     /// about a millisecond (a few more when every core is busy).
     #[must_use]
     pub fn published_at(&self) -> SystemTime {
-        self.published_at.to_system_time()
+        if self.notes_delay() { Timestamp::default() } else { self.published_at }.to_system_time()
     }
 
     /// The attempts that failed so far, oldest first. At most [`Message::HISTORY_LIMIT`] are kept: the
@@ -417,6 +423,80 @@ impl<T> Message<T> {
     #[inline]
     pub(crate) fn is_timed(&self) -> bool {
         self.extras.as_ref().is_some_and(|extras| extras.due.is_some() || extras.timer.is_some())
+    }
+
+    #[inline]
+    pub(crate) fn set_delay(&mut self, delay: Delay) {
+        let unpublished = self.lane == LaneMark::NONE && self.published_at == Timestamp::default();
+        match delay {
+            Delay::For(delay) if unpublished && self.extras.is_none() => {
+                (self.lane, self.published_at) = (LaneMark::DELAYED, Timestamp::default().after(delay));
+            }
+            delay => self.set_delay_in_extras(delay),
+        }
+    }
+
+    #[cold]
+    fn set_delay_in_extras(&mut self, delay: Delay) {
+        self.take_noted_delay();
+        self.extras_mut().delay = Some(delay);
+    }
+
+    /// When it asks to be delivered.
+    pub(crate) fn delay(&self) -> Option<Delay> {
+        if self.notes_delay() {
+            return Some(Delay::For(self.published_at.since(Timestamp::default())));
+        }
+        self.extras.as_ref()?.delay
+    }
+
+    #[inline]
+    fn notes_delay(&self) -> bool {
+        self.lane == LaneMark::DELAYED
+    }
+
+    /// Whether it has a delay, and nothing else that few messages have.
+    #[inline]
+    pub(crate) fn has_only_delay(&self) -> bool {
+        self.notes_delay() && self.extras.is_none()
+    }
+
+    /// Gives the time of the publish its place back.
+    fn take_noted_delay(&mut self) -> Option<Duration> {
+        if !self.notes_delay() {
+            return None;
+        }
+        self.lane = LaneMark::NONE;
+        Some(std::mem::take(&mut self.published_at).since(Timestamp::default()))
+    }
+
+    /// Whoever publishes it looks for its delay among the extras.
+    #[inline]
+    pub(crate) fn unfold_delay(&mut self) {
+        if self.notes_delay() {
+            self.put_delay_into_extras();
+        }
+    }
+
+    #[cold]
+    fn put_delay_into_extras(&mut self) {
+        let delay = self.take_noted_delay().map(Delay::For);
+        self.extras_mut().delay = delay;
+    }
+
+    /// Publishes one that [has only a delay](Self::has_only_delay), of which nothing stays; answers when it is due.
+    #[inline]
+    pub(crate) fn publish_later(&mut self, stamp: Stamp) -> Timestamp {
+        let due = Timestamp(stamp.at.0.saturating_add(self.published_at.0));
+        (self.id, self.published_at) = (stamp.id, stamp.at);
+        (self.attempt, self.redelivered, self.lane) = (0, false, LaneMark::NONE);
+        due
+    }
+
+    /// As if that had not been.
+    #[cold]
+    pub(crate) fn revoke_later(&mut self, due: Timestamp) {
+        (self.lane, self.published_at) = (LaneMark::DELAYED, Timestamp(due.0 - self.published_at.0));
     }
 
     /// What it asked for is about to be fulfilled. Its time stands in the queue's heap from here on, so a
@@ -475,7 +555,7 @@ impl<T> Message<T> {
     #[inline]
     pub(crate) fn set_lane(&mut self, lane: u32) {
         self.lane = match u16::try_from(lane + 1) {
-            Ok(mark) if mark != LaneMark::IN_EXTRAS.0 => LaneMark(mark),
+            Ok(mark) if mark < LaneMark::DELAYED.0 => LaneMark(mark),
             _ => {
                 self.extras_mut().lane = lane;
                 LaneMark::IN_EXTRAS
@@ -504,7 +584,9 @@ impl<T> Message<T> {
     /// Forgets what only the queue it came from could use.
     #[inline]
     pub(crate) fn leave_order(&mut self) {
-        self.lane = LaneMark::NONE;
+        if !self.notes_delay() {
+            self.lane = LaneMark::NONE;
+        }
         if let Some(extras) = &mut self.extras {
             extras.order_key = None;
         }
@@ -863,7 +945,7 @@ mod tests {
         for lane in [0, 1, 65_533, 65_534, 65_535, 70_000, u32::MAX - 1] {
             let mut message = Message::new(());
             message.set_lane(lane);
-            assert_eq!(message.extras.is_some(), lane >= 65_534);
+            assert_eq!(message.extras.is_some(), lane >= 65_533);
             assert_eq!((message.take_lane(), message.take_lane()), (Some(lane), None));
         }
     }

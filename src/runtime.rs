@@ -282,6 +282,13 @@ impl Runtime {
         Stamp { id, at: self.stamp() }
     }
 
+    /// The same for one whose delay counts from then on.
+    #[inline]
+    pub(crate) fn exact_stamp_for<T>(&self, message: &Message<T>) -> Stamp {
+        let id = if message.id == MessageId::default() { self.next_id().into() } else { message.id };
+        Stamp { id, at: self.clock.now() }
+    }
+
     /// Gives a message that is about to be published its id and times.
     #[inline]
     pub(crate) fn prepare<T>(&self, message: &mut Message<T>) {
@@ -300,6 +307,7 @@ impl Runtime {
 
     #[inline]
     pub(crate) fn prepare_with<T>(&self, message: &mut Message<T>, stamp: Stamp) {
+        message.unfold_delay();
         message.id = stamp.id;
         message.published_at = stamp.at;
         message.attempt = 0;

@@ -15,18 +15,33 @@ use std::sync::{Arc, Weak};
 
 /// Things that become due, in the order of their time and, at equal times, of their insertion.
 ///
-/// A heap of deadlines beside a slab of entries: the heap moves 16 bytes a level, never the entry. Cancelling empties the slot and leaves the heap's entry to be skipped later.
+/// A heap of deadlines beside a slab of entries: the heap moves 16 bytes a level, never the entry. Cancelling empties
+/// the slot and leaves the heap's entry to be skipped later.
 pub(crate) struct DelayHeap<E> {
     heap: DeadlineHeap,
-    slots: Vec<Slot<E>>,
+    /// Apart from their marks, so that an entry is copied to its place in one piece.
+    slots: Vec<Option<E>>,
+    marks: Vec<Mark>,
     free: Option<u32>,
     live: usize,
     sequence: u64,
 }
 
-enum Slot<E> {
-    Taken { sequence: u64, entry: E },
-    Free { next: Option<u32> },
+/// Of a slot: the sequence of its entry, or that it is free, and which one is next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Mark(u64);
+
+impl Mark {
+    const FREE: u64 = 1 << 63;
+
+    fn free(next: Option<u32>) -> Self {
+        Self(Self::FREE | next.map_or(0, |next| u64::from(next) + 1))
+    }
+
+    /// Of a free one.
+    fn next(self) -> Option<u32> {
+        (self.0 & !Self::FREE).checked_sub(1).map(|next| next as u32)
+    }
 }
 
 /// Names one entry of a [`DelayHeap`]; never matches a later entry in the same slot.
@@ -38,7 +53,7 @@ pub(crate) struct DelayKey {
 
 impl<E> DelayHeap<E> {
     pub(crate) fn new() -> Self {
-        Self { heap: DeadlineHeap::default(), slots: Vec::new(), free: None, live: 0, sequence: 0 }
+        Self { heap: DeadlineHeap::default(), slots: Vec::new(), marks: Vec::new(), free: None, live: 0, sequence: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -51,14 +66,25 @@ impl<E> DelayHeap<E> {
 
     /// Inserts an entry that knows its own key.
     pub(crate) fn insert_with(&mut self, due: Timestamp, entry: impl FnOnce(DelayKey) -> E) -> DelayKey {
-        let sequence = self.sequence;
+        let key = self.next_key();
+        self.push(due, entry(key));
+        key
+    }
+
+    /// Inserts an entry; whether nothing else is due before it.
+    #[inline]
+    pub(crate) fn push(&mut self, due: Timestamp, entry: E) -> bool {
+        let DelayKey { sequence, slot } = self.next_key();
+        if self.free.is_none() {
+            self.marks.push(Mark(sequence));
+            self.slots.push(Some(entry));
+        } else {
+            self.occupy(slot, sequence, entry);
+        }
         self.sequence += 1;
-        let slot = self.free.unwrap_or_else(|| u32::try_from(self.slots.len()).expect("fewer than 2^32 entries"));
-        let entry = entry(DelayKey { sequence, slot });
-        self.occupy(Slot::Taken { sequence, entry });
-        self.heap.push(Deadline { due: due.0, sequence: sequence as u32, slot });
         self.live += 1;
-        DelayKey { sequence, slot }
+        // The one on top may have been cancelled. Whoever waits for the first is called then all the same.
+        self.heap.push(Deadline::new(due.0, sequence as u32, slot))
     }
 
     /// Takes the entry out before its time; `None` if it has left already.
@@ -72,7 +98,7 @@ impl<E> DelayHeap<E> {
 
     pub(crate) fn earliest(&mut self) -> Option<Timestamp> {
         while let Some(&deadline) = self.heap.peek() {
-            if stands(&self.slots, &deadline) {
+            if stands(&self.marks, &deadline) {
                 return Some(Timestamp(deadline.due));
             }
             self.heap.pop();
@@ -82,39 +108,55 @@ impl<E> DelayHeap<E> {
 
     /// Takes out every entry of a kind, earliest first.
     pub(crate) fn take_where(&mut self, wanted: impl Fn(&E) -> bool) -> Vec<E> {
-        let is_wanted = |deadline: &Deadline| match &self.slots[deadline.slot as usize] {
-            Slot::Taken { entry, .. } => wanted(entry),
-            Slot::Free { .. } => false,
-        };
         let mut found = self.in_order();
-        found.retain(is_wanted);
-        found.into_iter().filter_map(|deadline| self.cancel(self.key_of(deadline.slot)?)).collect()
+        found.retain(|deadline| self.slots[deadline.slot() as usize].as_ref().is_some_and(&wanted));
+        found.into_iter().filter_map(|deadline| self.cancel(self.key_of(deadline.slot())?)).collect()
+    }
+
+    /// Takes out everything, in no order.
+    pub(crate) fn take_all(&mut self) -> impl Iterator<Item = E> + use<E> {
+        self.heap.clear(0);
+        (self.marks, self.free, self.live) = (Vec::new(), None, 0);
+        std::mem::take(&mut self.slots).into_iter().flatten()
     }
 
     /// All entries, in no order.
+    pub(crate) fn entries_mut(&mut self) -> impl Iterator<Item = &mut E> {
+        self.slots.iter_mut().flatten()
+    }
+
+    /// The same, to look at.
     #[cfg(feature = "sqlite")]
     pub(crate) fn entries(&self) -> impl Iterator<Item = &E> {
-        self.slots.iter().filter_map(|slot| match slot {
-            Slot::Taken { entry, .. } => Some(entry),
-            Slot::Free { .. } => None,
-        })
+        self.slots.iter().flatten()
     }
 
     /// Takes out every entry of a kind, in no order.
     #[cfg(feature = "sqlite")]
     pub(crate) fn remove_where(&mut self, wanted: impl Fn(&E) -> bool) -> Vec<E> {
-        let is_wanted = |slot: &Slot<E>| matches!(slot, Slot::Taken { entry, .. } if wanted(entry));
+        let is_wanted = |slot: &Option<E>| slot.as_ref().is_some_and(&wanted);
         let found: Vec<u32> = (0..).zip(&self.slots).filter(|(_, slot)| is_wanted(slot)).map(|(at, _)| at).collect();
         let removed = found.into_iter().filter_map(|slot| self.vacate(self.key_of(slot)?)).collect();
         self.forget_cancelled();
         removed
     }
 
+    /// Takes out up to `max` entries that are due, earliest first. Many at a time cost less than each by itself: one
+    /// is fetched from memory while another is.
+    pub(crate) fn pop_run(&mut self, now: Timestamp, max: usize) -> Vec<E> {
+        let mut run = Vec::new();
+        while run.len() < max && self.heap.peek().is_some_and(|deadline| deadline.due <= now.0) {
+            run.extend(self.heap.pop());
+        }
+        run.retain(|deadline| stands(&self.marks, deadline));
+        run.into_iter().filter_map(|deadline| self.vacate(self.key_of(deadline.slot())?)).collect()
+    }
+
     pub(crate) fn pop_due(&mut self, now: Timestamp) -> Option<E> {
         if self.earliest()? > now {
             return None;
         }
-        let slot = self.heap.pop()?.slot;
+        let slot = self.heap.pop()?.slot();
         self.vacate(self.key_of(slot)?)
     }
 
@@ -123,76 +165,85 @@ impl<E> DelayHeap<E> {
         let mut order = self.in_order();
         order.truncate(max);
         // By slot, since the slots are borrowed in their own order.
-        let mut wanted: AHashMap<u32, (usize, Timestamp)> =
-            order.iter().enumerate().map(|(rank, deadline)| (deadline.slot, (rank, Timestamp(deadline.due)))).collect();
+        let mut wanted: AHashMap<u32, (usize, Timestamp)> = order
+            .iter()
+            .enumerate()
+            .map(|(rank, deadline)| (deadline.slot(), (rank, Timestamp(deadline.due))))
+            .collect();
         let mut found: Vec<_> = (0_u32..)
             .zip(&mut self.slots)
-            .filter_map(|(slot, content)| match content {
-                Slot::Taken { entry, .. } => wanted.remove(&slot).map(|(rank, due)| (rank, due, entry)),
-                Slot::Free { .. } => None,
+            .filter_map(|(slot, content)| {
+                let entry = content.as_mut()?;
+                wanted.remove(&slot).map(|(rank, due)| (rank, due, entry))
             })
             .collect();
         found.sort_unstable_by_key(|&(rank, ..)| rank);
         found.into_iter().map(|(_, due, entry)| (due, entry)).collect()
     }
 
-    fn occupy(&mut self, taken: Slot<E>) {
-        let Some(slot) = self.free else { return self.slots.push(taken) };
-        let old = std::mem::replace(&mut self.slots[slot as usize], taken);
-        if let Slot::Free { next } = old {
-            self.free = next;
-        }
+    /// The key of the entry that is inserted next.
+    #[inline]
+    fn next_key(&self) -> DelayKey {
+        let slot = self.free.unwrap_or_else(|| u32::try_from(self.slots.len()).expect("fewer than 2^32 entries"));
+        DelayKey { sequence: self.sequence, slot }
+    }
+
+    fn occupy(&mut self, slot: u32, sequence: u64, entry: E) {
+        let slot = slot as usize;
+        self.free = self.marks[slot].next();
+        self.marks[slot] = Mark(sequence);
+        self.slots[slot] = Some(entry);
     }
 
     /// The deadlines of all entries, earliest first.
     fn in_order(&self) -> Vec<Deadline> {
-        let mut order: Vec<_> = self.heap.iter().filter(|deadline| stands(&self.slots, deadline)).copied().collect();
+        let mut order: Vec<_> = self.heap.iter().filter(|deadline| stands(&self.marks, deadline)).copied().collect();
         order.sort_unstable_by(|one, other| if one.is_before(other) { Ordering::Less } else { Ordering::Greater });
         order
     }
 
     fn key_of(&self, slot: u32) -> Option<DelayKey> {
-        match self.slots[slot as usize] {
-            Slot::Taken { sequence, .. } => Some(DelayKey { sequence, slot }),
-            Slot::Free { .. } => None,
-        }
+        let Mark(sequence) = self.marks[slot as usize];
+        (sequence & Mark::FREE == 0).then_some(DelayKey { sequence, slot })
     }
 
     fn vacate(&mut self, key: DelayKey) -> Option<E> {
-        if self.slots.len() <= key.slot as usize || self.key_of(key.slot) != Some(key) {
+        let slot = key.slot as usize;
+        if *self.marks.get(slot)? != Mark(key.sequence) {
             return None;
         }
-        let old = std::mem::replace(&mut self.slots[key.slot as usize], Slot::Free { next: self.free });
+        self.marks[slot] = Mark::free(self.free);
         self.free = Some(key.slot);
+        let entry = self.slots[slot].take();
         self.live -= 1;
         if self.live == 0 {
             self.release_memory();
         }
-        match old {
-            Slot::Taken { entry, .. } => Some(entry),
-            Slot::Free { .. } => None,
-        }
+        entry
     }
 
     /// Once empty, a large heap gives its memory back. The sequence goes on, so old keys stay invalid.
     fn release_memory(&mut self) {
         self.heap.clear(1024);
         self.slots.clear();
-        self.free = None;
         self.slots.shrink_to(1024);
+        self.marks.clear();
+        self.marks.shrink_to(1024);
+        self.free = None;
     }
 
     fn forget_cancelled(&mut self) {
-        let slots = &self.slots;
-        self.heap.retain(|deadline| stands(slots, deadline));
+        let marks = &self.marks;
+        self.heap.retain(|deadline| stands(marks, deadline));
     }
 }
 
 /// Whether the entry that a deadline was made for is still there. The heap keeps half of its number, so one
 /// that was cancelled could be mistaken for another only after 2^32 insertions that end in the same slot,
 /// all before its time comes and before the cancelled ones are cleared out.
-fn stands<E>(slots: &[Slot<E>], deadline: &Deadline) -> bool {
-    matches!(slots[deadline.slot as usize], Slot::Taken { sequence, .. } if sequence as u32 == deadline.sequence)
+fn stands(marks: &[Mark], deadline: &Deadline) -> bool {
+    let Mark(sequence) = marks[deadline.slot() as usize];
+    sequence & Mark::FREE == 0 && sequence as u32 == deadline.sequence()
 }
 
 /// Something that waits for time to pass.
@@ -520,13 +571,44 @@ mod tests {
     }
 
     #[test]
+    fn only_a_new_first_one_says_so() {
+        let mut heap = DelayHeap::new();
+        let said: Vec<_> = [5, 7, 5, 4, 6, 4, 3].map(|due| heap.push(at(due), due)).into();
+        assert_eq!(said, [true, false, false, true, false, false, true]);
+    }
+
+    #[test]
+    fn runs_come_in_order_leave_out_the_cancelled_and_end_with_what_is_not_due() {
+        let mut random = Random::new(9);
+        for n in [0, 1, 10, 1000] {
+            let mut heap = DelayHeap::new();
+            let keys: Vec<_> = (0..n).map(|n| (random.below(100), n)).collect();
+            let keys: Vec<_> = keys.into_iter().map(|(due, n)| (due, n, heap.insert(at(due), (due, n)))).collect();
+            let (cancelled, mut left): (Vec<_>, Vec<_>) = keys.into_iter().partition(|(_, n, _)| n % 3 == 0);
+            cancelled.into_iter().for_each(|(_, _, key)| assert!(heap.cancel(key).is_some()));
+            left.sort_unstable_by_key(|&(due, n, _)| (due, n));
+            let mut come = Vec::new();
+            while heap.earliest().is_some_and(|due| due <= at(49)) {
+                let run = heap.pop_run(at(49), 7);
+                assert!(run.len() <= 7);
+                come.extend(run);
+            }
+            let due: Vec<_> = left.iter().filter(|(due, ..)| *due <= 49).map(|&(due, n, _)| (due, n)).collect();
+            assert_eq!((come.len() + heap.len(), come), (left.len(), due));
+            assert!(heap.pop_run(at(49), 7).is_empty());
+            assert_eq!(heap.take_all().count(), left.iter().filter(|(due, ..)| *due > 49).count());
+            assert!(heap.len() == 0 && heap.earliest().is_none());
+        }
+    }
+
+    #[test]
     fn mass_cancellation_leaves_no_trace() {
         let mut heap = DelayHeap::new();
         let keys: Vec<_> = (0..10_000).map(|n| heap.insert(at(n), n)).collect();
         for key in keys {
             heap.cancel(key);
         }
-        assert!(heap.heap.len() == 0 && heap.slots.capacity() <= 1024);
+        assert!(heap.heap.len() == 0 && heap.slots.capacity() <= 1024 && heap.marks.capacity() <= 1024);
     }
 
     struct Recorder(Mutex<Vec<Timestamp>>, Option<Timestamp>);

@@ -7,7 +7,10 @@
 mod common;
 
 use common::within;
-use postroom::{Binding, Broker, DelayLevel, Headers, ManualClock, Message, Overflow, Queue, Simulation, Timer, Topic};
+use postroom::{
+    Binding, Broker, CheckBack, DelayLevel, Headers, ManualClock, Message, Overflow, Queue, Resolution, Simulation,
+    Timer, Topic,
+};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -114,6 +117,129 @@ fn the_later_wish_counts() {
     let message = delayed(1, secs(9)).with_delivery_at(simulation.now() + secs(1));
     queue.send(message.with_delay(secs(2))).unwrap();
     assert_eq!(simulation.next_due(), Some(secs(2)));
+}
+
+/// Each way to say the same, in every order.
+fn wishes() -> Vec<(&'static str, Message<u64>)> {
+    let message = || Message::new(1);
+    let shown = Message::new(1).with_header("a", "b").with_delay(secs(9)).with_delay(secs(5));
+    vec![
+        ("delay", message().with_delay(secs(5))),
+        ("twice", message().with_delay(secs(9)).with_delay(secs(5))),
+        ("after a time", message().with_delivery_at(SystemTime::UNIX_EPOCH).with_delay(secs(5))),
+        ("header behind it", message().with_delay(secs(5)).with_header("a", "b")),
+        ("header before it", shown),
+        ("key", message().with_delay(secs(5)).with_key("k")),
+        ("id", message().with_delay(secs(5)).with_id(77)),
+        ("ttl", message().with_delay(secs(5)).with_ttl(secs(1))),
+        ("timer", message().with_delay(secs(5)).with_timer("t")),
+        ("copy", message().with_delay(secs(5)).clone()),
+    ]
+}
+
+#[test]
+fn a_delay_is_kept_whatever_else_is_asked_for_and_whichever_way_it_is_published() {
+    type Way = fn(&Broker, &Topic<u64>, &Queue<u64>, Message<u64>);
+    let ways: [(&str, Way); 8] = [
+        ("send", |_, _, queue, message| _ = queue.send(message).unwrap()),
+        ("try_send", |_, _, queue, message| _ = queue.try_send(message).unwrap()),
+        ("send_timeout", |_, _, queue, message| _ = queue.send_timeout(message, secs(1)).unwrap()),
+        ("send_batch", |_, _, queue, message| _ = queue.send_batch([message]).unwrap()),
+        ("publish", |_, topic, _, message| _ = topic.publish("k", message).unwrap()),
+        ("publish_batch", |_, topic, _, message| _ = topic.publish_batch("k", [message]).unwrap()),
+        ("transaction", |broker, topic, _, message| {
+            broker.transaction(|tx| Ok(drop(tx.publish(topic, "k", message)?))).unwrap();
+        }),
+        ("half", |_, topic, _, message| _ = topic.prepare("k", message).unwrap().commit().unwrap()),
+    ];
+    for (way, publish) in ways {
+        for (wish, message) in wishes() {
+            let (broker, simulation, queue) = queue();
+            let unknown = CheckBack::new(|_| Resolution::Unknown);
+            let topic: Topic<u64> = broker.topic("t").check_back(unknown).declare().unwrap();
+            topic.bind(&queue, Binding::all()).unwrap();
+            simulation.advance(secs(1));
+            let published = simulation.now();
+            assert_eq!(message.published_at(), SystemTime::UNIX_EPOCH, "{wish}");
+            publish(&broker, &topic, &queue, message);
+            simulation.advance(secs(5) - NANO);
+            assert_eq!((queue.len(), queue.delayed()), (0, 1), "{way}, {wish}: early");
+            simulation.advance(NANO);
+            let delivery = queue.try_recv().expect(wish);
+            assert_eq!((delivery.published_at(), delivery.attempt()), (published, 1), "{way}, {wish}");
+            assert!(delivery.id().get() > 0 && delivery.header("a").is_none_or(|value| value == "b"));
+            delivery.ack().unwrap();
+            is_conserved(&queue);
+        }
+    }
+}
+
+#[test]
+fn one_that_is_refused_comes_back_with_its_delay() {
+    let (broker, simulation, _) = queue();
+    let small: Queue<u64> = broker.queue("small").capacity(1).overflow(Overflow::Reject).declare().unwrap();
+    small.send(1).unwrap();
+    let refused = small.send(delayed(2, secs(5))).unwrap_err().into_message();
+    assert_eq!(ready(&small), [1]);
+    small.send(refused).unwrap();
+    simulation.advance(secs(5) - NANO);
+    assert_eq!((small.len(), small.delayed()), (0, 1));
+    simulation.advance(NANO);
+    assert_eq!(ready(&small), [2]);
+    is_conserved(&small);
+}
+
+#[test]
+fn one_for_a_full_queue_waits_for_room_and_its_delay_counts_from_the_publish() {
+    let broker = Broker::new();
+    let small: Queue<u64> = broker.queue("small").capacity(1).declare().unwrap();
+    small.send(1).unwrap();
+    let (sender, start) = (small.clone(), Instant::now());
+    let sending = thread::spawn(move || sender.send(delayed(2, Duration::from_millis(50))).unwrap());
+    small.recv().unwrap().ack().unwrap();
+    sending.join().unwrap();
+    assert_eq!(**small.recv().unwrap(), 2);
+    assert!(start.elapsed() >= Duration::from_millis(50));
+}
+
+#[test]
+fn what_was_delivered_can_be_delayed_when_it_is_sent_on() {
+    let (broker, simulation, queue) = queue();
+    let next: Queue<u64> = broker.queue("next").declare().unwrap();
+    queue.send(delayed(1, secs(10))).unwrap();
+    simulation.advance(secs(10));
+    let delivery = queue.try_recv().unwrap();
+    let before = delivery.published_at();
+    let copy = (*delivery).clone().with_delay(secs(3));
+    assert_eq!(copy.published_at(), before);
+    next.send(copy).unwrap();
+    simulation.advance(secs(3) - NANO);
+    assert_eq!((next.len(), next.delayed()), (0, 1));
+    simulation.advance(NANO);
+    assert_eq!(next.len(), 1);
+}
+
+/// Panics when it is dropped, once in a while.
+struct Brittle(u64, Arc<AtomicUsize>);
+
+impl Drop for Brittle {
+    fn drop(&mut self) {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        assert!(!self.0.is_multiple_of(3), "brittle");
+    }
+}
+
+#[test]
+fn a_queue_that_is_dropped_drops_each_of_its_delayed_messages() {
+    const MESSAGES: u64 = 3000;
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let broker = Broker::new();
+    let queue: Queue<Brittle> = broker.queue("q").declare().unwrap();
+    for n in 0..MESSAGES {
+        queue.send(Message::new(Brittle(n, dropped.clone())).with_delay(secs(60 + n * 7919 % 100))).unwrap();
+    }
+    drop((queue, broker));
+    assert_eq!(dropped.load(Ordering::SeqCst) as u64, MESSAGES);
 }
 
 #[test]

@@ -45,14 +45,14 @@ struct Wishes {
 
 impl Wishes {
     fn of<T>(message: &Message<T>) -> Self {
-        let Some(extras) = &message.extras else { return Self::default() };
-        let (delay, until) = match extras.delay {
+        let (delay, until) = match message.delay() {
             None => (None, None),
             Some(Delay::For(delay)) => (Some(delay), None),
             Some(Delay::Until(time)) => (None, Some(Timestamp::from_system_time(time).0)),
         };
-        let timer = extras.timer.as_ref().and_then(|timer| timer.name()).map(str::to_owned);
-        Self { delay, until, ttl: extras.ttl, timer }
+        let extras = message.extras.as_deref();
+        let timer = extras.and_then(|extras| extras.timer.as_ref()?.name()).map(str::to_owned);
+        Self { delay, until, ttl: extras.and_then(|extras| extras.ttl), timer }
     }
 
     fn apply<T>(self, message: &mut Message<T>) {

@@ -470,7 +470,7 @@ impl<T: Send + Sync + 'static> Halves<T> {
 impl<T: Send + Sync + 'static> Redrives<T> for Halves<T> {
     fn redrive(&self, mut message: Message<T>, delay: Duration) -> Result<Return, Option<String>> {
         if !delay.is_zero() {
-            message.extras_mut().delay = Some(Delay::For(delay));
+            message.set_delay(Delay::For(delay));
         }
         let key = message.routing_key.clone();
         if let Err((message, _)) = self.publish(&key, message, Patience::None) {

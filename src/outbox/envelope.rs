@@ -104,7 +104,7 @@ impl Envelope {
             source,
         })?;
         let created = Micros::now();
-        let deliver_at = extras.and_then(|extras| extras.delay).map(|delay| match delay {
+        let deliver_at = message.delay().map(|delay| match delay {
             Delay::For(delay) => Micros(created.0.saturating_add(micros(delay))),
             Delay::Until(time) => Micros::of(time),
         });

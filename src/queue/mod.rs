@@ -187,8 +187,14 @@ impl<T: Send + Sync + 'static> Queue<T> {
         })
     }
 
-    #[inline]
-    fn send_with(&self, mut message: Message<T>, patience: Patience) -> Result<MessageId, (Message<T>, Refusal)> {
+    #[inline(always)]
+    fn send_with(&self, message: Message<T>, patience: Patience) -> Result<MessageId, (Message<T>, Refusal)> {
+        // Where the compiler sees how the message was made, it knows.
+        if message.has_only_delay() { self.send_delayed(message, patience) } else { self.send_now(message, patience) }
+    }
+
+    #[inline(never)]
+    fn send_now(&self, mut message: Message<T>, patience: Patience) -> Result<MessageId, (Message<T>, Refusal)> {
         self.core.stamp(&mut message);
         let id = message.id;
         if let Some(mut place) = self.core.place_for(&mut message) {
@@ -200,6 +206,22 @@ impl<T: Send + Sync + 'static> Queue<T> {
             return self.send_in_order(message, patience).map(|()| id);
         }
         self.core.accept(message, patience).map(|_| id)
+    }
+
+    #[inline(never)]
+    fn send_delayed(&self, mut message: Message<T>, patience: Patience) -> Result<MessageId, (Message<T>, Refusal)> {
+        let stamp = self.core.runtime.exact_stamp_for(&message);
+        let due = message.publish_later(stamp);
+        message.holds_slot = true;
+        if due > stamp.at
+            && let Some(place) = self.core.place_for_later()
+        {
+            self.core.put_later(place, due, message);
+            return Ok(stamp.id);
+        }
+        message.revoke_later(due);
+        self.core.stamp(&mut message);
+        self.core.accept(message, patience).map(|_| stamp.id)
     }
 
     #[inline(never)]

@@ -129,7 +129,7 @@ impl<T: Send + Sync + 'static, C: Codec<T>> Target for TopicTarget<T, C> {
         };
         let message = refused.into_message();
         // What time it has left is reckoned from the row each time.
-        let is_timed = message.extras.as_ref().is_some_and(|extras| extras.ttl.is_some() || extras.delay.is_some());
+        let is_timed = message.delay().is_some() || message.extras.as_ref().is_some_and(|extras| extras.ttl.is_some());
         self.at_hand = (!is_timed).then_some((row.id, message));
         published
     }

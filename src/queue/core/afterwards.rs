@@ -113,7 +113,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn come_back(&self, mut message: Message<T>, due: Option<Timestamp>) {
         let Some(due) = due else { return self.enter(message, Admission::Redriven) };
         self.intake.lock().admit(&mut message, Admission::Redriven);
-        self.wait(due, Waiting::Retry(message));
+        self.wait(due, Waiting::Retry(Box::new(message)));
     }
 
     /// Has the message delivered again after `delay`.
@@ -126,7 +126,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let due = self.runtime.clock.now().after(delay);
         let due = self.expires_at(&message).map_or(due, |expires| expires.min(due));
         self.note_return(&message, Some(due));
-        self.wait(due, Waiting::Retry(message));
+        self.wait(due, Waiting::Retry(Box::new(message)));
     }
 
     /// Makes a dead letter of it. If their queue has no room, it waits, holding capacity here.
@@ -172,12 +172,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     pub(super) fn wait(&self, due: Timestamp, waiting: Waiting<T>) {
-        let earliest = {
-            let mut delayed = self.delayed.lock();
-            let earliest = delayed.earliest().is_none_or(|first| due < first);
-            delayed.insert(due, waiting);
-            earliest
-        };
+        let earliest = self.delayed.lock().push(due, waiting);
         if earliest {
             self.arm(due);
         }
@@ -199,22 +194,23 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// No user code runs in here; what may involve some is collected.
     fn collect_due(&self, now: Timestamp, due: &mut Due<T>) -> Option<Timestamp> {
         let mut delayed = self.delayed.lock();
+        // They are sought while producers and consumers go on, who need only the other two.
+        let run = delayed.pop_run(now, DUE_AT_ONCE);
         let mut outlet = self.outlet.lock();
         let mut intake = self.intake.lock();
         let (mut arrived, mut released) = (0, 0);
-        for _ in 0..DUE_AT_ONCE {
-            match delayed.pop_due(now) {
-                None => break,
-                Some(Waiting::Burial(letter)) => due.letters.push(letter),
-                Some(Waiting::Delayed(message)) => arrived += self.fire_delayed(&mut intake, message, due),
-                Some(Waiting::Retry(mut message) | Waiting::Paced(mut message)) if self.is_overdue(&message) => {
+        for waiting in run {
+            match waiting {
+                Waiting::Burial(letter) => due.letters.push(letter),
+                Waiting::Delayed(message) => arrived += self.fire_delayed(&mut intake, message, due),
+                Waiting::Retry(mut message) | Waiting::Paced(mut message) if self.is_overdue(&message) => {
                     arrived += outlet.free_lanes(message.take_lane());
                     outlet.moving += 1;
                     released += u64::from(message.holds_slot);
-                    due.expired.push(message);
+                    due.expired.push(*message);
                 }
-                Some(Waiting::Retry(message) | Waiting::Paced(message)) => {
-                    self.put_urgently(&mut outlet, &mut intake, message);
+                Waiting::Retry(message) | Waiting::Paced(message) => {
+                    self.put_urgently(&mut outlet, &mut intake, *message);
                     arrived += 1;
                 }
             }

@@ -119,7 +119,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.expire(expired);
         for (at, message) in early {
             let due = self.expires_at(&message).map_or(at, |expires| expires.min(at));
-            self.wait(due, super::Waiting::Paced(message));
+            self.wait(due, super::Waiting::Paced(Box::new(message)));
         }
         self.outlet.lock().moving -= n;
         self.note_gone();

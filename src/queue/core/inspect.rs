@@ -93,7 +93,8 @@ impl<T: Send + Sync + 'static> Core<T> {
         let end = self.intake.lock().delayed_read_to();
         let known = delayed.earliest_mut(max).into_iter().take_while(|(due, _)| *due <= end);
         let waiting = known.map(|(due, waiting)| match waiting {
-            Waiting::Retry(message) | Waiting::Delayed(message) | Waiting::Paced(message) => (due, message.share()),
+            Waiting::Delayed(message) => (due, message.share()),
+            Waiting::Retry(message) | Waiting::Paced(message) => (due, message.share()),
             Waiting::Burial(letter) => (due, letter.share_message()),
         });
         waiting.map(|(due, message)| (due.to_system_time(), message)).collect()
@@ -109,11 +110,12 @@ impl<T: Send + Sync + 'static> Core<T> {
         all.extend(intake.tail.take_all(&mut outlet.head));
         outlet.left += all.len() as u64;
         let (mut burials, mut fired, mut cancelled) = (0, Vec::new(), Vec::new());
-        while let Some(waiting) = delayed.pop_due(Timestamp::MAX) {
+        for waiting in delayed.take_where(|_| true) {
             let mut message = match waiting {
-                Waiting::Retry(mut message) | Waiting::Delayed(mut message) | Waiting::Paced(mut message) => {
+                Waiting::Delayed(message) => message,
+                Waiting::Retry(mut message) | Waiting::Paced(mut message) => {
                     outlet.free_lanes(message.take_lane());
-                    message
+                    *message
                 }
                 Waiting::Burial(letter) => {
                     burials += 1;
@@ -183,8 +185,9 @@ impl<T: Send + Sync + 'static> Core<T> {
         let (mut outlet, mut intake) = self.both_sides();
         let Intake { aside, tail, .. } = &mut *intake;
         let ready = aside.iter_mut().chain(tail.iter_mut(&mut outlet.head));
-        let waiting = delayed.earliest_mut(usize::MAX).into_iter().filter_map(|(_, waiting)| match waiting {
-            Waiting::Retry(message) | Waiting::Delayed(message) | Waiting::Paced(message) => Some(message),
+        let waiting = delayed.entries_mut().filter_map(|waiting| match waiting {
+            Waiting::Delayed(message) => Some(message),
+            Waiting::Retry(message) | Waiting::Paced(message) => Some(&mut **message),
             // Those who asked know that it is a dead letter.
             Waiting::Burial(_) => None,
         });

@@ -94,7 +94,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         for waiting in delayed.take_where(|waiting| matches!(waiting, Waiting::Paced(_))) {
             let Waiting::Paced(mut message) = waiting else { unreachable!("asked for no other") };
             message.extras_mut().paced = false;
-            self.put_urgently(&mut outlet, &mut intake, message);
+            self.put_urgently(&mut outlet, &mut intake, *message);
         }
         self.note_aside(&intake);
         drop((delayed, outlet, intake));

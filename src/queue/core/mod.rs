@@ -24,6 +24,7 @@ mod expiry;
 mod hand_out;
 mod in_turn;
 mod inspect;
+mod later;
 mod leases;
 mod limits;
 mod order;
@@ -181,13 +182,13 @@ enum Gate {
     Closed,
 }
 
-/// What waits for time to pass.
+/// What waits for time to pass. The rarer ones are in boxes, so that a delayed message needs no more than itself.
 enum Waiting<T> {
-    Retry(Message<T>),
     /// Not delivered before; becomes ready behind what is ready then.
     Delayed(Message<T>),
+    Retry(Box<Message<T>>),
     /// Ready but for a limit per key.
-    Paced(Message<T>),
+    Paced(Box<Message<T>>),
     /// A dead letter that its queue had no room for.
     Burial(Box<DeadLetter<T>>),
 }
@@ -582,19 +583,20 @@ impl<T: Send + Sync + 'static> Awaited for Core<T> {
 impl<T> Core<T> {
     /// One by one, since a second panic on the way out would abort the process.
     fn drop_messages(&self) {
-        let (mut delayed, mut outlet, mut intake) = (self.delayed.lock(), self.outlet.lock(), self.intake.lock());
-        intake.aside.take_all().into_iter().for_each(drop_contained);
-        outlet.sort(&mut intake);
-        outlet.keyed_mut().map_or_else(Vec::new, Keyed::take_all).into_iter().for_each(drop_contained);
-        intake.tail.take_all(&mut outlet.head).into_iter().for_each(drop_contained);
-        while let Some(waiting) = delayed.pop_due(Timestamp::MAX) {
-            drop_contained(waiting);
-        }
+        let ready = {
+            let (mut outlet, mut intake) = (self.outlet.lock(), self.intake.lock());
+            let mut ready = intake.aside.take_all();
+            outlet.sort(&mut intake);
+            ready.extend(outlet.keyed_mut().map_or_else(Vec::new, Keyed::take_all));
+            ready.extend(intake.tail.take_all(&mut outlet.head));
+            ready
+        };
+        ready.into_iter().for_each(drop_contained);
+        let delayed = self.delayed.lock().take_all();
+        delayed.for_each(drop_contained);
         self.claims.iter().flat_map(Claims::take_waiting).for_each(drop_contained);
-        let mut leases = self.leases.lock();
-        while let Some(copy) = leases.pop_due(Timestamp::MAX) {
-            drop_contained(copy);
-        }
+        let leases = self.leases.lock().take_all();
+        leases.for_each(drop_contained);
     }
 }
 

@@ -201,7 +201,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let Some(message) = outlet.pop_in_turn() else { return };
         outlet.left += 1;
         drop((outlet, intake));
-        self.wait(due, super::Waiting::Retry(message));
+        self.wait(due, super::Waiting::Retry(Box::new(message)));
     }
 
     /// Has a message that the file gave back park its key, as it did before. Comes when [`Core::recover_resting`] does.
