@@ -411,8 +411,10 @@ pub struct BatchError<T, E> {
 }
 
 /// Why [`Queue::recv`](crate::Queue::recv) gave up.
+// As wide as what stands in its place in a `Result` with a delivery, or the compiler would copy that in odd pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ThisError)]
 #[non_exhaustive]
+#[repr(usize)]
 pub enum RecvError {
     /// The queue is closed and empty.
     #[error("the queue is closed and empty")]
@@ -423,8 +425,10 @@ pub enum RecvError {
 }
 
 /// Why [`Queue::try_recv`](crate::Queue::try_recv) found nothing.
+// See `RecvError`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ThisError)]
 #[non_exhaustive]
+#[repr(usize)]
 pub enum TryRecvError {
     /// Nothing is ready now.
     #[error("no message is ready")]
@@ -435,8 +439,10 @@ pub enum TryRecvError {
 }
 
 /// Why [`Queue::recv_timeout`](crate::Queue::recv_timeout) found nothing.
+// See `RecvError`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ThisError)]
 #[non_exhaustive]
+#[repr(usize)]
 pub enum RecvTimeoutError {
     /// Nothing became ready in time.
     #[error("no message became ready in time")]

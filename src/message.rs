@@ -488,9 +488,16 @@ impl<T> Message<T> {
     #[inline]
     pub(crate) fn publish_later(&mut self, stamp: Stamp) -> Timestamp {
         let due = Timestamp(stamp.at.0.saturating_add(self.published_at.0));
-        (self.id, self.published_at) = (stamp.id, stamp.at);
-        (self.attempt, self.redelivered, self.lane) = (0, false, LaneMark::NONE);
+        self.stamp(stamp);
         due
+    }
+
+    /// As one that has not been delivered, and will take a slot of the queue that admits it. All at once: what has
+    /// just been written in several pieces cannot be copied in one before they have arrived.
+    #[inline]
+    pub(crate) fn stamp(&mut self, stamp: Stamp) {
+        (self.id, self.published_at) = (stamp.id, stamp.at);
+        (self.attempt, self.redelivered, self.holds_slot, self.lane) = (0, false, true, LaneMark::NONE);
     }
 
     /// As if that had not been.

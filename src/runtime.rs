@@ -308,12 +308,9 @@ impl Runtime {
     #[inline]
     pub(crate) fn prepare_with<T>(&self, message: &mut Message<T>, stamp: Stamp) {
         message.unfold_delay();
-        message.id = stamp.id;
-        message.published_at = stamp.at;
-        message.attempt = 0;
-        message.redelivered = false;
-        message.leave_order();
+        message.stamp(stamp);
         if message.extras.is_some() {
+            message.leave_order();
             message.resolve_times(&self.clock);
         }
     }

@@ -197,7 +197,7 @@ impl<T: Send + Sync + 'static> Queue<T> {
     fn send_now(&self, mut message: Message<T>, patience: Patience) -> Result<MessageId, (Message<T>, Refusal)> {
         self.core.stamp(&mut message);
         let id = message.id;
-        if let Some(mut place) = self.core.place_for(&mut message) {
+        if let Some(mut place) = self.core.place_for(&message) {
             place.chunk().push_back(message);
             self.core.placed(place);
             return Ok(id);
@@ -212,7 +212,6 @@ impl<T: Send + Sync + 'static> Queue<T> {
     fn send_delayed(&self, mut message: Message<T>, patience: Patience) -> Result<MessageId, (Message<T>, Refusal)> {
         let stamp = self.core.runtime.exact_stamp_for(&message);
         let due = message.publish_later(stamp);
-        message.holds_slot = true;
         if due > stamp.at
             && let Some(place) = self.core.place_for_later()
         {

@@ -40,7 +40,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         match lane.known(self, key) {
             Some(Known { route: Route::One(queue), key: known, published }) => {
                 self.stamp_with(&mut message, stamp, known.clone());
-                if let Some(mut place) = queue.place_for(&mut message) {
+                if let Some(mut place) = queue.place_for(&message) {
                     place.chunk().push_back(message);
                     queue.placed(place);
                     *published += 1;

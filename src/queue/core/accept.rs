@@ -52,18 +52,15 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// room. Otherwise `None`, and [`Core::offer`] or [`Core::accept`] finds out more. Then comes
     /// [`Core::placed`]; until then no user code may run.
     #[inline]
-    pub(crate) fn place_for(&self, message: &mut Message<T>) -> Option<Place<'_, T>> {
+    pub(crate) fn place_for(&self, message: &Message<T>) -> Option<Place<'_, T>> {
         if message.extras.is_some() || self.settings.is_special() {
             return None;
         }
-        // Written before the lock is taken, not between that and the copy into the queue: reading what has
-        // been written a moment ago in smaller pieces would stall.
-        message.holds_slot = true;
+        // It holds a slot since it was stamped, before the lock, not between that and the copy into the queue: reading
+        // what has been written a moment ago in smaller pieces would stall.
+        debug_assert!(message.holds_slot);
         let mut intake = self.intake.lock();
-        if self.let_in(&mut intake).is_err() {
-            message.holds_slot = false;
-            return None;
-        }
+        self.let_in(&mut intake).ok()?;
         intake.slots += 1;
         intake.accepted += 1;
         intake.entered += 1;

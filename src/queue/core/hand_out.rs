@@ -11,7 +11,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Hands out the next message where only the head counts: the common case. `false` says nothing about why
     /// not; [`Core::try_take`] does. `slot` must be empty: the message is moved there at once, since it may be
     /// large.
-    #[inline]
+    #[inline(never)]
     pub(crate) fn take_plain(&self, slot: &mut Option<Message<T>>) -> bool {
         debug_assert!(slot.is_none());
         let mut outlet = self.outlet.lock();

@@ -283,7 +283,9 @@ impl<T: Send + Sync + 'static> Core<T> {
             return Some(message);
         }
         rest.elsewhere.remove(&at);
-        if rest.resident >= filed.window {
+        // Each look passes all that is in memory, of which timers may be the most: so they are spaced out to find a
+        // part of it that may go.
+        if rest.resident >= filed.window.max(delayed.len() / 4) {
             intake.let_go(delayed, filed.window, now);
         }
         let rest = &mut intake.spill.rest;
