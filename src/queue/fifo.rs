@@ -32,6 +32,8 @@ pub(crate) struct Tail<M, Like = M> {
     full: VecDeque<Chunk<M>>,
     filling: Chunk<M>,
     spare: Vec<Chunk<M>>,
+    /// The head may have messages.
+    fed: bool,
     like: PhantomData<fn() -> Like>,
 }
 
@@ -42,7 +44,7 @@ pub(crate) struct Head<M> {
 
 impl<M, Like> Tail<M, Like> {
     pub(crate) fn new() -> Self {
-        Self { full: VecDeque::new(), filling: VecDeque::new(), spare: Vec::new(), like: PhantomData }
+        Self { full: VecDeque::new(), filling: VecDeque::new(), spare: Vec::new(), fed: false, like: PhantomData }
     }
 
     #[inline]
@@ -99,10 +101,36 @@ impl<M, Like> Tail<M, Like> {
         if let Some(next) = self.full.pop_front() {
             let emptied = std::mem::replace(&mut head.chunk, next);
             self.recycle(emptied);
+            self.fed = true;
             return true;
         }
         std::mem::swap(&mut head.chunk, &mut self.filling);
-        !head.chunk.is_empty()
+        self.fed = !head.chunk.is_empty();
+        self.fed
+    }
+
+    /// The only message of both halves, if any; `None` unless there is at most one, and it is known to be here.
+    #[inline]
+    pub(crate) fn alone(&self) -> Option<Option<&M>> {
+        let alone = !self.fed && self.filling.len() <= 1 && self.full.is_empty();
+        alone.then(|| self.filling.front())
+    }
+
+    /// Takes it.
+    #[inline]
+    pub(crate) fn pop_alone(&mut self) -> Option<M> {
+        self.filling.pop_front()
+    }
+
+    /// The head has been found empty.
+    pub(crate) fn note_drained(&mut self) {
+        self.fed = false;
+    }
+
+    /// Puts a message before all others.
+    pub(crate) fn push_front(&mut self, head: &mut Head<M>, message: M) {
+        head.chunk.push_front(message);
+        self.fed = true;
     }
 
     /// Takes everything, oldest first.
@@ -170,10 +198,6 @@ impl<M> Head<M> {
     /// Takes the whole chunk, leaving `empty` in its place.
     pub(crate) fn take_chunk(&mut self, empty: Chunk<M>) -> Chunk<M> {
         std::mem::replace(&mut self.chunk, empty)
-    }
-
-    pub(crate) fn push_front(&mut self, message: M) {
-        self.chunk.push_front(message);
     }
 }
 

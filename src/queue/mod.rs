@@ -263,10 +263,15 @@ impl<T: Send + Sync + 'static> Queue<T> {
     #[inline]
     pub fn try_recv(&self) -> Result<Delivery<T>, TryRecvError> {
         self.core.note_receiver();
-        self.core.try_take().map(|message| self.deliver(message)).map_err(|nothing| match nothing {
-            Nothing::Closed => TryRecvError::Closed,
-            _ => TryRecvError::Empty,
-        })
+        let mut delivery = Delivery::none_yet(Arc::clone(&self.core));
+        if !self.core.take_plain(delivery.slot()) {
+            let next = self.core.try_take().map_err(|nothing| match nothing {
+                Nothing::Closed => TryRecvError::Closed,
+                _ => TryRecvError::Empty,
+            })?;
+            *delivery.slot() = Some(next);
+        }
+        Ok(delivery)
     }
 
     /// The next message, waiting at most `timeout` on the broker's clock.

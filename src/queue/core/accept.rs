@@ -352,8 +352,11 @@ impl<T: Send + Sync + 'static> Core<T> {
             Need::Together(_) => &self.writable_together,
         };
         let mut outlet = self.outlet.lock();
+        // Before it looks for the last time, since what is handed out past the outlet wakes nobody.
+        self.intake.lock().writers += 1;
         let over = until.is_some_and(|at| self.runtime.clock.now() >= at);
         if over || self.runtime.waits.changes() != seen || self.room_or_closed(&outlet, need).is_some() {
+            self.intake.lock().writers -= 1;
             return;
         }
         outlet.writers += 1;
@@ -364,6 +367,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             None => wake_up.wait(&mut outlet),
         }
         outlet.writers -= 1;
+        self.intake.lock().writers -= 1;
     }
 
     /// Wakes another writer, if there is room: for one that was woken and cannot use it.
@@ -608,6 +612,6 @@ fn pop_holding_slot<T>(outlet: &mut Outlet<T>, intake: &mut Intake<T>) -> Option
             oldest => break oldest,
         }
     };
-    skipped.into_iter().rev().for_each(|message| outlet.head.push_front(message));
+    skipped.into_iter().rev().for_each(|message| intake.tail.push_front(&mut outlet.head, message));
     oldest
 }

@@ -69,7 +69,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             }
             match &mut intake.aside.levels {
                 Some(levels) => levels.push_front(message.priority(), message),
-                None => outlet.head.push_front(message),
+                None => intake.tail.push_front(&mut outlet.head, message),
             }
         }
         self.note_aside(&intake);

@@ -14,13 +14,21 @@ impl<T: Send + Sync + 'static> Core<T> {
     #[inline(never)]
     pub(crate) fn take_plain(&self, slot: &mut Option<Message<T>>) -> bool {
         debug_assert!(slot.is_none());
+        if self.lonely.load(Ordering::Relaxed)
+            && let Some(taken) = self.take_alone(self.intake.lock(), slot)
+        {
+            return taken;
+        }
         let mut outlet = self.outlet.lock();
         if self.looks_aside() {
             *slot = self.take_in_turn(outlet);
             return slot.is_some();
         }
-        if outlet.head.is_empty() && self.refill(&mut outlet).is_err() {
-            return false;
+        if outlet.head.is_empty() {
+            outlet = match self.refill_or_take(outlet, slot) {
+                Ok(outlet) => outlet,
+                Err(taken) => return taken,
+            };
         }
         if outlet.head.first().is_none_or(|message| self.is_overdue(message)) {
             return false;
@@ -38,6 +46,45 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
         self.lend(message);
         true
+    }
+
+    /// As [`Core::take_plain`], by one lock instead of two: a message that is the only one there is, and stands where
+    /// its producer has put it. `None` if somebody has to look who has the outlet too.
+    #[inline]
+    fn take_alone(&self, mut intake: MutexGuard<'_, Intake<T>>, slot: &mut Option<Message<T>>) -> Option<bool> {
+        // A writer that sleeps is woken by whoever has the outlet.
+        if self.looks_aside() || intake.writers > 0 || self.settings.ttl.is_some() {
+            return None;
+        }
+        if intake.tail.alone()?.is_none_or(|message| message.extras.is_some()) {
+            return intake.tail.is_empty().then_some(false);
+        }
+        std::mem::forget(std::mem::replace(slot, intake.tail.pop_alone()));
+        let message = slot.as_mut()?;
+        intake.handed += 1;
+        intake.slots -= u64::from(hand_out(message));
+        drop(intake);
+        self.lend(message);
+        Some(true)
+    }
+
+    /// Fills an empty head, or takes the only message where it is, and lets go of the outlet then.
+    #[inline]
+    fn refill_or_take<'a>(
+        &self,
+        mut outlet: MutexGuard<'a, Outlet<T>>,
+        slot: &mut Option<Message<T>>,
+    ) -> Result<MutexGuard<'a, Outlet<T>>, bool> {
+        let mut intake = self.intake.lock();
+        intake.tail.note_drained();
+        let is_plain = |next: Option<&Message<T>>| next.is_none_or(|message| message.extras.is_none());
+        let lonely = intake.writers == 0 && self.settings.ttl.is_none() && intake.tail.alone().is_some_and(is_plain);
+        self.lonely.store(lonely, Ordering::Relaxed);
+        if lonely {
+            drop(outlet);
+            return Err(self.take_alone(intake, slot).unwrap_or(false));
+        }
+        if intake.tail.refill(&mut outlet.head) { Ok(outlet) } else { Err(false) }
     }
 
     /// Hands out the next message, if one is ready now.
@@ -96,6 +143,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     fn refill(&self, outlet: &mut Outlet<T>) -> Result<(), Nothing> {
         let mut intake = self.intake.lock();
         if intake.tail.refill(&mut outlet.head) {
+            self.lonely.store(false, Ordering::Relaxed);
             return Ok(());
         }
         Err(if intake.gate == Gate::Closed && intake.aside.available() == 0 { Nothing::Closed } else { Nothing::Empty })

@@ -115,11 +115,12 @@ impl<T> Outlet<T> {
 }
 
 impl<T: Send + Sync + 'static> Core<T> {
-    /// Both sides, everything sorted.
+    /// Both sides, everything sorted and counted.
     pub(super) fn both_sides(&self) -> (MutexGuard<'_, Outlet<T>>, MutexGuard<'_, Intake<T>>) {
         let mut outlet = self.outlet.lock();
         let mut intake = self.intake.lock();
         outlet.sort(&mut intake);
+        outlet.catch_up(&mut intake);
         (outlet, intake)
     }
 

@@ -12,8 +12,8 @@ use std::time::{Duration, SystemTime};
 impl<T: Send + Sync + 'static> Core<T> {
     /// How many messages are ready.
     pub(crate) fn ready(&self) -> u64 {
-        let outlet = self.outlet.lock();
-        self.intake.lock().entered - outlet.left
+        let (outlet, intake) = self.both_sides();
+        intake.entered - outlet.left
     }
 
     /// Whether the oldest ready message was published `linger` ago; if not, has the scheduler call then.
@@ -34,7 +34,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn in_flight(&self) -> u64 {
         // Settled first: a delivery counted there has been counted as delivered.
         let settled = self.settled_ever();
-        self.outlet.lock().delivered.saturating_sub(settled)
+        self.both_sides().0.delivered.saturating_sub(settled)
     }
 
     /// How many deliveries were settled ever, and how many of them acked.

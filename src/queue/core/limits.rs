@@ -109,8 +109,8 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn estimated_wait(&self) -> Option<Duration> {
         let now = self.runtime.clock.now();
         let (ready, left) = {
-            let outlet = self.outlet.lock();
-            (self.intake.lock().entered - outlet.left, outlet.delivered)
+            let (outlet, intake) = self.both_sides();
+            (intake.entered - outlet.left, outlet.delivered)
         };
         let per_second = self.service.lock().look(now, left)?;
         if ready == 0 {

@@ -12,7 +12,7 @@
 //!
 //! Locks are taken in the order `delayed`, `outlet`, `intake`; `leases` is taken alone. No user code (handlers, destructors of
 //! payloads, hooks) runs under any of them. A producer takes `intake` alone and a consumer `outlet` alone,
-//! except when the queue is found full or empty.
+//! except when the queue is found full or empty. A message that is the only one there is leaves by `intake` alone.
 //!
 //! Capacity is counted in slots: a message takes one when it is accepted and gives it up when it is first
 //! handed out. A redelivery holds none, so it never needs room.
@@ -97,6 +97,8 @@ pub(crate) struct Core<T> {
     asleep: AtomicUsize,
     /// Not 0 if a consumer has to look at more than the head: something is aside, or a limit is set.
     aside: AtomicUsize,
+    /// What comes next may be alone: see [`Core::take_alone`].
+    lonely: AtomicBool,
     delayed: Mutex<DelayHeap<Waiting<T>>>,
     /// Copies of deliveries that have to be settled in time.
     leases: Mutex<DelayHeap<Message<T>>>,
@@ -137,13 +139,17 @@ struct Intake<T> {
     recovered: u64,
     /// Messages that became ready, ever; with `Outlet::left` this gives how many are ready.
     entered: u64,
-    /// Slots taken, ever; with `Outlet::released` this gives how many are taken now.
+    /// Messages handed out from here that `Outlet::left` and `Outlet::delivered` do not count yet.
+    handed: u64,
+    /// Slots taken, ever, but for those given back here; with `Outlet::released` this gives how many are taken now.
     slots: u64,
     released_seen: u64,
     /// Publishes that were promised acceptance and have not arrived yet.
     pledged: u64,
     /// Readers asleep on `readable`.
     sleeping: usize,
+    /// Writers that are asleep, or have found no room and are about to be.
+    writers: usize,
     /// Counted only where `max_in_flight` is set.
     in_flight: usize,
     /// Limits how fast messages come in, go out, and go out per key.
@@ -347,6 +353,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             released: Padded(AtomicU64::new(0)),
             asleep: AtomicUsize::new(0),
             aside: AtomicUsize::new(0),
+            lonely: AtomicBool::new(true),
             delayed: Mutex::new(DelayHeap::new()),
             leases: Mutex::new(DelayHeap::new()),
             sweep_at: AtomicU64::new(u64::MAX),
@@ -478,10 +485,12 @@ impl<T> Intake<T> {
             redriven: 0,
             recovered: 0,
             entered: 0,
+            handed: 0,
             slots: 0,
             released_seen: 0,
             pledged: 0,
             sleeping: 0,
+            writers: 0,
             in_flight: 0,
             admission: settings.admission.as_ref().map(Throttle::new),
             pace: settings.rate_limit.as_ref().map(Throttle::new),
@@ -547,6 +556,13 @@ impl<T> Outlet<T> {
     /// Whether anything may be handed out, limits aside; for an ordered queue, when all is sorted.
     fn has_message(&self, intake: &Intake<T>) -> bool {
         !self.head.is_empty() || self.in_turn() > 0 || intake.has_message()
+    }
+
+    /// Counts what has been handed out past it.
+    fn catch_up(&mut self, intake: &mut Intake<T>) {
+        let handed = std::mem::take(&mut intake.handed);
+        self.left += handed;
+        self.delivered += handed;
     }
 
     fn new(order: Option<Order>) -> Self {
