@@ -60,6 +60,8 @@ impl<T: Send + Sync + 'static> Core<T> {
         messages.iter_mut().for_each(|message| self.end_claim(message, false));
         let mut outlet = self.outlet.lock();
         let mut intake = self.intake.lock();
+        // They may have been handed out past it.
+        outlet.catch_up(&mut intake);
         let n = messages.len();
         for mut message in messages.into_iter().rev() {
             message.attempt -= 1;

@@ -493,3 +493,60 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.runtime.clock.instant_of(deadline)
     }
 }
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use crate::random::Random;
+    use crate::{Queue, QueueBuilder};
+    use std::collections::VecDeque;
+
+    fn queue(capacity: usize) -> Queue<u64> {
+        Queue::standalone(QueueBuilder::new("q").capacity(capacity)).unwrap()
+    }
+
+    #[test]
+    fn a_lone_message_that_is_given_back_comes_again_as_if_for_the_first_time() {
+        let queue = queue(1);
+        for round in 1..4 {
+            queue.send(round).unwrap();
+            let mut slot = None;
+            assert!(queue.core.take_plain(&mut slot));
+            queue.core.restore(slot.into_iter().collect());
+            assert_eq!((queue.len(), queue.in_flight(), queue.stats().delivered), (1, 0, round - 1));
+            let delivery = queue.try_recv().unwrap();
+            assert_eq!((**delivery, delivery.attempt()), (round, 1));
+            delivery.ack().unwrap();
+            assert_eq!(queue.stats().unaccounted(), 0);
+        }
+    }
+
+    #[test]
+    fn however_few_there_are_they_come_in_order_and_are_counted_at_each_step() {
+        let (queue, mut random, mut model) = (queue(3), Random::new(7), VecDeque::new());
+        let (mut held, mut acked) = (Vec::new(), 0);
+        for n in 0..20_000 {
+            match random.below(5) {
+                0 | 1 => {
+                    assert_eq!(queue.try_send(n).is_ok(), model.len() < 3);
+                    if model.len() < 3 {
+                        model.push_back(n);
+                    }
+                }
+                2 | 3 => {
+                    let next = queue.try_recv().ok();
+                    assert_eq!(next.as_ref().map(|delivery| ***delivery), model.pop_front());
+                    held.extend(next);
+                }
+                _ => held.drain(..).for_each(|delivery| {
+                    delivery.ack().unwrap();
+                    acked += 1;
+                }),
+            }
+            let stats = queue.stats();
+            assert_eq!((stats.ready, stats.in_flight, stats.acked), (model.len() as u64, held.len() as u64, acked));
+            assert_eq!((queue.len(), queue.in_flight()), (model.len(), held.len()));
+            assert_eq!(stats.unaccounted(), 0);
+        }
+        held.into_iter().for_each(|delivery| delivery.ack().unwrap());
+    }
+}
