@@ -435,3 +435,52 @@ fn the_log_stays_bounded_under_load() {
     let wal = std::fs::metadata(folder.file().with_extension("db-wal")).unwrap().len();
     assert!(wal < 2 << 20, "{wal} bytes");
 }
+
+#[test]
+fn items_that_share_a_row_leave_nothing_behind() {
+    let folder = Folder::new();
+    let store = Store::open(folder.file(), Options::new()).unwrap();
+    let queue = store.declare("queue", "q", "").unwrap();
+    let rows = |store: &Store| -> (i64, i64, i64) {
+        let sql = "SELECT (SELECT count(*) FROM postroom_item), (SELECT count(*) FROM postroom_pack),
+                   (SELECT count(*) FROM postroom_pack_gone)";
+        let reader = store.reader().unwrap();
+        reader.sql().query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap()
+    };
+    let many = |n: u64| (0..n).fold(Batch::new(), |batch, id| batch.insert(queue, Item { id, ..Item::default() }));
+    let seqs = store.commit(many(3), Durability::Buffered).unwrap();
+    assert_eq!(rows(&store), (3, 0, 0), "too few to share a row");
+    store.commit(Batch::new().delete_range(queue, seqs[0]..seqs[2] + 1), Durability::Buffered).unwrap();
+
+    let seqs = store.commit(many(300), Durability::Buffered).unwrap();
+    assert_eq!(rows(&store), (0, 2, 0));
+    store.commit(Batch::new().update(queue, seqs[7], Change::new().attempts(1)), Durability::Buffered).unwrap();
+    assert_eq!(rows(&store), (1, 2, 1), "one that is changed is a row of its own");
+    for at in [0, 299, 7, 150] {
+        store.commit(Batch::new().delete(queue, seqs[at]), Durability::Buffered).unwrap();
+    }
+    assert_eq!((rows(&store), store.reader().unwrap().streams().unwrap()[0].count), ((0, 2, 2), 296));
+    let rest = (0..300).filter(|at| at % 2 == 0).chain((0..300).filter(|at| at % 2 == 1));
+    store.commit(rest.fold(Batch::new(), |batch, at| batch.delete(queue, seqs[at])), Durability::Buffered).unwrap();
+    assert_eq!((rows(&store), store.reader().unwrap().streams().unwrap()[0].count), ((0, 0, 0), 0));
+
+    store.commit(many(50), Durability::Buffered).unwrap();
+    store.commit(Batch::new().remove(queue), Durability::Buffered).unwrap();
+    assert_eq!(rows(&store), (0, 0, 0));
+    assert_eq!((store.stats().inserted, store.stats().deleted), (353, 353));
+}
+
+#[test]
+fn a_shared_row_that_is_damaged_is_an_error_that_names_it() {
+    let folder = Folder::new();
+    let store = Store::open(folder.file(), Options::new()).unwrap();
+    let queue = store.declare("queue", "q", "").unwrap();
+    let many = (0..9).fold(Batch::new(), |batch, id| batch.insert(queue, Item { id, ..Item::default() }));
+    store.commit(many, Durability::Buffered).unwrap();
+    for damage in ["items = '[]'", "items = 'x'", "payload = x'00'", "count = 8"] {
+        let mine = store.connect().unwrap();
+        mine.execute(&format!("UPDATE postroom_pack SET {damage}"), []).unwrap();
+        let error = store.reader().unwrap().read(queue, 0, ALL).unwrap_err();
+        assert!(matches!(&error, StoreError::Corrupt(words) if words.contains("postroom_pack")), "{damage}: {error:?}");
+    }
+}

@@ -43,6 +43,11 @@ impl StreamId {
         self.row(Seq::MAX)
     }
 
+    /// The row of the stream's first place, and of its last.
+    pub(super) fn rows_around(row: i64) -> (i64, i64) {
+        (row & !SEQ_MASK, row | SEQ_MASK)
+    }
+
     pub(super) fn of_row(row: i64) -> usize {
         usize::try_from(row >> SEQ_BITS).unwrap_or(0)
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Step `n` makes format `n + 1` out of format `n`; a file without our tables has format 0.
-const STEPS: &[&str] = &[FORMAT_1, FORMAT_2];
+const STEPS: &[&str] = &[FORMAT_1, FORMAT_2, FORMAT_3];
 
 const FORMAT_1: &str = "
 CREATE TABLE postroom_meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -55,17 +55,72 @@ SELECT s.kind AS kind, s.name AS stream, i.id & 281474976710655 AS seq, i.messag
 FROM postroom_stream s JOIN postroom_item i ON i.id BETWEEN s.id << 48 AND (s.id << 48) | 281474976710655;
 ";
 
+/// Lets a file of an earlier format be read as if it had packs, and none of them. In the memory of that connection: the
+/// file stays as it is.
+pub(super) fn pretend_packs(connection: &Connection) -> Result<(), StoreError> {
+    let sql = "SELECT 1 FROM sqlite_schema WHERE name = 'postroom_pack'";
+    if connection.query_row(sql, [], |_| Ok(())).optional()?.is_some() {
+        return Ok(());
+    }
+    connection.execute_batch(
+        "CREATE TEMP TABLE postroom_pack (id INTEGER PRIMARY KEY, count, message, published_at, priority, schema, \
+         routing_key, items, payload); CREATE TEMP TABLE postroom_pack_gone (id INTEGER PRIMARY KEY, gone)",
+    )?;
+    Ok(())
+}
+
 /// Finds those that rest and of which more is noted than their time: whatever has been handed out before, or has a
 /// timer. Its owner has them in memory as a whole, and reads the others when their time comes near.
 const FORMAT_2: &str = "
 CREATE INDEX postroom_item_noted ON postroom_item (id) WHERE due_at IS NOT NULL AND extra IS NOT NULL;
 ";
 
+/// Items that share a row, and a view that shows each of them.
+const FORMAT_3: &str = "
+DROP VIEW postroom_items;
+
+CREATE TABLE postroom_pack (
+    id           INTEGER PRIMARY KEY,    -- of its first item; the others have the places behind it
+    count        INTEGER NOT NULL,       -- how many there were at first
+    message      INTEGER NOT NULL,       -- of its first item
+    published_at INTEGER NOT NULL,       -- of its first item
+    priority     INTEGER NOT NULL,
+    schema       INTEGER NOT NULL,
+    routing_key  TEXT    NOT NULL,
+    items        TEXT    NOT NULL,       -- JSON: [[message, published_at, bytes], ...], counted from the first item's
+    payload      BLOB    NOT NULL        -- one after another
+);
+
+CREATE TABLE postroom_pack_gone (
+    id   INTEGER PRIMARY KEY,            -- of a pack of which items are gone
+    gone TEXT    NOT NULL                -- a letter for each: 'x' is gone
+);
+
+CREATE VIEW postroom_items AS
+WITH place AS (
+    SELECT p.*, j.key AS nth, json_extract(j.value, '$[0]') AS later_message, json_extract(j.value, '$[1]') AS later,
+           json_extract(j.value, '$[2]') AS bytes,
+           sum(json_extract(j.value, '$[2]')) OVER (PARTITION BY p.id ORDER BY j.key) AS until
+    FROM postroom_pack p, json_each(p.items) j
+), item AS (
+    SELECT id, message, published_at, attempts, due_at, expires_at, priority, schema, key, routing_key, headers, payload
+    FROM postroom_item
+    UNION ALL
+    SELECT p.id + nth, message + later_message, published_at + later, 0, NULL, NULL, priority, schema, NULL,
+           routing_key, NULL, substr(payload, until - bytes + 1, bytes)
+    FROM place p LEFT JOIN postroom_pack_gone g ON g.id = p.id
+    WHERE coalesce(substr(g.gone, nth + 1, 1), '-') <> 'x'
+)
+SELECT s.kind AS kind, s.name AS stream, i.id & 281474976710655 AS seq, i.message AS message,
+       datetime(i.published_at / 1000000000, 'unixepoch') AS published, i.attempts AS attempts,
+       datetime(i.due_at / 1000000000, 'unixepoch') AS due, datetime(i.expires_at / 1000000000, 'unixepoch') AS expires,
+       i.priority AS priority, i.key AS key, i.routing_key AS routing_key, i.headers AS headers,
+       i.schema AS schema, length(i.payload) AS bytes, i.payload AS payload
+FROM postroom_stream s JOIN item i ON i.id >> 48 = s.id;
+";
+
 /// The format this version writes.
 pub(super) const FORMAT: i64 = STEPS.len() as i64;
-
-/// Pages of a new file. Twice SQLite's default: fewer, larger writes per commit measured faster throughout.
-const PAGE_BYTES: u32 = 8192;
 
 /// How long set-up waits for a transaction of somebody else.
 const SETUP_PATIENCE: Duration = Duration::from_secs(5);
@@ -85,9 +140,6 @@ fn prepare(path: &Path, connection: &mut Connection) -> Result<(), StoreError> {
         return Err(StoreError::ReadOnly(path.display().to_string().into()));
     }
     known_format(path, connection)?;
-    if connection.query_row("PRAGMA page_count", [], |row| row.get::<_, i64>(0))? == 0 {
-        connection.pragma_update(None, "page_size", PAGE_BYTES)?;
-    }
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
     if mode != "wal" {
         return Err(StoreError::other(format!("{} cannot be used in WAL mode, only in mode {mode}", path.display())));
@@ -205,7 +257,7 @@ mod tests {
         let mut connection = Connection::open_in_memory().unwrap();
         let path = Path::new("x");
         migrate(path, &mut connection, STEPS).unwrap();
-        let later = [FORMAT_1, FORMAT_2, "CREATE TABLE postroom_new (a)", "CREATE TABLE postroom_new (a)"];
+        let later = [FORMAT_1, FORMAT_2, FORMAT_3, "CREATE TABLE postroom_new (a)", "CREATE TABLE postroom_new (a)"];
         assert!(migrate(path, &mut connection, &later).is_err());
         assert_eq!(format(&connection), FORMAT);
         assert!(connection.prepare("SELECT * FROM postroom_new").is_err());
