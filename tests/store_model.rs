@@ -227,7 +227,7 @@ fn crowd(count: usize, size: usize, odd: usize, number: &mut u64) -> Vec<Item> {
             id: *number ^ 0b101,
             published_at: 1_000_000 + (*number * 7) % 50,
             routing_key: "many".to_owned(),
-            payload: vec![*number as u8; size + at % 3],
+            payload: vec![*number as u8; if size < 9 { 0 } else { size + at % 3 }],
             ..Item::default()
         };
         match odd {

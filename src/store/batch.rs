@@ -52,7 +52,7 @@ impl Batch {
     /// Appends an item. Its place is among the answer's, in the order of the insertions and moves of this batch.
     pub fn insert(self, stream: StreamId, item: impl Into<Box<Item>>) -> Self {
         let item = item.into();
-        let bytes = item.bytes();
+        let bytes = item.bytes() + size_of::<Item>();
         self.with(Op::Insert(stream, item), bytes)
     }
 

@@ -9,6 +9,7 @@ use super::pack::{Crowd, FEWEST};
 use super::packs::Packs;
 use super::statements::{Bound, Statements, bind_item, change};
 use rusqlite::{Connection, ErrorCode, Statement};
+use std::collections::{BTreeMap, btree_map};
 use std::ops::Range;
 
 /// The writer's side of the file: its statements, and what it knows of the streams.
@@ -39,6 +40,9 @@ struct Stream {
     known: Seq,
     dirty: bool,
 }
+
+/// What is kept back of each stream.
+type Crowds<'p> = BTreeMap<usize, Crowd<'p>>;
 
 /// What became of one batch of a commit that succeeded.
 pub(super) type Outcome = Result<Range<usize>, StoreError>;
@@ -134,7 +138,7 @@ impl<'c> Committer<'c> {
         self.look(arrivals)?;
         self.packs.forget_read();
         pile.deletions.iter().for_each(|&(stream, seq)| self.doom(stream, seq));
-        let mut crowds = Vec::new();
+        let mut crowds = Crowds::new();
         for entry in &pile.entries {
             answers.push(match self.refusal(entry) {
                 Some(error) => Err(error),
@@ -197,7 +201,7 @@ impl<'c> Committer<'c> {
         Some(stream)
     }
 
-    fn apply<'p>(&mut self, op: &'p Op, seqs: &mut Vec<Seq>, crowds: &mut Vec<Crowd<'p>>) -> Result<(), StoreError> {
+    fn apply<'p>(&mut self, op: &'p Op, seqs: &mut Vec<Seq>, crowds: &mut Crowds<'p>) -> Result<(), StoreError> {
         match op {
             Op::Insert(stream, item) => {
                 let seq = self.take_place(*stream)?;
@@ -257,23 +261,20 @@ impl<'c> Committer<'c> {
     }
 
     /// Keeps an item back for a moment, in case its neighbours come too.
-    fn gather<'p>(&mut self, row: i64, item: &'p Item, crowds: &mut Vec<Crowd<'p>>) -> Result<(), StoreError> {
-        let stream = StreamId::of_row(row);
-        let Some(crowd) = crowds.iter_mut().find(|crowd| StreamId::of_row(crowd.first) == stream) else {
-            if !Crowd::suits(item) {
-                return self.insert(row, item);
-            }
-            crowds.push(Crowd::of_one(row, item));
-            return Ok(());
-        };
+    fn gather<'p>(&mut self, row: i64, item: &'p Item, crowds: &mut Crowds<'p>) -> Result<(), StoreError> {
         if !Crowd::suits(item) {
             return self.insert(row, item);
         }
-        if crowd.takes(row, item) {
-            return Ok(());
+        match crowds.entry(StreamId::of_row(row)) {
+            btree_map::Entry::Vacant(entry) => drop(entry.insert(Crowd::of_one(row, item))),
+            btree_map::Entry::Occupied(mut entry) => {
+                if !entry.get_mut().takes(row, item) {
+                    let full = entry.insert(Crowd::of_one(row, item));
+                    self.insert_crowd(&full)?;
+                }
+            }
         }
-        let full = std::mem::replace(crowd, Crowd::of_one(row, item));
-        self.insert_crowd(&full)
+        Ok(())
     }
 
     fn insert_crowd(&mut self, crowd: &Crowd<'_>) -> Result<(), StoreError> {
@@ -290,8 +291,8 @@ impl<'c> Committer<'c> {
     }
 
     /// Writes what was kept back: first what came, then what went.
-    fn catch_up(&mut self, crowds: &mut Vec<Crowd<'_>>) -> Result<(), StoreError> {
-        crowds.drain(..).try_for_each(|crowd| self.insert_crowd(&crowd))?;
+    fn catch_up(&mut self, crowds: &mut Crowds<'_>) -> Result<(), StoreError> {
+        std::mem::take(crowds).values().try_for_each(|crowd| self.insert_crowd(crowd))?;
         self.delete_doomed()
     }
 
@@ -302,10 +303,10 @@ impl<'c> Committer<'c> {
         if changed > 0 {
             return Ok(changed);
         }
-        let Some(item) = self.packs.take_out(row)? else { return Ok(0) };
-        self.insert(row, &item)?;
-        let statement = if to.is_some() { &mut self.sql.relocate } else { &mut self.sql.update };
-        Ok(change(statement, row, to, what)?)
+        let Some(mut item) = self.packs.take_out(row)? else { return Ok(0) };
+        what.apply(&mut item);
+        self.insert(to.unwrap_or(row), &item)?;
+        Ok(1)
     }
 
     fn take_place(&mut self, stream: StreamId) -> Result<Seq, StoreError> {

@@ -164,6 +164,16 @@ impl Change {
         Self { extra: Some(extra), ..self }
     }
 
+    pub(super) fn apply(&self, item: &mut Item) {
+        let Self { attempts, due_at, expires_at, extra } = self;
+        item.attempts = attempts.unwrap_or(item.attempts);
+        item.due_at = due_at.unwrap_or(item.due_at);
+        item.expires_at = expires_at.unwrap_or(item.expires_at);
+        if let Some(extra) = extra {
+            item.extra.clone_from(extra);
+        }
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.extra.iter().flatten().map(Vec::len).sum()
     }

@@ -7,12 +7,13 @@ use super::reader::{Limit, Priority};
 use super::statements::to_row;
 use rusqlite::{CachedStatement, Connection, Params, Rows, params};
 use std::collections::BTreeMap;
-use std::ops::{Range, RangeInclusive};
+use std::ops::{ControlFlow, Range, RangeInclusive};
 
 /// Rows of one stream, the first and the last of them.
 pub(super) type Span = RangeInclusive<i64>;
 
-/// Finds the packs that may have items of `?1` to `?2`, the first of them before or at `?1`.
+/// Finds the packs that may have items of rows `?1` to `?2`; the first of them may begin before that, in the stream that
+/// begins with row `?3`.
 fn packs_within<'c>(connection: &'c Connection, columns: &str) -> rusqlite::Result<CachedStatement<'c>> {
     connection.prepare_cached(&format!(
         "SELECT {columns} FROM {} WHERE p.id BETWEEN \
@@ -94,33 +95,45 @@ pub(super) fn items(
     Ok(found)
 }
 
-/// What is left of the packs there, in order, as far as it is within the span.
-fn heads(connection: &Connection, span: &Span) -> Result<Vec<Head>, StoreError> {
+/// Tells of each pack that has items there, in order, until `tell` has heard enough.
+fn each_head(
+    connection: &Connection,
+    span: &Span,
+    mut tell: impl FnMut(&Head) -> Result<ControlFlow<()>, StoreError>,
+) -> Result<(), StoreError> {
     let mut statement = packs_within(connection, Head::COLUMNS)?;
-    let heads = statement.query_map(bounds(span), Head::from_row)?;
-    let heads: Vec<Head> = heads.collect::<Result<_, _>>()?;
-    Ok(heads.into_iter().filter(|head| head.left().any(|row| span.contains(&row))).collect())
+    let mut rows = statement.query(bounds(span))?;
+    while let Some(row) = rows.next()? {
+        let head = Head::from_row(row)?;
+        if head.left().any(|row| span.contains(&row)) && tell(&head)?.is_break() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// How many items there are, counting no further than to `most`, and the row of the last one counted.
 pub(super) fn stride(connection: &Connection, span: &Span, most: usize) -> Result<Option<(u64, i64)>, StoreError> {
-    let heads = heads(connection, span)?;
-    let most = i64::try_from(most).unwrap_or(i64::MAX);
-    if heads.is_empty() {
+    let mut rows: Vec<i64> = Vec::new();
+    each_head(connection, span, |head| {
+        rows.extend(head.left().filter(|row| span.contains(row)));
+        Ok(if rows.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    let limit = i64::try_from(most).unwrap_or(i64::MAX);
+    if rows.is_empty() {
         let sql = "SELECT count(*), max(id) FROM \
                    (SELECT id FROM postroom_item WHERE id BETWEEN ?1 AND ?2 ORDER BY id LIMIT ?3)";
-        let look = params![span.start(), span.end(), most];
+        let look = params![span.start(), span.end(), limit];
         let found = connection.prepare_cached(sql)?.query_row(look, |row| Ok((row.get(0)?, row.get(1)?)))?;
         let (count, last): (i64, Option<i64>) = found;
         return Ok(last.map(|last| (from_column(count), last)));
     }
     let sql = "SELECT id FROM postroom_item WHERE id BETWEEN ?1 AND ?2 ORDER BY id LIMIT ?3";
     let mut statement = connection.prepare_cached(sql)?;
-    let singles = statement.query_map(params![span.start(), span.end(), most], |row| row.get(0))?;
-    let mut rows = singles.collect::<Result<Vec<i64>, _>>()?;
-    rows.extend(heads.iter().flat_map(Head::left).filter(|row| span.contains(row)));
+    let singles = statement.query_map(params![span.start(), span.end(), limit], |row| row.get(0))?;
+    rows.extend(singles.collect::<Result<Vec<i64>, _>>()?);
     rows.sort_unstable();
-    rows.truncate(usize::try_from(most).unwrap_or(usize::MAX));
+    rows.truncate(most);
     Ok(rows.last().map(|&last| (rows.len() as u64, last)))
 }
 
@@ -136,8 +149,8 @@ pub(super) fn ends(connection: &Connection, span: &Span) -> Result<Option<(i64, 
             Head::FROM
         );
         let mut statement = connection.prepare_cached(&sql)?;
-        let found = statement.query_map((span.start(), span.end()), Head::from_row)?.next().transpose()?;
-        Ok(found)
+        let mut rows = statement.query((span.start(), span.end()))?;
+        rows.next()?.map(Head::from_row).transpose()
     };
     let first = one("SELECT min(id) FROM postroom_item WHERE id BETWEEN ?1 AND ?2")?;
     let last = one("SELECT max(id) FROM postroom_item WHERE id BETWEEN ?1 AND ?2")?;
@@ -151,18 +164,15 @@ pub(super) fn packed_bytes(connection: &Connection, span: &Span) -> Result<u64, 
     let mut whole = connection.prepare_cached("SELECT length(payload) FROM postroom_pack WHERE id = ?1")?;
     let mut statement = packs_within(connection, Pack::COLUMNS)?;
     let mut bytes = 0;
-    for head in heads(connection, span)? {
-        let is_whole = !head.is_noted && span.contains(&head.first) && span.contains(&head.last());
-        if is_whole {
+    each_head(connection, span, |head| {
+        if !head.is_noted && span.contains(&head.first) && span.contains(&head.last()) {
             bytes += whole.query_row((head.first,), |row| row.get::<_, i64>(0)).map(from_column)?;
-            continue;
-        }
-        let mut rows = statement.query(bounds(&(head.first..=head.first)))?;
-        if let Some(row) = rows.next()? {
+        } else if let Some(row) = statement.query(bounds(&(head.first..=head.first)))?.next()? {
             let pack = Pack::from_row(row)?;
             bytes += head.left().filter(|row| span.contains(row)).map(|row| pack.bytes(row)).sum::<u64>();
         }
-    }
+        Ok(ControlFlow::Continue(()))
+    })?;
     Ok(bytes)
 }
 

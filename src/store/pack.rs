@@ -58,24 +58,21 @@ impl<'p> Crowd<'p> {
     /// What differs from item to item, and the payloads one after another.
     pub(super) fn write(&self, payload: &mut Vec<u8>) -> Result<String, StoreError> {
         payload.clear();
-        let Some(first) = self.items.first() else { return Ok(String::new()) };
-        let about = |item: &Item| {
-            About(
-                item.id.wrapping_sub(first.id).cast_signed(),
-                to_column(item.published_at) - to_column(first.published_at),
-                item.payload.len(),
-            )
-        };
-        let all: Vec<About> = self.items.iter().map(|item| about(item)).collect();
-        self.items.iter().for_each(|item| payload.extend_from_slice(&item.payload));
+        let first = self.items.first().map_or(0, |first| to_column(first.published_at));
+        let mut all = Vec::with_capacity(self.items.len());
+        for item in &self.items {
+            let (id, later) = (item.id.cast_signed(), to_column(item.published_at) - first);
+            all.push(About(id, later, payload.len(), item.payload.len()));
+            payload.extend_from_slice(&item.payload);
+        }
         serde_json::to_string(&all).map_err(|error| StoreError::other(error.to_string()))
     }
 }
 
-/// Of one item: its message's id and its time, both counted from those of the pack's first item, and the bytes of its
-/// payload.
+/// Of one item: its message's id, how much later than the first it was published, where in the pack's payload its own
+/// begins, and the bytes of that.
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
-struct About(i64, i64, usize);
+struct About(i64, i64, usize, usize);
 
 /// Which items of a pack are gone: a letter for each.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,11 +82,11 @@ const IS_GONE: u8 = b'x';
 const IS_THERE: u8 = b'-';
 
 impl Gone {
-    /// As noted in the file, if anything is.
-    pub(super) fn from_column(noted: Option<&str>, count: usize) -> Self {
-        let mut letters = noted.map_or_else(Vec::new, |noted| noted.as_bytes().to_vec());
-        letters.resize(count, IS_THERE);
-        Self(letters)
+    /// As noted in the file, if anything is; `None` if that is no such note.
+    pub(super) fn from_column(noted: Option<&str>, count: usize) -> Option<Self> {
+        let Some(noted) = noted.map(str::as_bytes) else { return Some(Self(vec![IS_THERE; count])) };
+        let is_sound = noted.len() == count && noted.iter().all(|letter| matches!(*letter, IS_GONE | IS_THERE));
+        is_sound.then(|| Self(noted.to_vec()))
     }
 
     pub(super) fn as_column(&self) -> &str {
@@ -126,10 +123,13 @@ impl Head {
     pub(super) const COLUMNS: &str = "p.id, p.count, g.gone";
     pub(super) const FROM: &str = "postroom_pack p LEFT JOIN postroom_pack_gone g ON g.id = p.id";
 
-    pub(super) fn from_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
-        let count = usize::try_from(row.get::<_, i64>(1)?).unwrap_or(0).min(MOST);
-        let noted = row.get_ref(2)?.as_str_or_null()?;
-        Ok(Self { first: row.get(0)?, gone: Gone::from_column(noted, count), is_noted: noted.is_some() })
+    pub(super) fn from_row(row: &rusqlite::Row<'_>) -> Result<Self, StoreError> {
+        let (first, count): (i64, i64) = (row.get(0)?, row.get(1)?);
+        let noted = row.get_ref(2)?.as_str_or_null().map_err(rusqlite::Error::from)?;
+        let count = usize::try_from(count).ok().filter(|count| (1..=MOST).contains(count));
+        let gone = count.and_then(|count| Gone::from_column(noted, count));
+        let gone = gone.ok_or_else(|| corrupt(first, "how many items it has, and which are gone"))?;
+        Ok(Self { first, gone, is_noted: noted.is_some() })
     }
 
     pub(super) fn last(&self) -> i64 {
@@ -157,22 +157,24 @@ impl Head {
     }
 }
 
+fn corrupt(pack: i64, what: &str) -> StoreError {
+    StoreError::Corrupt(format!("postroom_pack {pack}: {what}").into())
+}
+
 /// A pack that was read.
 #[derive(Debug)]
 pub(super) struct Pack {
     pub(super) head: Head,
-    /// What its items have in common, and the first's id and time.
+    /// What its items have in common, and the first's time.
     model: Item,
     about: Vec<About>,
-    /// Where in the payload each begins.
-    starts: Vec<usize>,
     payload: Vec<u8>,
 }
 
 impl Pack {
     /// What [`from_row`](Self::from_row) reads.
     pub(super) const COLUMNS: &str =
-        "p.id, p.count, g.gone, p.priority, p.message, p.published_at, p.schema, p.routing_key, p.items, p.payload";
+        "p.id, p.count, g.gone, p.priority, p.published_at, p.schema, p.routing_key, p.items, p.payload";
     /// Its column.
     pub(super) const PRIORITY: usize = 3;
     /// As far as that.
@@ -180,36 +182,30 @@ impl Pack {
 
     pub(super) fn from_row(row: &rusqlite::Row<'_>) -> Result<Self, StoreError> {
         let head = Head::from_row(row)?;
-        let corrupt = |what: &str| StoreError::Corrupt(format!("postroom_pack {}: {what}", head.first).into());
-        let items = row.get_ref(8)?.as_str().map_err(rusqlite::Error::from)?;
-        let about: Vec<About> = serde_json::from_str(items).map_err(|error| corrupt(&error.to_string()))?;
-        let payload: Vec<u8> = row.get(9)?;
-        let mut end = 0_usize;
-        let mut starts = Vec::with_capacity(about.len());
-        for About(.., bytes) in &about {
-            starts.push(end);
-            end = end.saturating_add(*bytes);
-        }
-        if about.len() != head.gone.0.len() || end != payload.len() {
-            return Err(corrupt("its items are not what it says"));
+        let items = row.get_ref(7)?.as_str().map_err(rusqlite::Error::from)?;
+        let about: Vec<About> = serde_json::from_str(items).map_err(|e| corrupt(head.first, &e.to_string()))?;
+        let payload: Vec<u8> = row.get(8)?;
+        let is_within =
+            |&About(.., start, bytes): &About| start.checked_add(bytes).is_some_and(|end| end <= payload.len());
+        if about.len() != head.gone.0.len() || !about.iter().all(is_within) {
+            return Err(corrupt(head.first, "its items are not what it says"));
         }
         let model = Item {
             priority: row.get(Self::PRIORITY)?,
-            id: row.get::<_, i64>(4)?.cast_unsigned(),
-            published_at: from_column(row.get(5)?),
-            schema: row.get(6)?,
-            routing_key: row.get(7)?,
+            published_at: from_column(row.get(4)?),
+            schema: row.get(5)?,
+            routing_key: row.get(6)?,
             ..Item::default()
         };
-        Ok(Self { head, model, about, starts, payload })
+        Ok(Self { head, model, about, payload })
     }
 
     /// The item at that place of the pack, be it gone or not.
     fn item(&self, at: usize) -> Item {
-        let (About(id, time, bytes), start) = (&self.about[at], self.starts[at]);
+        let About(id, later, start, bytes) = self.about[at];
         Item {
-            id: self.model.id.wrapping_add(id.cast_unsigned()),
-            published_at: from_column(to_column(self.model.published_at).saturating_add(*time)),
+            id: id.cast_unsigned(),
+            published_at: from_column(to_column(self.model.published_at).saturating_add(later)),
             payload: self.payload[start..start + bytes].to_vec(),
             ..self.model.clone()
         }
@@ -221,7 +217,7 @@ impl Pack {
 
     /// Of the payload of that item.
     pub(super) fn bytes(&self, row: i64) -> u64 {
-        self.head.place_of(row).map_or(0, |at| self.about[at].2 as u64)
+        self.head.place_of(row).map_or(0, |at| self.about[at].3 as u64)
     }
 }
 
@@ -276,12 +272,12 @@ mod tests {
 
     #[test]
     fn what_is_gone_is_noted_with_a_letter_for_each() {
-        let mut gone = Gone::from_column(None, 4);
+        let mut gone = Gone::from_column(None, 4).unwrap();
         [1, 1, 4].into_iter().for_each(|at| gone.remove(at));
         assert_eq!(gone.as_column(), "-x--");
         assert_eq!(gone.left().collect::<Vec<_>>(), [0, 2, 3]);
-        assert_eq!(Gone::from_column(Some("-x--"), 4), gone);
-        assert_eq!(Gone::from_column(None, 4).left().count(), 4);
+        assert_eq!(Gone::from_column(Some("-x--"), 4).as_ref(), Some(&gone));
+        assert!(["-x-", "-x---", "-y--", ""].iter().all(|noted| Gone::from_column(Some(noted), 4).is_none()));
 
         let head = Head { first: 70, gone, is_noted: true };
         assert_eq!((head.last(), head.left().collect::<Vec<_>>()), (73, vec![70, 72, 73]));

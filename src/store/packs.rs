@@ -3,10 +3,10 @@
 use super::error::StoreError;
 use super::item::{Item, StreamId, to_column};
 use super::pack::{Crowd, Head, Pack};
-use rusqlite::{Connection, OptionalExtension, Statement};
+use rusqlite::{Connection, Rows, Statement};
 
-/// Statements, and memory for payloads that is used again. What is in the file is asked for each time, so there is nothing here
-/// that a transaction rolled back, or another connection, could leave wrong.
+/// What is in the file is asked for each time, so there is nothing to put right when a transaction is rolled back but
+/// what was read last.
 pub(super) struct Packs<'c> {
     insert: Statement<'c>,
     at_or_before: Statement<'c>,
@@ -25,7 +25,7 @@ impl<'c> Packs<'c> {
         let prepare = |sql: &str| connection.prepare(sql);
         let head = format!("SELECT {} FROM {}", Head::COLUMNS, Head::FROM);
         Ok(Self {
-            insert: prepare("INSERT INTO postroom_pack VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?,
+            insert: prepare("INSERT INTO postroom_pack VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?,
             at_or_before: prepare(&format!("{head} WHERE p.id BETWEEN ?1 AND ?2 ORDER BY p.id DESC LIMIT 1"))?,
             after: prepare(&format!("{head} WHERE p.id > ?1 AND p.id <= ?2 ORDER BY p.id LIMIT 1"))?,
             contents: prepare(&format!("SELECT {} FROM {} WHERE p.id = ?1", Pack::COLUMNS, Head::FROM))?,
@@ -42,13 +42,12 @@ impl<'c> Packs<'c> {
         let items = crowd.write(&mut self.payload)?;
         self.insert.raw_bind_parameter(1, crowd.first)?;
         self.insert.raw_bind_parameter(2, crowd.items.len() as i64)?;
-        self.insert.raw_bind_parameter(3, first.id.cast_signed())?;
-        self.insert.raw_bind_parameter(4, to_column(first.published_at))?;
-        self.insert.raw_bind_parameter(5, first.priority)?;
-        self.insert.raw_bind_parameter(6, first.schema)?;
-        self.insert.raw_bind_parameter(7, first.routing_key.as_str())?;
-        self.insert.raw_bind_parameter(8, items)?;
-        self.insert.raw_bind_parameter(9, self.payload.as_slice())?;
+        self.insert.raw_bind_parameter(3, to_column(first.published_at))?;
+        self.insert.raw_bind_parameter(4, first.priority)?;
+        self.insert.raw_bind_parameter(5, first.schema)?;
+        self.insert.raw_bind_parameter(6, first.routing_key.as_str())?;
+        self.insert.raw_bind_parameter(7, items)?;
+        self.insert.raw_bind_parameter(8, self.payload.as_slice())?;
         self.insert.raw_execute()?;
         Ok(())
     }
@@ -60,12 +59,12 @@ impl<'c> Packs<'c> {
         if covering.is_some() {
             return Ok(covering);
         }
-        Ok(self.after.query_row((row, last), Head::from_row).optional()?)
+        first(self.after.query((row, last))?)
     }
 
     fn at(&mut self, row: i64) -> Result<Option<Head>, StoreError> {
         let (start, _) = StreamId::rows_around(row);
-        let found = self.at_or_before.query_row((start, row), Head::from_row).optional()?;
+        let found = first(self.at_or_before.query((start, row))?)?;
         Ok(found.filter(|head| row <= head.last()))
     }
 
@@ -99,8 +98,13 @@ impl<'c> Packs<'c> {
         Ok(item)
     }
 
-    /// A transaction begins, or a stream's number may be used again.
+    /// Of a pack that was inserted by a transaction that is rolled back, or was in a stream that is removed, another one
+    /// may get the place.
     pub(super) fn forget_read(&mut self) {
         self.read = None;
     }
+}
+
+fn first(mut rows: Rows<'_>) -> Result<Option<Head>, StoreError> {
+    rows.next()?.map(Head::from_row).transpose()
 }

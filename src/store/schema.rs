@@ -55,20 +55,6 @@ SELECT s.kind AS kind, s.name AS stream, i.id & 281474976710655 AS seq, i.messag
 FROM postroom_stream s JOIN postroom_item i ON i.id BETWEEN s.id << 48 AND (s.id << 48) | 281474976710655;
 ";
 
-/// Lets a file of an earlier format be read as if it had packs, and none of them. In the memory of that connection: the
-/// file stays as it is.
-pub(super) fn pretend_packs(connection: &Connection) -> Result<(), StoreError> {
-    let sql = "SELECT 1 FROM sqlite_schema WHERE name = 'postroom_pack'";
-    if connection.query_row(sql, [], |_| Ok(())).optional()?.is_some() {
-        return Ok(());
-    }
-    connection.execute_batch(
-        "CREATE TEMP TABLE postroom_pack (id INTEGER PRIMARY KEY, count, message, published_at, priority, schema, \
-         routing_key, items, payload); CREATE TEMP TABLE postroom_pack_gone (id INTEGER PRIMARY KEY, gone)",
-    )?;
-    Ok(())
-}
-
 /// Finds those that rest and of which more is noted than their time: whatever has been handed out before, or has a
 /// timer. Its owner has them in memory as a whole, and reads the others when their time comes near.
 const FORMAT_2: &str = "
@@ -77,17 +63,16 @@ CREATE INDEX postroom_item_noted ON postroom_item (id) WHERE due_at IS NOT NULL 
 
 /// Items that share a row, and a view that shows each of them.
 const FORMAT_3: &str = "
-DROP VIEW postroom_items;
+DROP VIEW IF EXISTS postroom_items;
 
 CREATE TABLE postroom_pack (
     id           INTEGER PRIMARY KEY,    -- of its first item; the others have the places behind it
     count        INTEGER NOT NULL,       -- how many there were at first
-    message      INTEGER NOT NULL,       -- of its first item
     published_at INTEGER NOT NULL,       -- of its first item
     priority     INTEGER NOT NULL,
     schema       INTEGER NOT NULL,
     routing_key  TEXT    NOT NULL,
-    items        TEXT    NOT NULL,       -- JSON: [[message, published_at, bytes], ...], counted from the first item's
+    items        TEXT    NOT NULL,       -- JSON: [[message, published_at - the first's, its place in payload, bytes], ...]
     payload      BLOB    NOT NULL        -- one after another
 );
 
@@ -97,27 +82,35 @@ CREATE TABLE postroom_pack_gone (
 );
 
 CREATE VIEW postroom_items AS
-WITH place AS (
-    SELECT p.*, j.key AS nth, json_extract(j.value, '$[0]') AS later_message, json_extract(j.value, '$[1]') AS later,
-           json_extract(j.value, '$[2]') AS bytes,
-           sum(json_extract(j.value, '$[2]')) OVER (PARTITION BY p.id ORDER BY j.key) AS until
-    FROM postroom_pack p, json_each(p.items) j
-), item AS (
-    SELECT id, message, published_at, attempts, due_at, expires_at, priority, schema, key, routing_key, headers, payload
-    FROM postroom_item
-    UNION ALL
-    SELECT p.id + nth, message + later_message, published_at + later, 0, NULL, NULL, priority, schema, NULL,
-           routing_key, NULL, substr(payload, until - bytes + 1, bytes)
-    FROM place p LEFT JOIN postroom_pack_gone g ON g.id = p.id
-    WHERE coalesce(substr(g.gone, nth + 1, 1), '-') <> 'x'
-)
 SELECT s.kind AS kind, s.name AS stream, i.id & 281474976710655 AS seq, i.message AS message,
        datetime(i.published_at / 1000000000, 'unixepoch') AS published, i.attempts AS attempts,
        datetime(i.due_at / 1000000000, 'unixepoch') AS due, datetime(i.expires_at / 1000000000, 'unixepoch') AS expires,
        i.priority AS priority, i.key AS key, i.routing_key AS routing_key, i.headers AS headers,
        i.schema AS schema, length(i.payload) AS bytes, i.payload AS payload
-FROM postroom_stream s JOIN item i ON i.id >> 48 = s.id;
+FROM postroom_stream s JOIN postroom_item i ON i.id BETWEEN s.id << 48 AND (s.id << 48) | 281474976710655
+UNION ALL
+SELECT s.kind, s.name, (p.id & 281474976710655) + j.key, json_extract(j.value, '$[0]'),
+       datetime((p.published_at + json_extract(j.value, '$[1]')) / 1000000000, 'unixepoch'), 0,
+       NULL, NULL, p.priority, NULL, p.routing_key, NULL, p.schema, json_extract(j.value, '$[3]'),
+       coalesce(substr(p.payload, json_extract(j.value, '$[2]') + 1, json_extract(j.value, '$[3]')), x'')
+FROM postroom_stream s JOIN postroom_pack p ON p.id BETWEEN s.id << 48 AND (s.id << 48) | 281474976710655
+     JOIN json_each(p.items) j LEFT JOIN postroom_pack_gone g ON g.id = p.id
+WHERE coalesce(substr(g.gone, j.key + 1, 1), '-') <> 'x';
 ";
+
+/// Lets a file of an earlier format be read as if it had packs, and none of them. In the memory of that connection: the
+/// file stays as it is.
+pub(super) fn pretend_packs(connection: &Connection) -> Result<(), StoreError> {
+    let sql = "SELECT 1 FROM sqlite_schema WHERE name = 'postroom_pack'";
+    if connection.query_row(sql, [], |_| Ok(())).optional()?.is_some() {
+        return Ok(());
+    }
+    connection.execute_batch(
+        "CREATE TEMP TABLE postroom_pack (id INTEGER PRIMARY KEY, count, published_at, priority, schema, \
+         routing_key, items, payload); CREATE TEMP TABLE postroom_pack_gone (id INTEGER PRIMARY KEY, gone)",
+    )?;
+    Ok(())
+}
 
 /// The format this version writes.
 pub(super) const FORMAT: i64 = STEPS.len() as i64;
@@ -250,6 +243,26 @@ mod tests {
         });
         assert_eq!(row.unwrap(), ("old".to_owned(), "red".to_owned()));
         migrate(path, &mut connection, &later).unwrap();
+    }
+
+    #[test]
+    fn every_earlier_format_becomes_the_present_one_and_shows_its_items() {
+        let path = Path::new("x");
+        let filled = "INSERT INTO postroom_stream(kind, name) VALUES ('queue', 'old');
+             INSERT INTO postroom_item(id, message, published_at, attempts, priority, schema, routing_key, payload)
+             VALUES (1 << 48 | 7, 3, 0, 0, 0, 0, 'a', 'b')";
+        for earlier in 1..STEPS.len() {
+            let mut connection = Connection::open_in_memory().unwrap();
+            migrate(path, &mut connection, &STEPS[..earlier]).unwrap();
+            connection.execute_batch(filled).unwrap();
+            // It is for people, so they may have removed it.
+            connection.execute("DROP VIEW postroom_items", []).unwrap();
+            migrate(path, &mut connection, STEPS).unwrap();
+            assert_eq!(format(&connection), FORMAT);
+            let seen: rusqlite::Result<(String, i64, i64)> =
+                connection.query_row("SELECT stream, seq, message FROM postroom_items", [], |row| row.try_into());
+            assert_eq!(seen.unwrap(), ("old".to_owned(), 7, 3));
+        }
     }
 
     #[test]

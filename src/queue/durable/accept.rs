@@ -266,8 +266,7 @@ impl<T: Send + Sync + 'static> Core<T> {
                 }
             };
             let mut places = places.iter();
-            for (message, key, pledge, stored) in promised {
-                let mut message = message;
+            for (mut message, key, pledge, stored) in promised {
                 message.set_order(key);
                 if let Some(&place) = if stored { places.next() } else { None } {
                     message.set_fresh_place(place);

@@ -151,7 +151,7 @@ impl Depot {
     }
 }
 
-/// What is to be done once a batch is committed, or cannot be: once, on the writer's thread.
+/// What is to be done once a batch is committed, or cannot be; asked for once. See [`Depot::commit`] for where.
 pub(super) trait Show<R>: Send {
     fn show(&mut self, result: Result<&[Seq], StoreError>, errands: &mut Vec<Errand>) -> R;
 }
@@ -168,7 +168,7 @@ where
 /// A batch, what is to be shown once it is committed, and who waits for that.
 struct Order<R, S> {
     slot: Slot<R>,
-    /// Locked by the writer alone.
+    /// Locked by whoever shows it, once.
     show: Mutex<S>,
     batch: Batch,
     depot: Arc<Depot>,

@@ -141,8 +141,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let (filed, me) = (self.filed(), self.weak().upgrade().expect("alive while it is called"));
         // It is past or to come: what comes back has a time in the file, and is not read again.
         message.extras_mut().due = due.or_else(|| Some(self.runtime.clock.now()));
-        let item = filed.item(&message).ok().map(|item| {
-            let mut item = item;
+        let item = filed.item(&message).ok().map(|mut item| {
             item.extra.get_or_insert_with(|| known_extra(&message));
             item
         });
