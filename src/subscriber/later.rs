@@ -68,7 +68,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
                 continue;
             }
             waste.timers.extend(timer.map(|timer| (Arc::clone(&self.runtime), timer)));
-            self.append(state, message, waste);
+            self.append_shared(state, message, waste);
         }
         state.overdue = false;
         self.note_awaited(state);

@@ -269,8 +269,10 @@ impl<T: Send + Sync + 'static> Subscriber<T> {
         let mut reader = self.reader.borrow_mut();
         // What cannot be had without an error is left for the next receive.
         while batch.len() < max && reader.is_plain() {
-            let Ok(message) = reader.next(Patience::None, &|| true) else { break };
-            batch.push(Arc::clone(message));
+            if reader.next(Patience::None, &|| true).is_err() {
+                break;
+            }
+            batch.push(reader.last_shared());
         }
         Ok(batch)
     }
@@ -322,7 +324,9 @@ impl<T: Send + Sync + 'static> Subscriber<T> {
 
     #[inline]
     fn next(&self, patience: Patience) -> Result<Arc<Message<T>>, BroadcastError> {
-        self.reader.borrow_mut().next(patience, &|| true).cloned()
+        let mut reader = self.reader.borrow_mut();
+        reader.next(patience, &|| true)?;
+        Ok(reader.last_shared())
     }
 }
 

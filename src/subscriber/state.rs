@@ -1,10 +1,10 @@
 //! What a ring holds: the messages and the seats.
 //!
-//! Invariants: chunks follow each other without a gap up to `tail`, and only the last is written to; at least the
+//! Invariants: chunks follow each other without a gap, and then comes what is being filled, up to `tail`; at least the
 //! last `keep` messages are there; no `Lag::Block` subscriber has more than
 //! its capacity before it, beside what it has taken ahead.
 
-use super::chunk::{CHUNK, Chunk, Pool};
+use super::chunk::{CHUNK, Chunk, Messages, Pool};
 use super::later::Later;
 use super::ring::Retention;
 use super::seat::{Lag, Seat};
@@ -21,6 +21,12 @@ use std::sync::Arc;
 
 pub(super) struct State<T> {
     pub(super) chunks: VecDeque<Arc<Chunk<T>>>,
+    /// What comes next, until it is long enough or somebody wants to read it.
+    filling: Chunk<T>,
+    /// How long the chunk before it became, since the next one may be as long.
+    usual: usize,
+    /// All subscribers are handlers, and nothing else needs a message that stands by itself.
+    only_handlers: bool,
     /// Where the oldest chunk may no longer be needed.
     evicts_at: u64,
     /// Places for messages to come.
@@ -118,6 +124,9 @@ impl<T> State<T> {
     pub(super) fn new(retention: Retention, pool: Arc<Pool<T>>) -> Self {
         Self {
             chunks: VecDeque::new(),
+            filling: Chunk::new(0),
+            usual: CHUNK,
+            only_handlers: false,
             evicts_at: u64::MAX,
             spares: Vec::new(),
             pool,
@@ -145,7 +154,7 @@ impl<T> State<T> {
 
     /// The oldest message that is still there.
     pub(super) fn head(&self) -> u64 {
-        self.chunks.front().map_or(self.tail, |chunk| chunk.start)
+        self.chunks.front().map_or(self.filling.start, |chunk| chunk.start)
     }
 
     /// The longest a chunk may get, so that little more than `keep` is kept.
@@ -191,13 +200,13 @@ impl<T> State<T> {
         self.cuts_at = self.limit_of(Lag::Disconnect);
         let largest = self.seats.iter().map(|seat| seat.capacity).max().unwrap_or(0);
         self.keep = largest.max(retention.last);
+        let handled = !self.seats.is_empty() && self.seats.iter().all(|seat| seat.is_handled());
+        self.only_handlers = handled && self.latest.is_none();
         self.look_at_oldest_again();
     }
 
-    /// As subscribers see it, in a place that was used before if there is one.
-    #[inline]
-    pub(super) fn wrap(&mut self, mut message: Message<T>) -> Arc<Message<T>> {
-        message.note_shown();
+    /// In a place that was used before if there is one.
+    fn wrap(&mut self, message: Message<T>) -> Arc<Message<T>> {
         let Some(mut spare) = self.spares.pop() else { return Arc::new(message) };
         match Arc::get_mut(&mut spare) {
             Some(place) => *place = message,
@@ -206,33 +215,80 @@ impl<T> State<T> {
         spare
     }
 
+    /// Adds a message that nobody else has yet; it has been noted as shown.
     #[inline]
-    pub(super) fn append(&mut self, message: Arc<Message<T>>, waste: &mut Waste<T>) {
+    pub(super) fn append(&mut self, message: Message<T>, waste: &mut Waste<T>) {
+        if !self.only_handlers {
+            let message = self.wrap(message);
+            return self.append_shared(message, waste);
+        }
+        if self.filling.is_empty() {
+            self.begin_chunk(true);
+        }
+        self.filling.expires |= message.expires();
+        match &mut self.filling.messages {
+            Messages::Own(messages) => messages.push(message),
+            Messages::Shared(messages) => messages.push(Arc::new(message)),
+        }
+        self.appended(waste);
+    }
+
+    pub(super) fn append_shared(&mut self, message: Arc<Message<T>>, waste: &mut Waste<T>) {
         if let Some(latest) = &mut self.latest {
             let key = message.key().map(Text::new);
             let replaced = latest.insert(key, (self.tail, Arc::clone(&message)));
             waste.messages.extend(replaced.map(|(_, message)| message));
         }
-        let place = self.tail;
-        self.tail += 1;
         if self.keep == 0 {
+            self.tail += 1;
+            self.filling.start = self.tail;
             return waste.messages.push(message);
         }
-        let longest = self.longest() as u64;
-        match self.chunks.back().filter(|chunk| place < chunk.limit().min(chunk.start + longest)) {
-            Some(chunk) => chunk.put(place, message),
-            None => self.begin_chunk(place, message),
+        if !matches!(self.filling.messages, Messages::Shared(_)) {
+            self.seal();
+        }
+        if self.filling.is_empty() {
+            self.begin_chunk(false);
+        }
+        self.filling.expires |= message.expires();
+        if let Messages::Shared(messages) = &mut self.filling.messages {
+            messages.push(message);
+        }
+        self.appended(waste);
+    }
+
+    #[inline]
+    fn appended(&mut self, waste: &mut Waste<T>) {
+        self.tail += 1;
+        if self.filling.messages.len() >= self.longest() {
+            self.seal();
         }
         if self.tail >= self.evicts_at {
             self.evict(waste);
         }
     }
 
-    fn begin_chunk(&mut self, start: u64, message: Arc<Message<T>>) {
-        let chunk = self.pool.take(start, self.longest(), &mut self.spares);
-        chunk.put(start, message);
-        self.chunks.push_back(Arc::new(chunk));
+    #[inline(never)]
+    fn begin_chunk(&mut self, own: bool) {
+        let len = self.longest().min(2 * self.usual);
+        self.filling.messages = self.pool.take(own, len, &mut self.spares);
+    }
+
+    /// Lets everybody read what is being filled.
+    #[inline(never)]
+    pub(super) fn seal(&mut self) {
+        if self.filling.is_empty() {
+            return;
+        }
+        let chunk = std::mem::replace(&mut self.filling, Chunk::new(self.tail));
+        self.usual = chunk.messages.len();
+        self.chunks.push_back(chunk.sealed());
         self.look_at_oldest_again();
+    }
+
+    /// Up to here there are chunks to read.
+    pub(super) fn sealed(&self) -> u64 {
+        self.filling.start
     }
 
     /// Which seats are too far behind for one more message; they are given up.
@@ -249,11 +305,14 @@ impl<T> State<T> {
     /// nothing is kept.
     pub(super) fn evict(&mut self, waste: &mut Waste<T>) {
         if self.keep == 0 {
+            self.seal();
             let all = std::mem::take(&mut self.chunks);
             self.spares = Vec::new();
             return waste.chunks.extend(all.into_iter().map(|chunk| (Arc::clone(&self.pool), chunk)));
         }
-        while self.tail >= self.evicts_at && self.chunks.get(1).is_some_and(|next| next.start <= self.least_fetched()) {
+        while self.tail >= self.evicts_at
+            && self.chunks.front().is_some_and(|oldest| oldest.end() <= self.least_fetched())
+        {
             let oldest = self.chunks.pop_front();
             waste.chunks.extend(oldest.map(|chunk| (Arc::clone(&self.pool), chunk)));
             self.look_at_oldest_again();
@@ -261,7 +320,7 @@ impl<T> State<T> {
     }
 
     fn look_at_oldest_again(&mut self) {
-        self.evicts_at = self.chunks.get(1).map_or(u64::MAX, |next| next.start + self.keep as u64);
+        self.evicts_at = self.chunks.front().map_or(u64::MAX, |oldest| oldest.end() + self.keep as u64);
     }
 
     /// Promises made before a subscriber joined may fill it beyond its capacity.

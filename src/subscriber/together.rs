@@ -56,7 +56,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
                 continue;
             }
             state.pledged -= 1;
-            self.append(&mut state, message, &mut waste);
+            self.append_shared(&mut state, message, &mut waste);
             timers.extend(timer);
         }
         Writing { state, rest: Written { ring: self, later, timers, _waste: waste } }
