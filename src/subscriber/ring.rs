@@ -120,23 +120,34 @@ impl<T: Send + Sync + 'static> Ring<T> {
         self.state.lock().gate == Gate::Open
     }
 
-    /// Room for one message, if no subscriber is to be waited for; [`Ring::put`] follows.
+    /// What is not taken by the short way.
     #[inline]
-    pub(crate) fn room(&self) -> Option<Room<'_, T>> {
+    pub(crate) fn is_special(message: &Message<T>) -> bool {
+        message.extras.is_some() && (message.is_timed() || message.is_request())
+    }
+
+    /// Room for this message, if it can be taken as it is and no subscriber is to be waited for; [`Ring::put`] follows.
+    #[inline]
+    pub(crate) fn room_for(&self, message: &Message<T>) -> Option<Room<'_, T>> {
+        if Self::is_special(message) {
+            return None;
+        }
         let mut state = self.state.lock();
         self.let_in(&mut state).is_ok().then_some(Room(state))
     }
 
     /// Takes a message that has its id and times.
     #[inline]
-    pub(crate) fn put(&self, Room(mut state): Room<'_, T>, message: Message<T>, waste: &mut Waste<T>) {
-        self.append(&mut state, message, waste);
+    pub(crate) fn put(&self, Room(mut state): Room<'_, T>, message: Message<T>) -> Waste<T> {
+        let mut waste = Waste::default();
+        self.append(&mut state, message, &mut waste);
         self.finish(state);
+        waste
     }
 
     /// Takes as many of these as it can, from the front, with one visit; says why not all.
     pub(crate) fn offer_chunk(&self, chunk: &mut VecDeque<Message<T>>) -> Result<(), Refusal> {
-        let mut waste = Waste::new();
+        let mut waste = Waste::default();
         let mut state = self.state.lock();
         while !chunk.is_empty() {
             if let Err(refusal) = self.let_in(&mut state) {
@@ -163,16 +174,34 @@ impl<T: Send + Sync + 'static> Ring<T> {
 
     /// `timer` is the message's own, taken out.
     pub(crate) fn redeem(&self, message: Arc<Message<T>>, timer: Option<TimerRef>) {
-        let mut waste = Waste::new();
+        match message.due() {
+            Some(due) => self.redeem_later(due, message, timer),
+            None => self.redeem_by(timer, |state, waste| self.append_shared(state, message, waste)),
+        }
+    }
+
+    /// As [`Ring::redeem`], of a message that nobody else has.
+    pub(crate) fn redeem_alone(&self, message: Message<T>, timer: Option<TimerRef>) {
+        match message.due() {
+            Some(due) => self.redeem_later(due, for_subscribers(message), timer),
+            None => self.redeem_by(timer, |state, waste| self.append(state, message, waste)),
+        }
+    }
+
+    fn redeem_by(&self, timer: Option<TimerRef>, append: impl FnOnce(&mut State<T>, &mut Waste<T>)) {
+        let mut waste = Waste::default();
         let mut state = self.state.lock();
         state.pledged -= 1;
-        if let Some(due) = message.due() {
-            self.delay(state, due, message, timer);
-        } else {
-            self.append_shared(&mut state, message, &mut waste);
-            self.finish(state);
-            timer.iter().for_each(|timer| self.runtime.timers.supersede(timer));
-        }
+        append(&mut state, &mut waste);
+        self.finish(state);
+        timer.iter().for_each(|timer| self.runtime.timers.supersede(timer));
+        self.runtime.note_progress();
+    }
+
+    fn redeem_later(&self, due: Timestamp, message: Arc<Message<T>>, timer: Option<TimerRef>) {
+        let mut state = self.state.lock();
+        state.pledged -= 1;
+        self.delay(state, due, message, timer);
         self.runtime.note_progress();
     }
 
@@ -243,7 +272,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
             return;
         }
         self.disconnected.add(cut.len() as u64);
-        waste.news.extend(cut.iter().map(|seat| {
+        waste.all().news.extend(cut.iter().map(|seat| {
             let (topic, subscriber) = (self.topic.to_string(), seat.name.to_string());
             (Arc::clone(&self.runtime), Event::SubscriberDisconnected { topic, subscriber })
         }));
@@ -285,7 +314,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
     }
 
     pub(super) fn leave(&self, seat: &Arc<Seat>) {
-        let mut waste = Waste::new();
+        let mut waste = Waste::default();
         let mut state = self.state.lock();
         let before = state.seats.len();
         state.seats.retain(|other| !Arc::ptr_eq(other, seat));
@@ -418,7 +447,7 @@ impl<T> Ring<T> {
     }
 
     fn set_gate(&self, gate: Gate) {
-        let mut waste = Waste::new();
+        let mut waste = Waste::default();
         let mut state = self.state.lock();
         if state.gate != Gate::Closed {
             state.gate = gate;

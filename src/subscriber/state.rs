@@ -70,44 +70,56 @@ pub(super) enum Gate {
 }
 
 /// What is left to do when no lock is held any more: what is no longer needed is dropped, and destructors are
-/// the user's.
-pub(crate) struct Waste<T> {
-    pub(super) chunks: SmallVec<[(Arc<Pool<T>>, Arc<Chunk<T>>); 2]>,
+/// the user's. Mostly nothing.
+pub(crate) struct Waste<T>(Option<Box<Wasted<T>>>);
+
+pub(super) struct Wasted<T> {
+    chunks: SmallVec<[(Arc<Pool<T>>, Arc<Chunk<T>>); 2]>,
     pub(super) messages: Vec<Arc<Message<T>>>,
     /// To be told of: whoever listens is a user's function as well.
     pub(super) news: Vec<(Arc<Runtime>, Event)>,
     pub(super) timers: Vec<(Arc<Runtime>, TimerRef)>,
 }
 
+impl<T> Default for Waste<T> {
+    #[inline]
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
 impl<T> Waste<T> {
-    pub(crate) fn new() -> Self {
-        Self { chunks: SmallVec::new(), messages: Vec::new(), news: Vec::new(), timers: Vec::new() }
+    pub(super) fn of(message: Arc<Message<T>>) -> Self {
+        let mut waste = Self::default();
+        waste.all().messages.push(message);
+        waste
     }
 
-    pub(super) fn of(message: Arc<Message<T>>) -> Self {
-        let mut waste = Self::new();
-        waste.messages.push(message);
-        waste
+    /// To add to it.
+    pub(super) fn all(&mut self) -> &mut Wasted<T> {
+        self.0.get_or_insert_with(|| {
+            let (messages, news, timers) = (Vec::new(), Vec::new(), Vec::new());
+            Box::new(Wasted { chunks: SmallVec::new(), messages, news, timers })
+        })
     }
 }
 
 impl<T> Drop for Waste<T> {
     #[inline]
     fn drop(&mut self) {
-        let Self { chunks, messages, news, timers } = &self;
-        if !(chunks.is_empty() && messages.is_empty() && news.is_empty() && timers.is_empty()) {
-            self.clear_away();
+        if let Some(wasted) = self.0.take() {
+            wasted.clear_away();
         }
     }
 }
 
-impl<T> Waste<T> {
+impl<T> Wasted<T> {
     #[inline(never)]
-    fn clear_away(&mut self) {
-        self.chunks.drain(..).for_each(|(pool, chunk)| pool.give(chunk));
-        self.messages.drain(..).for_each(drop_contained);
-        self.timers.drain(..).for_each(|(runtime, timer)| runtime.timers.forget(&timer));
-        for (runtime, event) in self.news.drain(..) {
+    fn clear_away(self) {
+        self.chunks.into_iter().for_each(|(pool, chunk)| pool.give(chunk));
+        self.messages.into_iter().for_each(drop_contained);
+        self.timers.into_iter().for_each(|(runtime, timer)| runtime.timers.forget(&timer));
+        for (runtime, event) in self.news {
             runtime.tell(|| event);
             runtime.note_progress();
         }
@@ -237,12 +249,14 @@ impl<T> State<T> {
         if let Some(latest) = &mut self.latest {
             let key = message.key().map(Text::new);
             let replaced = latest.insert(key, (self.tail, Arc::clone(&message)));
-            waste.messages.extend(replaced.map(|(_, message)| message));
+            if let Some((_, message)) = replaced {
+                waste.all().messages.push(message);
+            }
         }
         if self.keep == 0 {
             self.tail += 1;
             self.filling.start = self.tail;
-            return waste.messages.push(message);
+            return waste.all().messages.push(message);
         }
         if !matches!(self.filling.messages, Messages::Shared(_)) {
             self.seal();
@@ -308,13 +322,13 @@ impl<T> State<T> {
             self.seal();
             let all = std::mem::take(&mut self.chunks);
             self.spares = Vec::new();
-            return waste.chunks.extend(all.into_iter().map(|chunk| (Arc::clone(&self.pool), chunk)));
+            return waste.all().chunks.extend(all.into_iter().map(|chunk| (Arc::clone(&self.pool), chunk)));
         }
         while self.tail >= self.evicts_at
             && self.chunks.front().is_some_and(|oldest| oldest.end() <= self.least_fetched())
         {
             let oldest = self.chunks.pop_front();
-            waste.chunks.extend(oldest.map(|chunk| (Arc::clone(&self.pool), chunk)));
+            waste.all().chunks.extend(oldest.map(|chunk| (Arc::clone(&self.pool), chunk)));
             self.look_at_oldest_again();
         }
     }
