@@ -18,7 +18,7 @@ use std::time::Duration;
 impl<T: Send + Sync + 'static> TopicCore<T> {
     #[inline]
     pub(crate) fn stamp(&self, message: &mut Message<T>, key: Text) {
-        self.stamp_with(message, self.runtime.stamp_for(message), key);
+        self.stamp_with(message, self.runtime.stamp_for(message), &key);
     }
 
     #[inline]
@@ -31,7 +31,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         let given = message.id != MessageId::default();
         let stamp = self.runtime.stamp_for(&message);
         if self.limited.load(Ordering::Relaxed) {
-            self.stamp_with(&mut message, stamp, Text::new(key));
+            self.stamp_with(&mut message, stamp, &Text::new(key));
             return self.publish_limited(message, given, patience);
         }
         // The common case: a key that is known to lead to one plain queue, which has room. No user code runs
@@ -41,7 +41,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         let mut lane = self.lanes[thread_slot() % LANES].lock();
         match lane.known(self, key) {
             Some(Known { route: Route::One(queue), key: known, published }) => {
-                self.stamp_with(&mut message, stamp, known.clone());
+                self.stamp_with(&mut message, stamp, known);
                 if let Some(mut place) = queue.place_for(&mut message) {
                     place.chunk().push_back(message);
                     queue.placed(place);
@@ -56,23 +56,23 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
                 }
             }
             Some(Known { route: Route::Ring(ring), key: known, published }) => {
-                self.stamp_with(&mut message, stamp, known.clone());
+                self.stamp_with(&mut message, stamp, known);
                 if let Some(room) = ring.room_for(&message) {
                     _waste = ring.put(room, message);
                     *published += 1;
                     return Ok(Receipt { id: stamp.id, routed: 0 });
                 }
             }
-            _ => self.stamp_with(&mut message, stamp, Text::new(key)),
+            _ => self.stamp_with(&mut message, stamp, &Text::new(key)),
         }
         drop(lane);
         self.publish_otherwise(message, patience)
     }
 
     #[inline]
-    fn stamp_with(&self, message: &mut Message<T>, stamp: Stamp, key: Text) {
+    fn stamp_with(&self, message: &mut Message<T>, stamp: Stamp, key: &Text) {
         self.runtime.prepare_with(message, stamp);
-        message.routing_key = key;
+        message.routing_key.clone_from(key);
     }
 
     #[cold]
@@ -152,7 +152,10 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             }
             return Ok(());
         }
-        self.runtime.prepare_all(chunk.iter_mut());
+        self.runtime.prepare_all(chunk.iter_mut().map(|message| {
+            message.routing_key.clone_from(key);
+            message
+        }));
         let n = chunk.len();
         let route = self.remembered_route(key);
         let limited = self.limited.load(Ordering::Relaxed);
