@@ -218,7 +218,8 @@ impl<T: Send + Sync + 'static> Topic<T> {
         messages: impl IntoIterator<Item = M>,
     ) -> Result<usize, BatchError<T, PublishError<T>>> {
         let text = Text::new(key.as_ref());
-        let result = in_chunks(messages.into_iter(), |chunk| self.core.publish_chunk(&text, chunk));
+        let spare = || self.core.spare_chunk(&text);
+        let result = in_chunks(messages.into_iter(), spare, |chunk| self.core.publish_chunk(&text, chunk));
         result.map_err(|mut error| {
             error.rest.iter_mut().for_each(|message| message.routing_key = text.clone());
             error

@@ -144,6 +144,14 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         Ok(Receipt { id, routed })
     }
 
+    /// An empty chunk for a batch with this key.
+    pub(super) fn spare_chunk(&self, key: &Text) -> VecDeque<Message<T>> {
+        match self.remembered_route(key) {
+            Route::One(queue) => queue.spare(),
+            _ => VecDeque::new(),
+        }
+    }
+
     pub(super) fn publish_chunk(&self, key: &Text, chunk: &mut VecDeque<Message<T>>) -> Result<(), PublishError<T>> {
         if self.refuses_duplicates() {
             // A duplicate is told by the id it was given.
