@@ -181,10 +181,14 @@ impl<T: Send + Sync + 'static> Queue<T> {
         &self,
         messages: impl IntoIterator<Item = M>,
     ) -> Result<usize, BatchError<T, SendError<T>>> {
-        in_chunks(messages.into_iter(), || self.core.spare(), |chunk| {
-            self.core.runtime.prepare_all(chunk.iter_mut());
-            self.core.accept_chunk(chunk).map_err(|refused| self.core.send_error(refused))
-        })
+        in_chunks(
+            messages.into_iter(),
+            || self.core.spare(),
+            |chunk| {
+                self.core.runtime.prepare_all(chunk.iter_mut());
+                self.core.accept_chunk(chunk).map_err(|refused| self.core.send_error(refused))
+            },
+        )
     }
 
     #[inline]
@@ -261,7 +265,8 @@ impl<T: Send + Sync + 'static> Queue<T> {
         })
     }
 
-    /// Up to `max` messages (at least 1 counts as asked for), waiting only for the first of them.
+    /// Up to `max` messages (at least 1 counts as asked for), waiting only for the first of them. It may end before a
+    /// batch that was sent as one and has just the right size for the next call.
     ///
     /// # Errors
     /// As [`Queue::recv`].

@@ -41,11 +41,7 @@ impl<T: Send + Sync + 'static> Reader<T> {
 
     /// The next message, waiting as long as `patience` and `go_on` say.
     #[inline]
-    pub(super) fn next(
-        &mut self,
-        patience: Patience,
-        go_on: &impl Fn() -> bool,
-    ) -> Result<(), BroadcastError> {
+    pub(super) fn next(&mut self, patience: Patience, go_on: &impl Fn() -> bool) -> Result<(), BroadcastError> {
         loop {
             if self.cursor < self.until && !self.seat.is_cut() {
                 self.cursor += 1;
