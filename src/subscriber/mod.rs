@@ -261,14 +261,17 @@ impl<T: Send + Sync + 'static> Subscriber<T> {
     /// # Errors
     /// As [`Subscriber::recv`], of the first. What is wrong later is reported by the next receive.
     pub fn recv_batch(&self, max: usize) -> Result<Vec<Arc<Message<T>>>, BroadcastError> {
-        let mut batch = Vec::new();
         if max == 0 {
-            return Ok(batch);
+            return Ok(Vec::new());
         }
-        batch.push(self.recv()?);
+        let first = self.recv()?;
         let mut reader = self.reader.borrow_mut();
+        let mut batch = Vec::with_capacity(max.min(1 + reader.taken()));
+        batch.push(first);
+        // Not what comes meanwhile: to take message after message would be slow for all.
+        let horizon = reader.horizon();
         // What cannot be had without an error is left for the next receive.
-        while batch.len() < max && reader.is_plain() {
+        while batch.len() < max && reader.is_plain(horizon) {
             if reader.next(Patience::None, &|| true).is_err() {
                 break;
             }

@@ -8,6 +8,7 @@ use crate::error::BroadcastError;
 use crate::message::Message;
 use crate::outcome::drop_contained;
 use crate::queue::core::Patience;
+use crate::sync::Ordering;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -135,6 +136,11 @@ impl<T: Send + Sync + 'static> Reader<T> {
         self.seat.has_done_to(self.cursor);
     }
 
+    /// How many it has taken beyond what was handed out last.
+    pub(super) fn taken(&self) -> usize {
+        (self.fetched - self.cursor) as usize + self.replay.len()
+    }
+
     /// So few messages at once that what it holds counts as its capacity says, or nearly so.
     fn ahead(&self) -> u64 {
         (self.seat.capacity / 8).clamp(1, AHEAD) as u64
@@ -153,9 +159,6 @@ impl<T: Send + Sync + 'static> Reader<T> {
         let mut has_spun = matches!(patience, Patience::None);
         if !has_spun && !self.ring.has_more(self.cursor) {
             self.ring.spin(self.cursor);
-            if self.fetch_on() {
-                return Ok(());
-            }
             has_spun = true;
         }
         self.let_go();
@@ -190,10 +193,16 @@ impl<T: Send + Sync + 'static> Reader<T> {
             || self.seat.is_cut()
     }
 
-    /// Whether the next one can be had without waiting and without an error.
-    pub(super) fn is_plain(&self) -> bool {
+    /// Where what is there now ends.
+    pub(super) fn horizon(&self) -> u64 {
+        self.ring.tail.load(Ordering::Acquire)
+    }
+
+    /// Whether the next one can be had without waiting and without an error, if it comes before `horizon`.
+    pub(super) fn is_plain(&self, horizon: u64) -> bool {
         let there = || !self.replay.is_empty() || self.cursor < self.fetched;
-        !self.seat.is_cut() && (there() || self.ring.has_plain(&self.seat, self.cursor))
+        let more = || self.cursor < horizon && self.ring.has_plain(&self.seat, self.cursor);
+        !self.seat.is_cut() && (there() || more())
     }
 
     pub(super) fn backlog(&self) -> u64 {
