@@ -80,13 +80,16 @@ impl<T> Messages<T> {
                 messages.iter_mut().for_each(|message| _ = contained(|| message.clear()));
                 messages.clear();
             }
-            Self::Shared(messages) => messages.drain(..).for_each(|mut message| match Arc::get_mut(&mut message) {
-                Some(alone) => {
-                    let _ = contained(|| alone.clear());
-                    spares.push(message);
-                }
-                None => drop_contained(message),
-            }),
+            Self::Shared(messages) => {
+                spares.reserve(messages.len());
+                messages.drain(..).for_each(|mut message| match Arc::get_mut(&mut message) {
+                    Some(alone) => {
+                        let _ = contained(|| alone.clear());
+                        spares.push(message);
+                    }
+                    None => drop_contained(message),
+                });
+            }
         }
     }
 }

@@ -15,7 +15,6 @@ use crate::scheduler::DelayHeap;
 use crate::shutdown::Leftover;
 use crate::timer::TimerRef;
 use ahash::AHashMap;
-use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -70,11 +69,14 @@ pub(super) enum Gate {
 }
 
 /// What is left to do when no lock is held any more: what is no longer needed is dropped, and destructors are
-/// the user's. Mostly nothing.
-pub(crate) struct Waste<T>(Option<Box<Wasted<T>>>);
+/// the user's. Mostly nothing, or a chunk.
+pub(crate) struct Waste<T> {
+    chunk: Option<(Arc<Pool<T>>, Arc<Chunk<T>>)>,
+    more: Option<Box<Wasted<T>>>,
+}
 
 pub(super) struct Wasted<T> {
-    chunks: SmallVec<[(Arc<Pool<T>>, Arc<Chunk<T>>); 2]>,
+    chunks: Vec<(Arc<Pool<T>>, Arc<Chunk<T>>)>,
     pub(super) messages: Vec<Arc<Message<T>>>,
     /// To be told of: whoever listens is a user's function as well.
     pub(super) news: Vec<(Arc<Runtime>, Event)>,
@@ -84,7 +86,7 @@ pub(super) struct Wasted<T> {
 impl<T> Default for Waste<T> {
     #[inline]
     fn default() -> Self {
-        Self(None)
+        Self { chunk: None, more: None }
     }
 }
 
@@ -97,17 +99,25 @@ impl<T> Waste<T> {
 
     /// To add to it.
     pub(super) fn all(&mut self) -> &mut Wasted<T> {
-        self.0.get_or_insert_with(|| {
-            let (messages, news, timers) = (Vec::new(), Vec::new(), Vec::new());
-            Box::new(Wasted { chunks: SmallVec::new(), messages, news, timers })
+        self.more.get_or_insert_with(|| {
+            let (chunks, messages, news, timers) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            Box::new(Wasted { chunks, messages, news, timers })
         })
+    }
+
+    fn push_chunk(&mut self, pool: &Arc<Pool<T>>, chunk: Arc<Chunk<T>>) {
+        let chunk = (Arc::clone(pool), chunk);
+        if self.chunk.is_none() { self.chunk = Some(chunk) } else { self.all().chunks.push(chunk) }
     }
 }
 
 impl<T> Drop for Waste<T> {
     #[inline]
     fn drop(&mut self) {
-        if let Some(wasted) = self.0.take() {
+        if let Some((pool, chunk)) = self.chunk.take() {
+            pool.give(chunk);
+        }
+        if let Some(wasted) = self.more.take() {
             wasted.clear_away();
         }
     }
@@ -137,7 +147,7 @@ impl<T> State<T> {
         Self {
             chunks: VecDeque::new(),
             filling: Chunk::new(0),
-            usual: CHUNK,
+            usual: 4,
             only_handlers: false,
             evicts_at: u64::MAX,
             spares: Vec::new(),
@@ -322,13 +332,13 @@ impl<T> State<T> {
             self.seal();
             let all = std::mem::take(&mut self.chunks);
             self.spares = Vec::new();
-            return waste.all().chunks.extend(all.into_iter().map(|chunk| (Arc::clone(&self.pool), chunk)));
+            return all.into_iter().for_each(|chunk| waste.push_chunk(&self.pool, chunk));
         }
         while self.tail >= self.evicts_at
             && self.chunks.front().is_some_and(|oldest| oldest.end() <= self.least_fetched())
         {
             let oldest = self.chunks.pop_front();
-            waste.all().chunks.extend(oldest.map(|chunk| (Arc::clone(&self.pool), chunk)));
+            oldest.into_iter().for_each(|chunk| waste.push_chunk(&self.pool, chunk));
             self.look_at_oldest_again();
         }
     }
