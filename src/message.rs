@@ -600,6 +600,13 @@ impl<T> Message<T> {
             && matches!((&self.routing_key, &self.body), (Text::Inline { .. }, Body::Own(_)))
     }
 
+    /// With this routing key.
+    #[inline]
+    pub(crate) fn keyed(&mut self, key: &Text) -> &mut Self {
+        self.routing_key.clone_from(key);
+        self
+    }
+
     /// Puts another payload into the same envelope.
     pub(crate) fn replace_payload(&mut self, payload: T) {
         let old = std::mem::replace(&mut self.body, Body::Own(payload));

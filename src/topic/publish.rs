@@ -160,10 +160,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             }
             return Ok(());
         }
-        self.runtime.prepare_all(chunk.iter_mut().map(|message| {
-            message.routing_key.clone_from(key);
-            message
-        }));
+        self.runtime.prepare_all(chunk.iter_mut().map(|message| message.keyed(key)));
         let n = chunk.len();
         let route = self.remembered_route(key);
         let limited = self.limited.load(Ordering::Relaxed);
