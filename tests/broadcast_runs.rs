@@ -125,9 +125,10 @@ fn a_handler_that_is_cut_off_in_a_run_gets_nothing_more() {
     let broker = Broker::new();
     let topic = topic(&broker);
     let gated = Gated::start(&topic, Lag::Disconnect, 64, |_| {});
-    publish(&topic, 0..1);
+    // An eighth of its capacity, which it takes at once.
+    topic.publish_batch("n", 0..8).unwrap();
     gated.arrived.recv_timeout(LONG).unwrap();
-    publish(&topic, 1..200);
+    publish(&topic, 8..200);
     gated.go.send(()).unwrap();
     eventually("its thread has left", || !gated.subscription.is_running());
     assert_eq!(gated.seen(), [0]);
