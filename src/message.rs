@@ -694,6 +694,13 @@ impl<T> Message<T> {
             && matches!((&self.routing_key, &self.body), (Text::Inline { .. }, Body::Own(_)))
     }
 
+    /// With this routing key.
+    #[inline]
+    pub(crate) fn keyed(&mut self, key: &Text) -> &mut Self {
+        self.routing_key.clone_from(key);
+        self
+    }
+
     /// Puts another payload into the same envelope.
     pub(crate) fn replace_payload(&mut self, payload: T) {
         let old = std::mem::replace(&mut self.body, Body::Own(payload));
@@ -781,10 +788,30 @@ impl<T: fmt::Debug> fmt::Debug for Message<T> {
 }
 
 /// A short string that allocates only past [`Text::INLINE`] bytes, and is shared rather than copied then.
-#[derive(Clone)]
 pub(crate) enum Text {
     Inline { len: u8, bytes: [u8; Text::INLINE] },
     Shared(Arc<str>),
+}
+
+impl Clone for Text {
+    #[inline]
+    fn clone(&self) -> Self {
+        match self {
+            Self::Inline { len, bytes } => Self::Inline { len: *len, bytes: *bytes },
+            Self::Shared(text) => Self::Shared(Arc::clone(text)),
+        }
+    }
+
+    /// From one place to the other. A clone would be put together on the stack, in pieces other than those in which it
+    /// is read back from there, and such a read waits until all that was written before has reached the cache: a
+    /// whole message, from another core.
+    #[inline]
+    fn clone_from(&mut self, other: &Self) {
+        match other {
+            Self::Inline { len, bytes } => *self = Self::Inline { len: *len, bytes: *bytes },
+            Self::Shared(text) => *self = Self::Shared(Arc::clone(text)),
+        }
+    }
 }
 
 impl Text {

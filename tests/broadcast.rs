@@ -239,6 +239,8 @@ fn a_batch_that_is_refused_half_way_gives_the_rest_back() {
     let refused = topic.publish_batch("n", 0..3).unwrap_err();
     assert!(matches!(refused.cause, PublishError::Closed(_)));
     assert_eq!((refused.accepted, refused.rest.len()), (0, 2));
+    let refused = topic.publish_batch("n", 0..500).unwrap_err();
+    assert!(refused.rest.len() == 499 && refused.rest.iter().all(|message| message.routing_key() == "n"));
 }
 
 // Lag

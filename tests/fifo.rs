@@ -213,3 +213,19 @@ fn a_message_sent_again_starts_afresh() {
     assert_eq!((again.attempt(), again.redelivered()), (1, false));
     again.ack().unwrap();
 }
+
+#[test]
+fn a_batch_that_was_sent_as_one_comes_as_one() {
+    let queue = queue(1000);
+    let send = |n: u32| _ = queue.send_batch(0..n).unwrap();
+    let take = |max| {
+        let batch = queue.recv_batch(max).unwrap();
+        let numbers: Vec<u32> = batch.iter().map(|message| **message).collect();
+        batch.ack().unwrap();
+        numbers.len()
+    };
+    [40, 64, 64, 64].into_iter().for_each(send);
+    assert_eq!([take(64), take(64), take(64), take(64)], [40, 64, 64, 64], "rather than 64 of two each");
+    [40, 64, 64].into_iter().for_each(send);
+    assert_eq!([take(100), take(100)], [100, 68], "where they have to be split anyway");
+}

@@ -181,10 +181,14 @@ impl<T: Send + Sync + 'static> Queue<T> {
         &self,
         messages: impl IntoIterator<Item = M>,
     ) -> Result<usize, BatchError<T, SendError<T>>> {
-        in_chunks(messages.into_iter(), |chunk| {
-            self.core.runtime.prepare_all(chunk.iter_mut());
-            self.core.accept_chunk(chunk).map_err(|refused| self.core.send_error(refused))
-        })
+        in_chunks(
+            messages.into_iter(),
+            || self.core.spare(),
+            |chunk| {
+                self.core.runtime.prepare_all(chunk.iter_mut());
+                self.core.accept_chunk(chunk).map_err(|refused| self.core.send_error(refused))
+            },
+        )
     }
 
     #[inline(always)]
@@ -287,7 +291,8 @@ impl<T: Send + Sync + 'static> Queue<T> {
         })
     }
 
-    /// Up to `max` messages (at least 1 counts as asked for), waiting only for the first of them.
+    /// Up to `max` messages (at least 1 counts as asked for), waiting only for the first of them. It may end before a
+    /// batch that was sent as one and has just the right size for the next call.
     ///
     /// # Errors
     /// As [`Queue::recv`].
@@ -639,14 +644,22 @@ impl<T: Send + Sync + 'static> Core<T> {
 
 /// Sends messages in chunks through `accept`, which leaves in the chunk what it did not reach. On refusal:
 /// how many were accepted, why the next was not, and the rest. The iterator is the caller's code, so it
-/// runs outside all locks.
+/// runs outside all locks. `spare` may have an empty chunk that was used before.
 pub(crate) fn in_chunks<T, M: Into<Message<T>>, E>(
     mut messages: impl Iterator<Item = M>,
+    spare: impl Fn() -> Chunk<Message<T>>,
     mut accept: impl FnMut(&mut Chunk<Message<T>>) -> Result<(), E>,
 ) -> Result<usize, BatchError<T, E>> {
     let mut chunk = Chunk::new();
     let mut accepted = 0;
     loop {
+        let (least, most) = messages.size_hint();
+        if most == Some(0) {
+            return Ok(accepted);
+        }
+        if least >= FEW && chunk.capacity() == 0 {
+            chunk = spare();
+        }
         fill(&mut chunk, messages.by_ref().map(Into::into));
         let n = chunk.len();
         if n == 0 {
@@ -664,10 +677,11 @@ pub(crate) fn in_chunks<T, M: Into<Message<T>>, E>(
     }
 }
 
+/// Few enough to be copied once more where it turns out that there are many.
+const FEW: usize = 8;
+
 /// Fills an empty chunk, as far as there is something to fill it with.
 fn fill<M>(chunk: &mut Chunk<M>, mut messages: impl Iterator<Item = M>) {
-    /// Few enough to be copied once more where it turns out that there are many.
-    const FEW: usize = 8;
     let full = chunk_len::<M>();
     if messages.size_hint().0 < FEW {
         // A chunk that doubled its memory time and again would copy each of them about once.

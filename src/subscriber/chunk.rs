@@ -1,71 +1,161 @@
-//! Messages that follow each other, written once and read by everybody without a lock.
+//! Messages that follow each other, which everybody reads without a lock.
 
-use crate::message::Message;
+use crate::message::{Keeps, Message};
 use crate::outcome::{contained, drop_contained};
-use crate::sync::{AtomicBool, Mutex, Ordering};
-use std::sync::{Arc, OnceLock};
+use crate::sync::Mutex;
+use std::sync::Arc;
 
 /// The most messages in one chunk.
 pub(super) const CHUNK: usize = 64;
 
 /// The most chunks that are kept for use again.
-const KEPT: usize = 2;
+const KEPT: usize = 4;
 
-/// A piece of a ring. Its slots are filled in order, under the ring's lock, and never change after that.
+/// A piece of a ring. It is filled under the ring's lock, and never changes once others have it.
 pub(super) struct Chunk<T> {
     /// The place of its first message.
     pub(super) start: u64,
-    slots: Vec<OnceLock<Arc<Message<T>>>>,
+    pub(super) messages: Messages<T>,
     /// Some of them have a time to live, so that their readers need not look at each.
-    expires: AtomicBool,
+    pub(super) expires: bool,
 }
 
-impl<T> Chunk<T> {
-    pub(super) fn new(start: u64, len: usize) -> Self {
-        Self { start, slots: (0..len).map(|_| OnceLock::new()).collect(), expires: AtomicBool::new(false) }
-    }
+/// How a chunk holds its messages: all in one way.
+pub(super) enum Messages<T> {
+    /// Where only handlers read them, who take none along.
+    Own(Vec<Message<T>>),
+    Shared(Vec<Arc<Message<T>>>),
+}
 
-    /// Where it ends at the latest; the next one may begin earlier.
-    pub(super) fn limit(&self) -> u64 {
-        self.start + self.slots.len() as u64
+impl<T> Messages<T> {
+    pub(super) fn with_capacity(own: bool, len: usize) -> Self {
+        if own { Self::Own(Vec::with_capacity(len)) } else { Self::Shared(Vec::with_capacity(len)) }
     }
 
     #[inline]
-    pub(super) fn put(&self, place: u64, message: Arc<Message<T>>) {
-        if message.expires() {
-            self.expires.store(true, Ordering::Relaxed);
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Own(messages) => messages.len(),
+            Self::Shared(messages) => messages.len(),
         }
-        assert!(self.slots[(place - self.start) as usize].set(message).is_ok(), "a place is written once");
     }
 
-    /// `None` if nothing has been written there.
-    #[inline]
-    pub(super) fn get(&self, place: u64) -> Option<&Arc<Message<T>>> {
-        self.slots[(place - self.start) as usize].get()
+    fn capacity(&self) -> usize {
+        match self {
+            Self::Own(messages) => messages.capacity(),
+            Self::Shared(messages) => messages.capacity(),
+        }
+    }
+
+    fn is_own(&self) -> bool {
+        matches!(self, Self::Own(_))
     }
 
     #[inline]
-    pub(super) fn expires(&self) -> bool {
-        self.expires.load(Ordering::Relaxed)
+    fn get(&self, index: usize) -> &Message<T> {
+        match self {
+            Self::Own(messages) => &messages[index],
+            Self::Shared(messages) => &messages[index],
+        }
+    }
+
+    /// Gives back room for messages that will not come, unless that is little.
+    fn shrink(&mut self) {
+        if self.len() > self.capacity() / 2 {
+            return;
+        }
+        match self {
+            Self::Own(messages) => messages.shrink_to_fit(),
+            Self::Shared(messages) => messages.shrink_to_fit(),
+        }
     }
 
     /// Drops the messages, one by one, since a second panic on the way out would abort the process. The places of
     /// those that nobody else has go to `spares`.
     fn clear(&mut self, spares: &mut Vec<Arc<Message<T>>>) {
-        for mut message in self.slots.iter_mut().filter_map(OnceLock::take) {
-            let Some(alone) = Arc::get_mut(&mut message) else {
-                drop_contained(message);
-                continue;
-            };
-            let _ = contained(|| alone.clear());
-            spares.push(message);
+        match self {
+            // Nothing in them is the user's, so there is nobody to panic.
+            Self::Own(messages) if !std::mem::needs_drop::<T>() => messages.clear(),
+            Self::Own(messages) => {
+                messages.iter_mut().for_each(|message| _ = contained(|| message.clear()));
+                messages.clear();
+            }
+            Self::Shared(messages) => {
+                spares.reserve(messages.len());
+                messages.drain(..).for_each(|mut message| match Arc::get_mut(&mut message) {
+                    Some(alone) => {
+                        let _ = contained(|| alone.clear());
+                        spares.push(message);
+                    }
+                    None => drop_contained(message),
+                });
+            }
         }
+    }
+}
+
+impl<T> Chunk<T> {
+    pub(super) fn new(start: u64) -> Self {
+        // Takes no memory.
+        Self { start, messages: Messages::Shared(Vec::new()), expires: false }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.messages.len() == 0
+    }
+
+    /// The place after its last message.
+    #[inline]
+    pub(super) fn end(&self) -> u64 {
+        self.start + self.messages.len() as u64
+    }
+
+    /// For others to see.
+    pub(super) fn sealed(mut self) -> Arc<Self> {
+        self.messages.shrink();
+        Arc::new(self)
+    }
+
+    #[inline]
+    pub(super) fn get(&self, place: u64) -> &Message<T> {
+        self.messages.get((place - self.start) as usize)
+    }
+}
+
+impl<T: Send + Sync + 'static> Chunk<T> {
+    /// A message for somebody who takes it along. One that stands here for handlers keeps the chunk alive then.
+    #[inline]
+    pub(super) fn share(self: &Arc<Self>, place: u64) -> Arc<Message<T>> {
+        let index = (place - self.start) as usize;
+        match &self.messages {
+            Messages::Shared(messages) => Arc::clone(&messages[index]),
+            Messages::Own(messages) => {
+                let chunk = Arc::clone(self);
+                Arc::new(messages[index].share_kept(|| Arc::new(Kept { chunk, index })))
+            }
+        }
+    }
+}
+
+/// The payload of a message that stays in its chunk.
+struct Kept<T> {
+    chunk: Arc<Chunk<T>>,
+    index: usize,
+}
+
+impl<T: Send + Sync> Keeps<T> for Kept<T> {
+    fn payload(&self) -> &T {
+        self.chunk.messages.get(self.index).payload()
     }
 }
 
 impl<T> Drop for Chunk<T> {
     fn drop(&mut self) {
-        self.slots.iter_mut().filter_map(OnceLock::take).for_each(drop_contained);
+        match &mut self.messages {
+            Messages::Own(messages) if !std::mem::needs_drop::<T>() => messages.clear(),
+            Messages::Own(messages) => messages.drain(..).for_each(drop_contained),
+            Messages::Shared(messages) => messages.drain(..).for_each(drop_contained),
+        }
     }
 }
 
@@ -79,36 +169,38 @@ struct Shelf<T> {
     is_open: bool,
 }
 
-/// An emptied chunk and emptied messages.
-type Used<T> = (Chunk<T>, Vec<Arc<Message<T>>>);
+/// Room for messages, and emptied messages.
+type Used<T> = (Messages<T>, Vec<Arc<Message<T>>>);
 
 impl<T> Pool<T> {
     pub(super) fn new() -> Self {
         Self(Mutex::new(Shelf { used: Vec::new(), is_open: false }))
     }
 
-    /// A chunk, and places for its messages unless `spares` has some.
-    pub(super) fn take(&self, start: u64, len: usize, spares: &mut Vec<Arc<Message<T>>>) -> Chunk<T> {
-        let Some((mut chunk, mut places)) = self.0.lock().used.pop() else { return Chunk::new(start, len) };
+    /// Room for so many messages, and places for them unless `spares` has some.
+    pub(super) fn take(&self, own: bool, len: usize, spares: &mut Vec<Arc<Message<T>>>) -> Messages<T> {
+        let Some((messages, mut places)) = self.0.lock().used.pop() else {
+            return Messages::with_capacity(own, len);
+        };
         if spares.is_empty() {
             std::mem::swap(spares, &mut places);
         }
-        if chunk.slots.len() != len {
-            return Chunk::new(start, len);
+        if messages.is_own() == own && messages.capacity() >= len {
+            messages
+        } else {
+            Messages::with_capacity(own, len)
         }
-        chunk.start = start;
-        chunk.expires = AtomicBool::new(false);
-        chunk
     }
 
     /// Lets go of a chunk, holding no lock: whoever is the last to do so drops what is in it.
     pub(super) fn give(&self, chunk: Arc<Chunk<T>>) {
         let Some(mut chunk) = Arc::into_inner(chunk) else { return };
-        let mut spares = Vec::with_capacity(chunk.slots.len());
-        chunk.clear(&mut spares);
+        let mut messages = std::mem::replace(&mut chunk.messages, Messages::Shared(Vec::new()));
+        let mut spares = Vec::new();
+        messages.clear(&mut spares);
         let mut shelf = self.0.lock();
         if shelf.is_open && shelf.used.len() < KEPT {
-            shelf.used.push((chunk, spares));
+            shelf.used.push((messages, spares));
         }
     }
 
@@ -125,18 +217,15 @@ impl<T> Pool<T> {
 mod tests {
     use super::*;
 
-    /// A chunk of four at place 8, with messages in its first places.
+    /// A chunk at place 8.
     fn chunk(messages: &[Arc<Message<u32>>]) -> Arc<Chunk<u32>> {
-        let chunk = Chunk::new(8, 4);
-        (8..).zip(messages).for_each(|(place, message)| chunk.put(place, Arc::clone(message)));
-        Arc::new(chunk)
+        Arc::new(Chunk { start: 8, messages: Messages::Shared(messages.to_vec()), expires: false })
     }
 
     #[test]
-    fn what_is_written_can_be_read_and_the_rest_is_not_there() {
+    fn what_is_written_can_be_read() {
         let chunk = chunk(&[Arc::new(Message::new(1)), Arc::new(Message::new(2))]);
-        let read = |place| chunk.get(place).map(|message| ***message);
-        assert_eq!((read(8), read(9), read(10), chunk.limit()), (Some(1), Some(2), None, 12));
+        assert_eq!((**chunk.get(8), **chunk.get(9), chunk.end()), (1, 2, 10));
     }
 
     #[test]
@@ -148,12 +237,38 @@ mod tests {
         let reader = Arc::clone(&full);
         pool.give(full);
         assert!(pool.0.lock().used.is_empty(), "somebody still reads it");
-        assert_eq!(***reader.get(9).unwrap(), 2);
+        assert_eq!(**reader.get(9), 2);
         pool.give(reader);
         let mut spares = Vec::new();
-        let again = pool.take(12, 4, &mut spares);
-        assert_eq!((spares.len(), again.start, again.get(12).is_none()), (1, 12, true));
+        let again = pool.take(false, 2, &mut spares);
+        assert_eq!((spares.len(), again.len(), again.capacity()), (1, 0, 2));
         assert_eq!(**kept, 1);
+    }
+
+    #[test]
+    fn a_message_taken_along_outlives_its_place() {
+        let (payload, message) = (Arc::new("kept"), Message::new(Arc::new("left")).with_header("of", "this"));
+        let messages = Messages::Own(vec![message, Message::new(Arc::clone(&payload))]);
+        let chunk = Arc::new(Chunk { start: 8, messages, expires: false });
+        let (taken, left) = (chunk.share(9), chunk.share(8));
+        Pool::new().give(chunk);
+        assert_eq!((**left.payload(), left.header("of")), ("left", Some("this")));
+        drop(left);
+        assert_eq!((**taken.payload(), Arc::strong_count(&payload)), ("kept", 2));
+        drop(taken);
+        assert_eq!(Arc::strong_count(&payload), 1);
+    }
+
+    #[test]
+    fn room_for_messages_that_did_not_come_is_given_back() {
+        let capacity = |len| {
+            let mut messages = Messages::with_capacity(true, CHUNK);
+            if let Messages::Own(messages) = &mut messages {
+                messages.extend((0..len).map(Message::new));
+            }
+            Chunk { start: 0, messages, expires: false }.sealed().messages.capacity()
+        };
+        assert_eq!((capacity(1), capacity(32), capacity(33)), (1, 32, CHUNK));
     }
 
     #[test]
@@ -163,7 +278,7 @@ mod tests {
         pool.give(chunk(&[]));
         assert_eq!(kept(&pool), 0);
         pool.set_open(true);
-        (0..5).for_each(|_| pool.give(chunk(&[])));
+        (0..9).for_each(|_| pool.give(chunk(&[])));
         assert_eq!(kept(&pool), KEPT);
         pool.set_open(false);
         assert_eq!(kept(&pool), 0);

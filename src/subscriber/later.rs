@@ -64,11 +64,11 @@ impl<T: Send + Sync + 'static> Ring<T> {
             }
             let Some(Later { message, timer }) = state.delayed.pop_due(now) else { return };
             if timer.as_ref().is_some_and(|timer| !timer.fire()) {
-                waste.messages.push(message);
+                waste.all().messages.push(message);
                 continue;
             }
-            waste.timers.extend(timer.map(|timer| (Arc::clone(&self.runtime), timer)));
-            self.append(state, message, waste);
+            waste.all().timers.extend(timer.map(|timer| (Arc::clone(&self.runtime), timer)));
+            self.append_shared(state, message, waste);
         }
         state.overdue = false;
         self.note_awaited(state);
@@ -77,7 +77,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
     /// There may be room for what is overdue.
     #[cold]
     pub(super) fn catch_up(&self, mut state: MutexGuard<'_, State<T>>) {
-        let mut waste = Waste::new();
+        let mut waste = Waste::default();
         self.bring_due(&mut state, self.runtime.clock.now(), &mut waste);
         let next = state.next_due();
         self.tell_all(state);
@@ -104,7 +104,7 @@ impl<T> State<T> {
         let delayed = self.delayed.take_where(|_| true);
         self.overdue = false;
         self.leave_behind(topic, delayed.len() as u64);
-        waste.messages.extend(delayed.into_iter().map(|later| later.message));
+        waste.all().messages.extend(delayed.into_iter().map(|later| later.message));
     }
 
     /// Notes what has not been delivered. Handlers have left by then, so who would have got it cannot be said.
@@ -118,7 +118,7 @@ impl<T> State<T> {
 impl<T: Send + Sync + 'static> Timed for Ring<T> {
     /// Something is due, or somebody's timeout may be over.
     fn fire(&self, now: Timestamp) -> Option<Timestamp> {
-        let mut waste = Waste::new();
+        let mut waste = Waste::default();
         let mut state = self.state.lock();
         self.bring_due(&mut state, now, &mut waste);
         let next = state.next_due();

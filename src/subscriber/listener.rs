@@ -155,7 +155,9 @@ impl<T: Send + Sync + 'static, H: Fn(&Message<T>) + Send + Sync + 'static> Liste
     fn serve(&self, mut reader: Reader<T>) {
         let go_on = || !self.stopping.load(Ordering::Acquire);
         self.ring.runtime.as_worker(self.seat.identity(), || {
-            while go_on() && self.handle_next(&mut reader, Patience::Forever, &go_on) {}
+            while go_on() && self.handle_next(&mut reader, Patience::Forever, &go_on) {
+                self.handle_run(&mut reader, &go_on);
+            }
         });
         drop(reader);
         self.leave();
@@ -164,7 +166,7 @@ impl<T: Send + Sync + 'static, H: Fn(&Message<T>) + Send + Sync + 'static> Liste
     /// Handles one message or one lag; `false` when nothing will come any more.
     fn handle_next(&self, reader: &mut Reader<T>, patience: Patience, go_on: &impl Fn() -> bool) -> bool {
         match reader.next(patience, go_on) {
-            Ok(message) => self.handle(message),
+            Ok(()) => self.handle(reader.last()),
             Err(BroadcastError::Lagged(missed)) => self.tell_lag(missed),
             // In a simulation, if all that was there had expired.
             Err(BroadcastError::Empty) => {}
@@ -173,6 +175,24 @@ impl<T: Send + Sync + 'static, H: Fn(&Message<T>) + Send + Sync + 'static> Liste
         reader.is_done();
         self.ring.runtime.note_progress();
         true
+    }
+
+    /// Handles what was taken together with the one before.
+    fn handle_run(&self, reader: &mut Reader<T>, go_on: &impl Fn() -> bool) {
+        // A panic ends the run at its message; what is left of it follows.
+        while let Err(text) = contained(|| {
+            while go_on()
+                && let Some(message) = reader.step()
+            {
+                (self.handler)(message);
+                reader.has_stepped();
+                self.ring.runtime.note_progress();
+            }
+        }) {
+            self.tell_panic(reader.last().id(), text);
+            reader.has_stepped();
+            self.ring.runtime.note_progress();
+        }
     }
 
     #[inline]

@@ -261,16 +261,21 @@ impl<T: Send + Sync + 'static> Subscriber<T> {
     /// # Errors
     /// As [`Subscriber::recv`], of the first. What is wrong later is reported by the next receive.
     pub fn recv_batch(&self, max: usize) -> Result<Vec<Arc<Message<T>>>, BroadcastError> {
-        let mut batch = Vec::new();
         if max == 0 {
-            return Ok(batch);
+            return Ok(Vec::new());
         }
-        batch.push(self.recv()?);
+        let first = self.recv()?;
         let mut reader = self.reader.borrow_mut();
+        let mut batch = Vec::with_capacity(max.min(1 + reader.taken()));
+        batch.push(first);
+        // Not what comes meanwhile: to take message after message would be slow for all.
+        let horizon = reader.horizon();
         // What cannot be had without an error is left for the next receive.
-        while batch.len() < max && reader.is_plain() {
-            let Ok(message) = reader.next(Patience::None, &|| true) else { break };
-            batch.push(Arc::clone(message));
+        while batch.len() < max && reader.is_plain(horizon) {
+            if reader.next(Patience::None, &|| true).is_err() {
+                break;
+            }
+            batch.push(reader.last_shared());
         }
         Ok(batch)
     }
@@ -322,7 +327,9 @@ impl<T: Send + Sync + 'static> Subscriber<T> {
 
     #[inline]
     fn next(&self, patience: Patience) -> Result<Arc<Message<T>>, BroadcastError> {
-        self.reader.borrow_mut().next(patience, &|| true).cloned()
+        let mut reader = self.reader.borrow_mut();
+        reader.next(patience, &|| true)?;
+        Ok(reader.last_shared())
     }
 }
 

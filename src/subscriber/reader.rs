@@ -8,6 +8,7 @@ use crate::error::BroadcastError;
 use crate::message::Message;
 use crate::outcome::drop_contained;
 use crate::queue::core::Patience;
+use crate::sync::Ordering;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -41,11 +42,7 @@ impl<T: Send + Sync + 'static> Reader<T> {
 
     /// The next message, waiting as long as `patience` and `go_on` say.
     #[inline]
-    pub(super) fn next(
-        &mut self,
-        patience: Patience,
-        go_on: &impl Fn() -> bool,
-    ) -> Result<&Arc<Message<T>>, BroadcastError> {
+    pub(super) fn next(&mut self, patience: Patience, go_on: &impl Fn() -> bool) -> Result<(), BroadcastError> {
         loop {
             if self.cursor < self.until && !self.seat.is_cut() {
                 self.cursor += 1;
@@ -53,9 +50,20 @@ impl<T: Send + Sync + 'static> Reader<T> {
                 self.advance(patience, go_on)?;
             }
             if !self.may_expire() || !self.skip_expired() {
-                return Ok(self.last());
+                return Ok(());
             }
         }
+    }
+
+    /// Goes on to the next message if that has been taken already and needs no second look; what comes in a run.
+    #[inline]
+    pub(super) fn step(&mut self) -> Option<&Message<T>> {
+        let chunk = self.current.as_ref()?;
+        if self.cursor >= self.until || chunk.expires || self.seat.is_cut() {
+            return None;
+        }
+        self.cursor += 1;
+        Some(chunk.get(self.cursor - 1))
     }
 
     /// Goes on to the next message when no more of the current chunk has been taken.
@@ -84,17 +92,26 @@ impl<T: Send + Sync + 'static> Reader<T> {
 
     /// What was handed out last.
     #[inline]
-    fn last(&self) -> &Arc<Message<T>> {
+    pub(super) fn last(&self) -> &Message<T> {
         match &self.current {
-            Some(chunk) => chunk.get(self.cursor - 1).expect("it was taken, so it has been written"),
+            Some(chunk) => chunk.get(self.cursor - 1),
             None => self.replayed.as_ref().expect("a replay comes before all chunks"),
+        }
+    }
+
+    /// As [`Reader::last`], to be taken along.
+    #[inline]
+    pub(super) fn last_shared(&self) -> Arc<Message<T>> {
+        match &self.current {
+            Some(chunk) => chunk.share(self.cursor - 1),
+            None => Arc::clone(self.replayed.as_ref().expect("a replay comes before all chunks")),
         }
     }
 
     /// Whether what is to be handed out may have a time to live.
     #[inline]
     fn may_expire(&self) -> bool {
-        self.current.as_ref().is_none_or(|chunk| chunk.expires())
+        self.current.as_ref().is_none_or(|chunk| chunk.expires)
     }
 
     /// Whether what was to be handed out has outlived its time, and is left out.
@@ -113,12 +130,23 @@ impl<T: Send + Sync + 'static> Reader<T> {
         self.seat.has_done(self.cursor, self.replay.len());
     }
 
+    /// As [`Reader::is_done`], of a message that [`Reader::step`] gave.
+    #[inline]
+    pub(super) fn has_stepped(&self) {
+        self.seat.has_done_to(self.cursor);
+    }
+
+    /// How many it has taken beyond what was handed out last.
+    pub(super) fn taken(&self) -> usize {
+        (self.fetched - self.cursor) as usize + self.replay.len()
+    }
+
     /// So few messages at once that what it holds counts as its capacity says, or nearly so.
     fn ahead(&self) -> u64 {
         (self.seat.capacity / 8).clamp(1, AHEAD) as u64
     }
 
-    /// Takes what has been added to the current chunk.
+    /// Takes more of the current chunk.
     fn fetch_on(&mut self) -> bool {
         let Some(chunk) = &self.current else { return false };
         let Some(until) = self.ring.fetch_on(&self.seat, self.cursor, self.ahead(), chunk) else { return false };
@@ -131,9 +159,6 @@ impl<T: Send + Sync + 'static> Reader<T> {
         let mut has_spun = matches!(patience, Patience::None);
         if !has_spun && !self.ring.has_more(self.cursor) {
             self.ring.spin(self.cursor);
-            if self.fetch_on() {
-                return Ok(());
-            }
             has_spun = true;
         }
         self.let_go();
@@ -168,10 +193,16 @@ impl<T: Send + Sync + 'static> Reader<T> {
             || self.seat.is_cut()
     }
 
-    /// Whether the next one can be had without waiting and without an error.
-    pub(super) fn is_plain(&self) -> bool {
+    /// Where what is there now ends.
+    pub(super) fn horizon(&self) -> u64 {
+        self.ring.tail.load(Ordering::Acquire)
+    }
+
+    /// Whether the next one can be had without waiting and without an error, if it comes before `horizon`.
+    pub(super) fn is_plain(&self, horizon: u64) -> bool {
         let there = || !self.replay.is_empty() || self.cursor < self.fetched;
-        !self.seat.is_cut() && (there() || self.ring.has_plain(&self.seat, self.cursor))
+        let more = || self.cursor < horizon && self.ring.has_plain(&self.seat, self.cursor);
+        !self.seat.is_cut() && (there() || more())
     }
 
     pub(super) fn backlog(&self) -> u64 {

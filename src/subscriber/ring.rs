@@ -120,38 +120,44 @@ impl<T: Send + Sync + 'static> Ring<T> {
         self.state.lock().gate == Gate::Open
     }
 
-    /// Room for one message, if no subscriber is to be waited for; [`Ring::put`] follows.
+    /// What is not taken by the short way.
     #[inline]
-    pub(crate) fn room(&self) -> Option<Room<'_, T>> {
+    pub(crate) fn is_special(message: &Message<T>) -> bool {
+        message.extras.is_some() && (message.is_timed() || message.is_request())
+    }
+
+    /// Room for this message, if it can be taken as it is and no subscriber is to be waited for; [`Ring::put`] follows.
+    #[inline]
+    pub(crate) fn room_for(&self, message: &Message<T>) -> Option<Room<'_, T>> {
+        if Self::is_special(message) {
+            return None;
+        }
         let mut state = self.state.lock();
         self.let_in(&mut state).is_ok().then_some(Room(state))
     }
 
     /// Takes a message that has its id and times.
     #[inline]
-    pub(crate) fn put(&self, Room(mut state): Room<'_, T>, message: Message<T>, waste: &mut Waste<T>) {
-        let message = state.wrap(message);
-        self.append(&mut state, message, waste);
+    pub(crate) fn put(&self, Room(mut state): Room<'_, T>, message: Message<T>) -> Waste<T> {
+        let mut waste = Waste::default();
+        self.append(&mut state, message, &mut waste);
         self.finish(state);
+        waste
     }
 
     /// Takes as many of these as it can, from the front, with one visit; says why not all.
     pub(crate) fn offer_chunk(&self, chunk: &mut VecDeque<Message<T>>) -> Result<(), Refusal> {
-        let mut offered: VecDeque<_> = chunk.drain(..).map(for_subscribers).collect();
-        let mut waste = Waste::new();
+        let mut waste = Waste::default();
         let mut state = self.state.lock();
-        let refusal = loop {
-            if offered.is_empty() {
-                break None;
-            }
+        while !chunk.is_empty() {
             if let Err(refusal) = self.let_in(&mut state) {
-                break Some(refusal);
+                self.finish(state);
+                return Err(refusal);
             }
-            offered.pop_front().into_iter().for_each(|message| self.append(&mut state, message, &mut waste));
-        };
+            chunk.pop_front().into_iter().for_each(|message| self.append(&mut state, message, &mut waste));
+        }
         self.finish(state);
-        chunk.extend(offered.into_iter().map(|message| Arc::into_inner(message).expect("nobody has seen it")));
-        refusal.map_or(Ok(()), Err)
+        Ok(())
     }
 
     /// Promises to take one message, or says why not; [`Ring::redeem`] or [`Ring::forgo`] follows. One with a
@@ -168,16 +174,34 @@ impl<T: Send + Sync + 'static> Ring<T> {
 
     /// `timer` is the message's own, taken out.
     pub(crate) fn redeem(&self, message: Arc<Message<T>>, timer: Option<TimerRef>) {
-        let mut waste = Waste::new();
+        match message.due() {
+            Some(due) => self.redeem_later(due, message, timer),
+            None => self.redeem_by(timer, |state, waste| self.append_shared(state, message, waste)),
+        }
+    }
+
+    /// As [`Ring::redeem`], of a message that nobody else has.
+    pub(crate) fn redeem_alone(&self, message: Message<T>, timer: Option<TimerRef>) {
+        match message.due() {
+            Some(due) => self.redeem_later(due, for_subscribers(message), timer),
+            None => self.redeem_by(timer, |state, waste| self.append(state, message, waste)),
+        }
+    }
+
+    fn redeem_by(&self, timer: Option<TimerRef>, append: impl FnOnce(&mut State<T>, &mut Waste<T>)) {
+        let mut waste = Waste::default();
         let mut state = self.state.lock();
         state.pledged -= 1;
-        if let Some(due) = message.due() {
-            self.delay(state, due, message, timer);
-        } else {
-            self.append(&mut state, message, &mut waste);
-            self.finish(state);
-            timer.iter().for_each(|timer| self.runtime.timers.supersede(timer));
-        }
+        append(&mut state, &mut waste);
+        self.finish(state);
+        timer.iter().for_each(|timer| self.runtime.timers.supersede(timer));
+        self.runtime.note_progress();
+    }
+
+    fn redeem_later(&self, due: Timestamp, message: Arc<Message<T>>, timer: Option<TimerRef>) {
+        let mut state = self.state.lock();
+        state.pledged -= 1;
+        self.delay(state, due, message, timer);
         self.runtime.note_progress();
     }
 
@@ -211,11 +235,20 @@ impl<T: Send + Sync + 'static> Ring<T> {
 
     /// Writes one message. [`Ring::finish`] follows after the last.
     #[inline]
-    pub(super) fn append(&self, state: &mut State<T>, message: Arc<Message<T>>, waste: &mut Waste<T>) {
+    fn append(&self, state: &mut State<T>, mut message: Message<T>, waste: &mut Waste<T>) {
+        message.note_shown();
         if state.tail >= state.cuts_at {
             self.cut_off(state, waste);
         }
         state.append(message, waste);
+    }
+
+    /// As [`Ring::append`], of a message that others have too.
+    pub(super) fn append_shared(&self, state: &mut State<T>, message: Arc<Message<T>>, waste: &mut Waste<T>) {
+        if state.tail >= state.cuts_at {
+            self.cut_off(state, waste);
+        }
+        state.append_shared(message, waste);
     }
 
     #[inline]
@@ -239,7 +272,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
             return;
         }
         self.disconnected.add(cut.len() as u64);
-        waste.news.extend(cut.iter().map(|seat| {
+        waste.all().news.extend(cut.iter().map(|seat| {
             let (topic, subscriber) = (self.topic.to_string(), seat.name.to_string());
             (Arc::clone(&self.runtime), Event::SubscriberDisconnected { topic, subscriber })
         }));
@@ -281,7 +314,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
     }
 
     pub(super) fn leave(&self, seat: &Arc<Seat>) {
-        let mut waste = Waste::new();
+        let mut waste = Waste::default();
         let mut state = self.state.lock();
         let before = state.seats.len();
         state.seats.retain(|other| !Arc::ptr_eq(other, seat));
@@ -307,7 +340,8 @@ impl<T: Send + Sync + 'static> Ring<T> {
         self.runtime.note_progress();
     }
 
-    /// Takes what is next from `cursor` on, at most `ahead` messages; where that ends.
+    /// Takes what is next from `cursor` on, at most `ahead` messages; where that ends. What is being filled only if
+    /// there is nothing else, so that chunks do not get short where all are busy.
     pub(super) fn fetch(
         &self,
         seat: &Seat,
@@ -315,7 +349,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
         ahead: u64,
         into: &mut VecDeque<Arc<Chunk<T>>>,
     ) -> Result<u64, BroadcastError> {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         if seat.is_cut() {
             return Err(BroadcastError::Disconnected);
         }
@@ -328,18 +362,21 @@ impl<T: Send + Sync + 'static> Ring<T> {
             self.lagged.add(missed);
             return Err(BroadcastError::Lagged(missed));
         }
-        let until = (cursor + ahead).min(state.tail);
+        if cursor >= state.sealed() {
+            state.seal();
+        }
+        let until = (cursor + ahead).min(state.sealed());
         into.extend(state.chunks_from(cursor).take_while(|chunk| chunk.start < until).cloned());
         seat.has_fetched(until);
         self.pass_room_on(state, seat);
         Ok(until)
     }
 
-    /// As [`Ring::fetch`], without the lock, of a chunk it has; where that ends, if there is anything.
+    /// As [`Ring::fetch`], without the lock, of the rest of a chunk it has; where that ends, if there is any.
     pub(super) fn fetch_on(&self, seat: &Seat, cursor: u64, ahead: u64, chunk: &Chunk<T>) -> Option<u64> {
         let tail = self.tail.load(Ordering::Acquire);
-        let until = tail.min(cursor + ahead).min(chunk.limit());
-        if until <= cursor || seat.missing(tail) > 0 || chunk.get(until - 1).is_none() {
+        let until = chunk.end().min(cursor + ahead);
+        if until <= cursor || seat.missing(tail) > 0 {
             return None;
         }
         seat.has_fetched(until);
@@ -410,7 +447,7 @@ impl<T> Ring<T> {
     }
 
     fn set_gate(&self, gate: Gate) {
-        let mut waste = Waste::new();
+        let mut waste = Waste::default();
         let mut state = self.state.lock();
         if state.gate != Gate::Closed {
             state.gate = gate;

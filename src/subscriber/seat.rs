@@ -100,6 +100,12 @@ impl Seat {
         self.places.done.store(cursor, Ordering::Release);
     }
 
+    /// As [`Seat::has_done`], where nothing of a replay is left.
+    #[inline]
+    pub(super) fn has_done_to(&self, cursor: u64) {
+        self.places.done.store(cursor, Ordering::Release);
+    }
+
     pub(super) fn done(&self) -> u64 {
         // What is left of a replay goes down while this goes up.
         self.places.done.load(Ordering::Acquire).wrapping_sub(self.places.replays.load(Ordering::Acquire))

@@ -1,10 +1,10 @@
 //! What a ring holds: the messages and the seats.
 //!
-//! Invariants: chunks follow each other without a gap up to `tail`, and only the last is written to; at least the
+//! Invariants: chunks follow each other without a gap, and then comes what is being filled, up to `tail`; at least the
 //! last `keep` messages are there; no `Lag::Block` subscriber has more than
 //! its capacity before it, beside what it has taken ahead.
 
-use super::chunk::{CHUNK, Chunk, Pool};
+use super::chunk::{CHUNK, Chunk, Messages, Pool};
 use super::later::Later;
 use super::ring::Retention;
 use super::seat::{Lag, Seat};
@@ -15,12 +15,17 @@ use crate::scheduler::DelayHeap;
 use crate::shutdown::Leftover;
 use crate::timer::TimerRef;
 use ahash::AHashMap;
-use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 pub(super) struct State<T> {
     pub(super) chunks: VecDeque<Arc<Chunk<T>>>,
+    /// What comes next, until it is long enough or somebody wants to read it.
+    filling: Chunk<T>,
+    /// How long the chunk before it became, since the next one may be as long.
+    usual: usize,
+    /// All subscribers are handlers, and nothing else needs a message that stands by itself.
+    only_handlers: bool,
     /// Where the oldest chunk may no longer be needed.
     evicts_at: u64,
     /// Places for messages to come.
@@ -64,44 +69,67 @@ pub(super) enum Gate {
 }
 
 /// What is left to do when no lock is held any more: what is no longer needed is dropped, and destructors are
-/// the user's.
+/// the user's. Mostly nothing, or a chunk.
 pub(crate) struct Waste<T> {
-    pub(super) chunks: SmallVec<[(Arc<Pool<T>>, Arc<Chunk<T>>); 2]>,
+    chunk: Option<(Arc<Pool<T>>, Arc<Chunk<T>>)>,
+    more: Option<Box<Wasted<T>>>,
+}
+
+pub(super) struct Wasted<T> {
+    chunks: Vec<(Arc<Pool<T>>, Arc<Chunk<T>>)>,
     pub(super) messages: Vec<Arc<Message<T>>>,
     /// To be told of: whoever listens is a user's function as well.
     pub(super) news: Vec<(Arc<Runtime>, Event)>,
     pub(super) timers: Vec<(Arc<Runtime>, TimerRef)>,
 }
 
+impl<T> Default for Waste<T> {
+    #[inline]
+    fn default() -> Self {
+        Self { chunk: None, more: None }
+    }
+}
+
 impl<T> Waste<T> {
-    pub(crate) fn new() -> Self {
-        Self { chunks: SmallVec::new(), messages: Vec::new(), news: Vec::new(), timers: Vec::new() }
+    pub(super) fn of(message: Arc<Message<T>>) -> Self {
+        let mut waste = Self::default();
+        waste.all().messages.push(message);
+        waste
     }
 
-    pub(super) fn of(message: Arc<Message<T>>) -> Self {
-        let mut waste = Self::new();
-        waste.messages.push(message);
-        waste
+    /// To add to it.
+    pub(super) fn all(&mut self) -> &mut Wasted<T> {
+        self.more.get_or_insert_with(|| {
+            let (chunks, messages, news, timers) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            Box::new(Wasted { chunks, messages, news, timers })
+        })
+    }
+
+    fn push_chunk(&mut self, pool: &Arc<Pool<T>>, chunk: Arc<Chunk<T>>) {
+        let chunk = (Arc::clone(pool), chunk);
+        if self.chunk.is_none() { self.chunk = Some(chunk) } else { self.all().chunks.push(chunk) }
     }
 }
 
 impl<T> Drop for Waste<T> {
     #[inline]
     fn drop(&mut self) {
-        let Self { chunks, messages, news, timers } = &self;
-        if !(chunks.is_empty() && messages.is_empty() && news.is_empty() && timers.is_empty()) {
-            self.clear_away();
+        if let Some((pool, chunk)) = self.chunk.take() {
+            pool.give(chunk);
+        }
+        if let Some(wasted) = self.more.take() {
+            wasted.clear_away();
         }
     }
 }
 
-impl<T> Waste<T> {
+impl<T> Wasted<T> {
     #[inline(never)]
-    fn clear_away(&mut self) {
-        self.chunks.drain(..).for_each(|(pool, chunk)| pool.give(chunk));
-        self.messages.drain(..).for_each(drop_contained);
-        self.timers.drain(..).for_each(|(runtime, timer)| runtime.timers.forget(&timer));
-        for (runtime, event) in self.news.drain(..) {
+    fn clear_away(self) {
+        self.chunks.into_iter().for_each(|(pool, chunk)| pool.give(chunk));
+        self.messages.into_iter().for_each(drop_contained);
+        self.timers.into_iter().for_each(|(runtime, timer)| runtime.timers.forget(&timer));
+        for (runtime, event) in self.news {
             runtime.tell(|| event);
             runtime.note_progress();
         }
@@ -118,6 +146,9 @@ impl<T> State<T> {
     pub(super) fn new(retention: Retention, pool: Arc<Pool<T>>) -> Self {
         Self {
             chunks: VecDeque::new(),
+            filling: Chunk::new(0),
+            usual: 4,
+            only_handlers: false,
             evicts_at: u64::MAX,
             spares: Vec::new(),
             pool,
@@ -145,7 +176,7 @@ impl<T> State<T> {
 
     /// The oldest message that is still there.
     pub(super) fn head(&self) -> u64 {
-        self.chunks.front().map_or(self.tail, |chunk| chunk.start)
+        self.chunks.front().map_or(self.filling.start, |chunk| chunk.start)
     }
 
     /// The longest a chunk may get, so that little more than `keep` is kept.
@@ -191,13 +222,13 @@ impl<T> State<T> {
         self.cuts_at = self.limit_of(Lag::Disconnect);
         let largest = self.seats.iter().map(|seat| seat.capacity).max().unwrap_or(0);
         self.keep = largest.max(retention.last);
+        let handled = !self.seats.is_empty() && self.seats.iter().all(|seat| seat.is_handled());
+        self.only_handlers = handled && self.latest.is_none();
         self.look_at_oldest_again();
     }
 
-    /// As subscribers see it, in a place that was used before if there is one.
-    #[inline]
-    pub(super) fn wrap(&mut self, mut message: Message<T>) -> Arc<Message<T>> {
-        message.note_shown();
+    /// In a place that was used before if there is one.
+    fn wrap(&mut self, message: Message<T>) -> Arc<Message<T>> {
         let Some(mut spare) = self.spares.pop() else { return Arc::new(message) };
         match Arc::get_mut(&mut spare) {
             Some(place) => *place = message,
@@ -206,33 +237,82 @@ impl<T> State<T> {
         spare
     }
 
+    /// Adds a message that nobody else has yet; it has been noted as shown.
     #[inline]
-    pub(super) fn append(&mut self, message: Arc<Message<T>>, waste: &mut Waste<T>) {
+    pub(super) fn append(&mut self, message: Message<T>, waste: &mut Waste<T>) {
+        if !self.only_handlers {
+            let message = self.wrap(message);
+            return self.append_shared(message, waste);
+        }
+        if self.filling.is_empty() {
+            self.begin_chunk(true);
+        }
+        self.filling.expires |= message.expires();
+        match &mut self.filling.messages {
+            Messages::Own(messages) => messages.push(message),
+            Messages::Shared(messages) => messages.push(Arc::new(message)),
+        }
+        self.appended(waste);
+    }
+
+    pub(super) fn append_shared(&mut self, message: Arc<Message<T>>, waste: &mut Waste<T>) {
         if let Some(latest) = &mut self.latest {
             let key = message.key().map(Text::new);
             let replaced = latest.insert(key, (self.tail, Arc::clone(&message)));
-            waste.messages.extend(replaced.map(|(_, message)| message));
+            if let Some((_, message)) = replaced {
+                waste.all().messages.push(message);
+            }
         }
-        let place = self.tail;
-        self.tail += 1;
         if self.keep == 0 {
-            return waste.messages.push(message);
+            self.tail += 1;
+            self.filling.start = self.tail;
+            return waste.all().messages.push(message);
         }
-        let longest = self.longest() as u64;
-        match self.chunks.back().filter(|chunk| place < chunk.limit().min(chunk.start + longest)) {
-            Some(chunk) => chunk.put(place, message),
-            None => self.begin_chunk(place, message),
+        if !matches!(self.filling.messages, Messages::Shared(_)) {
+            self.seal();
+        }
+        if self.filling.is_empty() {
+            self.begin_chunk(false);
+        }
+        self.filling.expires |= message.expires();
+        if let Messages::Shared(messages) = &mut self.filling.messages {
+            messages.push(message);
+        }
+        self.appended(waste);
+    }
+
+    #[inline]
+    fn appended(&mut self, waste: &mut Waste<T>) {
+        self.tail += 1;
+        if self.filling.messages.len() >= self.longest() {
+            self.seal();
         }
         if self.tail >= self.evicts_at {
             self.evict(waste);
         }
     }
 
-    fn begin_chunk(&mut self, start: u64, message: Arc<Message<T>>) {
-        let chunk = self.pool.take(start, self.longest(), &mut self.spares);
-        chunk.put(start, message);
-        self.chunks.push_back(Arc::new(chunk));
+    #[inline(never)]
+    fn begin_chunk(&mut self, own: bool) {
+        let len = self.longest().min(2 * self.usual);
+        self.filling.messages = self.pool.take(own, len, &mut self.spares);
+    }
+
+    /// Lets everybody read what is being filled.
+    #[inline(never)]
+    pub(super) fn seal(&mut self) {
+        if self.filling.is_empty() {
+            return;
+        }
+        let chunk = std::mem::replace(&mut self.filling, Chunk::new(self.tail));
+        self.usual = chunk.messages.len();
+        self.chunks.push_back(chunk.sealed());
         self.look_at_oldest_again();
+    }
+
+    /// Up to here there are chunks to read.
+    pub(super) fn sealed(&self) -> u64 {
+        self.filling.start
     }
 
     /// Which seats are too far behind for one more message; they are given up.
@@ -249,19 +329,22 @@ impl<T> State<T> {
     /// nothing is kept.
     pub(super) fn evict(&mut self, waste: &mut Waste<T>) {
         if self.keep == 0 {
+            self.seal();
             let all = std::mem::take(&mut self.chunks);
             self.spares = Vec::new();
-            return waste.chunks.extend(all.into_iter().map(|chunk| (Arc::clone(&self.pool), chunk)));
+            return all.into_iter().for_each(|chunk| waste.push_chunk(&self.pool, chunk));
         }
-        while self.tail >= self.evicts_at && self.chunks.get(1).is_some_and(|next| next.start <= self.least_fetched()) {
+        while self.tail >= self.evicts_at
+            && self.chunks.front().is_some_and(|oldest| oldest.end() <= self.least_fetched())
+        {
             let oldest = self.chunks.pop_front();
-            waste.chunks.extend(oldest.map(|chunk| (Arc::clone(&self.pool), chunk)));
+            oldest.into_iter().for_each(|chunk| waste.push_chunk(&self.pool, chunk));
             self.look_at_oldest_again();
         }
     }
 
     fn look_at_oldest_again(&mut self) {
-        self.evicts_at = self.chunks.get(1).map_or(u64::MAX, |next| next.start + self.keep as u64);
+        self.evicts_at = self.chunks.front().map_or(u64::MAX, |oldest| oldest.end() + self.keep as u64);
     }
 
     /// Promises made before a subscriber joined may fill it beyond its capacity.

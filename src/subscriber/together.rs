@@ -48,7 +48,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
 
     /// Writes what was promised, in order; nobody sees any of it before [`Writing::release`].
     pub(crate) fn put_together(&self, messages: Vec<Timed<T>>) -> Writing<'_, T> {
-        let (mut later, mut timers, mut waste) = (Vec::new(), Vec::new(), Waste::new());
+        let (mut later, mut timers, mut waste) = (Vec::new(), Vec::new(), Waste::default());
         let mut state = self.state.lock();
         for (message, timer) in messages {
             if message.due().is_some() {
@@ -56,7 +56,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
                 continue;
             }
             state.pledged -= 1;
-            self.append(&mut state, message, &mut waste);
+            self.append_shared(&mut state, message, &mut waste);
             timers.extend(timer);
         }
         Writing { state, rest: Written { ring: self, later, timers, _waste: waste } }

@@ -193,6 +193,9 @@ pub(super) fn redeem_rings<T: Send + Sync + 'static>(rings: &[Arc<Ring<T>>], mut
     message.forget_request();
     let timer = message.take_timer();
     let Some((ring, others)) = rings.split_first() else { return drop_contained(message) };
+    if others.is_empty() {
+        return ring.redeem_alone(message, timer);
+    }
     let message = for_subscribers(message);
     others.iter().for_each(|ring| ring.redeem(Arc::clone(&message), timer.clone()));
     ring.redeem(message, timer);

@@ -218,12 +218,12 @@ impl<T: Send + Sync + 'static> Topic<T> {
         messages: impl IntoIterator<Item = M>,
     ) -> Result<usize, BatchError<T, PublishError<T>>> {
         let text = Text::new(key.as_ref());
-        let messages = messages.into_iter().map(|message| {
-            let mut message = message.into();
-            message.routing_key = text.clone();
-            message
-        });
-        in_chunks(messages, |chunk| self.core.publish_chunk(&text, chunk))
+        let spare = || self.core.spare_chunk(&text);
+        let result = in_chunks(messages.into_iter(), spare, |chunk| self.core.publish_chunk(&text, chunk));
+        result.map_err(|mut error| {
+            error.rest.iter_mut().for_each(|message| message.routing_key = text.clone());
+            error
+        })
     }
 
     /// Sends what `binding` selects to a queue or on to another topic. Text is a pattern, unless the topic

@@ -1,7 +1,7 @@
 //! The way of a message from a producer into what takes it.
 
 use super::accept::{accept_all, accept_logged, accept_one, redeem_rings, refusal_error};
-use super::route::{Known, LANES, Lane, Route, Wide};
+use super::route::{Known, LANES, Route, Wide};
 use super::{Receipt, TopicCore};
 use crate::deadlock::QueueRef;
 use crate::error::{PublishError, Refused};
@@ -10,7 +10,7 @@ use crate::queue::core::{Core, Patience, Refusal};
 use crate::queue::throttle::Throttle;
 use crate::runtime::thread_slot;
 use crate::subscriber::ring::{Ring, Waste};
-use crate::sync::{MutexGuard, Ordering};
+use crate::sync::Ordering;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use std::time::Duration;
 impl<T: Send + Sync + 'static> TopicCore<T> {
     #[inline]
     pub(crate) fn stamp(&self, message: &mut Message<T>, key: Text) {
-        self.stamp_with(message, self.runtime.stamp_for(message), key);
+        self.stamp_with(message, self.runtime.stamp_for(message), &key);
     }
 
     #[inline]
@@ -31,15 +31,17 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         let given = message.id != MessageId::default();
         let stamp = self.runtime.stamp_for(&message);
         if self.limited.load(Ordering::Relaxed) {
-            self.stamp_with(&mut message, stamp, Text::new(key));
+            self.stamp_with(&mut message, stamp, &Text::new(key));
             return self.publish_limited(message, given, patience);
         }
         // The common case: a key that is known to lead to one plain queue, which has room. No user code runs
         // under these locks, and nothing waits.
+        // What it replaces in a ring is dropped after the lane's lock.
+        let _waste: Waste<T>;
         let mut lane = self.lanes[thread_slot() % LANES].lock();
         match lane.known(self, key) {
             Some(Known { route: Route::One(queue), key: known, published }) => {
-                self.stamp_with(&mut message, stamp, known.clone());
+                self.stamp_with(&mut message, stamp, known);
                 if let Some(mut place) = queue.place_for(&message) {
                     place.chunk().push_back(message);
                     queue.placed(place);
@@ -53,45 +55,24 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
                     return self.publish_in_order(&queue, message, patience);
                 }
             }
-            Some(Known { route: Route::Ring(_), key: known, .. }) => {
-                self.stamp_with(&mut message, stamp, known.clone());
-                if !is_special(&message) {
-                    return self.broadcast(lane, key, message, patience);
+            Some(Known { route: Route::Ring(ring), key: known, published }) => {
+                self.stamp_with(&mut message, stamp, known);
+                if let Some(room) = ring.room_for(&message) {
+                    _waste = ring.put(room, message);
+                    *published += 1;
+                    return Ok(Receipt { id: stamp.id, routed: 0 });
                 }
             }
-            _ => self.stamp_with(&mut message, stamp, Text::new(key)),
+            _ => self.stamp_with(&mut message, stamp, &Text::new(key)),
         }
         drop(lane);
         self.publish_otherwise(message, patience)
     }
 
     #[inline]
-    fn stamp_with(&self, message: &mut Message<T>, stamp: Stamp, key: Text) {
+    fn stamp_with(&self, message: &mut Message<T>, stamp: Stamp, key: &Text) {
         self.runtime.prepare_with(message, stamp);
-        message.routing_key = key;
-    }
-
-    /// As [`TopicCore::publish`], for a key that is known to lead to the subscribers of one topic.
-    fn broadcast(
-        &self,
-        lane: MutexGuard<'_, Lane<T>>,
-        key: &str,
-        message: Message<T>,
-        patience: Patience,
-    ) -> Result<Receipt, PublishError<T>> {
-        let id = message.id;
-        // What it replaces in the ring is dropped when no lock is held any more: after the lane.
-        let mut waste = Waste::new();
-        let mut lane = lane;
-        if let Some(Known { route: Route::Ring(ring), published, .. }) = lane.known(self, key)
-            && let Some(room) = ring.room()
-        {
-            ring.put(room, message, &mut waste);
-            *published += 1;
-            return Ok(Receipt { id, routed: 0 });
-        }
-        drop(lane);
-        self.publish_otherwise(message, patience)
+        message.routing_key.clone_from(key);
     }
 
     #[cold]
@@ -163,6 +144,14 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         Ok(Receipt { id, routed })
     }
 
+    /// An empty chunk for a batch with this key.
+    pub(super) fn spare_chunk(&self, key: &Text) -> VecDeque<Message<T>> {
+        match self.remembered_route(key) {
+            Route::One(queue) => queue.spare(),
+            _ => VecDeque::new(),
+        }
+    }
+
     pub(super) fn publish_chunk(&self, key: &Text, chunk: &mut VecDeque<Message<T>>) -> Result<(), PublishError<T>> {
         if self.refuses_duplicates() {
             // A duplicate is told by the id it was given.
@@ -171,7 +160,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             }
             return Ok(());
         }
-        self.runtime.prepare_all(chunk.iter_mut());
+        self.runtime.prepare_all(chunk.iter_mut().map(|message| message.keyed(key)));
         let n = chunk.len();
         let route = self.remembered_route(key);
         let limited = self.limited.load(Ordering::Relaxed);
@@ -180,7 +169,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             self.count((n - chunk.len()) as u64 - u64::from(result.is_err()));
             return result.map_err(|refused| refusal_error(queue, refused));
         }
-        if let (Route::Ring(ring), false) = (&route, limited || chunk.iter().any(is_special)) {
+        if let (Route::Ring(ring), false) = (&route, limited || chunk.iter().any(Ring::is_special)) {
             let result = accept_chunk(ring, chunk);
             self.count((n - chunk.len()) as u64 - u64::from(result.is_err()));
             return result;
@@ -259,11 +248,6 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         crate::outcome::drop_contained(message);
         Ok(0)
     }
-}
-
-/// What a ring does not take by the short way.
-fn is_special<T>(message: &Message<T>) -> bool {
-    message.is_timed() || message.is_request()
 }
 
 /// As many messages at once as there is room for, waiting for more room in between.

@@ -132,6 +132,11 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
     }
 
+    /// An empty chunk for a batch, one used before if there is one.
+    pub(crate) fn spare(&self) -> Chunk<Message<T>> {
+        self.intake.lock().tail.spare()
+    }
+
     /// Appends as many as there is room for, from the front; what is left stays in `batch`.
     ///
     /// Not for messages with times or queues with limits or levels, which take them one by one.
@@ -147,8 +152,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let now = batch.len().min(room);
         batch.iter_mut().take(now).for_each(|message| message.holds_slot = true);
         if now == batch.len() && now >= chunk_len::<Message<T>>() / 4 {
-            let spare = intake.tail.spare();
-            intake.tail.push_chunk(std::mem::replace(batch, spare));
+            intake.tail.push_chunk(std::mem::take(batch));
         } else {
             batch.drain(..now).for_each(|message| intake.tail.push(message));
         }

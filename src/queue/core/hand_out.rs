@@ -7,6 +7,18 @@ use crate::queue::fifo::Chunk;
 use crate::simulation::Until;
 use crate::sync::{MutexGuard, Ordering};
 
+/// A batch of so many is worth handing out as the chunk in which it stands.
+const LARGE: usize = 16;
+
+/// What came of looking for messages that follow each other.
+enum Run {
+    Some,
+    None,
+    /// There are more, but they make up batches of their own: to split them would copy every message from then on,
+    /// since each batch would be put together from two chunks.
+    Whole,
+}
+
 impl<T: Send + Sync + 'static> Core<T> {
     /// Hands out the next message where only the head counts: the common case. `false` says nothing about why
     /// not; [`Core::try_take`] does. `slot` must be empty: the message is moved there at once, since it may be
@@ -298,31 +310,44 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.release(self.outlet.lock(), 1);
     }
 
-    /// Hands out up to `max` messages that are ready now; `batch` must be empty.
+    /// Hands out up to `max` messages that are ready now; `batch` must be empty. Fewer than there are if that
+    /// leaves the next chunk whole for the next batch.
     pub(crate) fn try_take_batch(&self, max: usize, batch: &mut Chunk<Message<T>>) -> Result<(), Nothing> {
         debug_assert!(batch.is_empty() && max > 0);
         let plain = !self.settings.is_special() && self.settings.ack_timeout.is_none();
-        while plain && !self.looks_aside() && batch.len() < max && self.take_run(max - batch.len(), batch) {}
-        if self.only_in_turn() {
-            self.take_turns(max, batch);
-        }
-        while batch.len() < max {
+        loop {
+            while plain && !self.looks_aside() && batch.len() < max {
+                match self.take_run(max, batch) {
+                    Run::Some => {}
+                    Run::None => break,
+                    Run::Whole => return Ok(()),
+                }
+            }
+            if self.only_in_turn() {
+                self.take_turns(max - batch.len(), batch);
+            }
+            if batch.len() == max {
+                return Ok(());
+            }
             match self.try_take() {
+                // What comes behind it may be a run again.
                 Ok(message) => batch.push_back(message),
                 Err(nothing) if batch.is_empty() => return Err(nothing),
-                Err(_) => break,
+                Err(_) => return Ok(()),
             }
         }
-        Ok(())
     }
 
-    /// Hands out a run of messages without times under one lock; whether there was any.
-    fn take_run(&self, max: usize, batch: &mut Chunk<Message<T>>) -> bool {
+    /// Hands out a run of messages without times under one lock, as far as `max` are not reached.
+    fn take_run(&self, max: usize, batch: &mut Chunk<Message<T>>) -> Run {
         let mut outlet = self.outlet.lock();
         if outlet.head.is_empty() && self.refill(&mut outlet).is_err() {
-            return false;
+            return Run::None;
         }
-        let run = outlet.head.run(max, |message| message.extras.is_none());
+        if !batch.is_empty() && max >= LARGE && outlet.head.len().is_multiple_of(max) {
+            return Run::Whole;
+        }
+        let run = outlet.head.run(max - batch.len(), |message| message.extras.is_none());
         let released = if batch.is_empty() && run == outlet.head.len() {
             *batch = outlet.head.take_chunk(std::mem::take(batch));
             batch.iter_mut().map(|message| u64::from(hand_out(message))).sum()
@@ -334,7 +359,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         outlet.left += run as u64;
         outlet.delivered += run as u64;
         self.release(outlet, released);
-        run > 0
+        if run > 0 { Run::Some } else { Run::None }
     }
 
     /// Gives back an emptied batch, for its memory.
