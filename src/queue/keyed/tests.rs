@@ -121,7 +121,10 @@ fn any_mix_of_operations_agrees_with_a_plain_model() {
                 match random.below(20) {
                     0 => assert_eq!(keyed.release(&key(k), |_| {}), model.parked.remove(&k)),
                     1 => {
-                        let taken = keyed.take_parked(&key(k)).map(|(_, all)| all);
+                        let taken = keyed.begin_drop(&key(k)).map(|(lane, _, all)| {
+                            keyed.free(lane);
+                            all
+                        });
                         let expected = model
                             .parked
                             .remove(&k)
