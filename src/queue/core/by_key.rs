@@ -144,7 +144,7 @@ impl<T> ByKey<T> {
 
     /// Where to read on for whoever wants what stands at `from` or behind.
     fn next_unread(&self, from: Seq) -> Seq {
-        self.skipped.next(from).unwrap_or(self.from).min(self.from)
+        if from < self.from { self.skipped.next(from).unwrap_or(self.from) } else { from }
     }
 }
 

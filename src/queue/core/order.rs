@@ -167,6 +167,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let lane = message.take_lane().expect("only an ordered queue parks, and only what it has handed out");
         let (id, stopped) = (message.id, self.settings.exhausted == Exhausted::Stop);
         message.redelivered = true;
+        let _ = message.take_fresh();
         let hold = Hold { reason, since: self.runtime.clock.now() };
         self.note_parked(&message, &hold);
         // Whether there is a further attempt is up to whoever resumes the key, and when.
@@ -327,8 +328,6 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// becomes of it is noted before; that waits for nobody.
     fn start_again(&self, message: &mut Message<T>) {
         message.attempt = 0;
-        // Its row says more than it did.
-        let _ = message.take_fresh();
         self.note_return(message, None);
     }
 
