@@ -234,7 +234,7 @@ impl Codec<u32> for Counting {
         self.decoded.fetch_add(1, Ordering::SeqCst);
         let n: u32 = Json.decode(bytes)?;
         let refuses = self.refuses.load(Ordering::SeqCst);
-        if refuses > 0 && n % refuses == 0 { Err("no such number".into()) } else { Ok(n) }
+        if refuses > 0 && n.is_multiple_of(refuses) { Err("no such number".into()) } else { Ok(n) }
     }
 }
 

@@ -121,9 +121,8 @@ impl<T> ByKey<T> {
     fn take_late(&mut self, from: Seq, end: Seq) -> VecDeque<Late<T>> {
         let places: Vec<(Seq, u64)> = self.late.range((from, 0)..=(end, u64::MAX)).map(|(&at, _)| at).collect();
         let mut taken: VecDeque<_> = places.into_iter().filter_map(|at| self.late.remove(&at)).collect();
-        while let Some(late) = self.arriving.pop_front_if(|late| late.place <= end) {
-            taken.push_back(late);
-        }
+        let arrived = self.arriving.iter().take_while(|late| late.place <= end).count();
+        taken.extend(self.arriving.drain(..arrived));
         taken
     }
 
@@ -216,7 +215,8 @@ impl<T> Outlet<T> {
 
 /// Whether something was passed over that no key is missing: the user's function has found another key for it.
 fn is_astray<T>(by_key: &ByKey<T>, keyed: &Keyed<Message<T>>) -> bool {
-    !keyed.is_behind() && !(by_key.skipped.is_empty() && by_key.late.is_empty())
+    let passed_over = !by_key.skipped.is_empty() || !by_key.late.is_empty();
+    passed_over && !keyed.is_behind()
 }
 
 /// What is to be read, as of some moment.
@@ -584,8 +584,9 @@ impl<T> Intake<T> {
         let missing = marked.saturating_sub(seen.count() as u64);
         let mut late = by_key.take_late(pass.from(), end);
         for (place, key, mut message) in messages {
-            while let Some(first) = late.pop_front_if(|late| late.place <= place) {
-                self.take_in_late(keyed, &mut pass, first, &note);
+            let before = late.iter().take_while(|late| late.place <= place).count();
+            for late in late.drain(..before) {
+                self.take_in_late(keyed, &mut pass, late, &note);
             }
             if place < known {
                 keyed.seen_again(&key);

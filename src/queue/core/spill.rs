@@ -322,11 +322,9 @@ impl<T: Send + Sync + 'static> Core<T> {
     #[inline]
     pub(crate) fn load_more(&self) -> bool {
         let Some(filed) = self.filed.get().filter(|_| self.settings.durable.is_some()) else { return false };
-        if self.is_ordered() {
-            return self.load_turns(false);
-        }
         let due = self.load_due();
-        self.load(filed.window) || due
+        let more = if self.is_ordered() { self.load_turns(false) } else { self.load(filed.window) };
+        more || due
     }
 
     #[cold]
