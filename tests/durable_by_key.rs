@@ -70,6 +70,54 @@ fn a_key_in_hand_holds_up_no_other_wherever_that_stands() {
 }
 
 #[test]
+fn who_sleeps_is_woken_for_a_message_that_is_only_in_the_file() {
+    within(LIMIT, || {
+        for one_at_a_time in [false, true] {
+            let folder = Folder::new();
+            let broker = broker(&folder);
+            let queue = broker.queue("q").durable(Durability::Buffered).window(1);
+            let queue = if one_at_a_time { queue.one_at_a_time() } else { queue.ordered_by(|_: &u32| "one") };
+            let queue = queue.declare().unwrap();
+            queue.send_batch(0..100).unwrap();
+            for n in 0..50 {
+                let first = queue.recv().unwrap();
+                assert_eq!(**first, 2 * n);
+                let other = queue.clone();
+                let sleeper = thread::spawn(move || {
+                    let delivery = other.recv().unwrap();
+                    let n = **delivery;
+                    delivery.ack().unwrap();
+                    n
+                });
+                // Long enough to be asleep, most of the times.
+                thread::sleep(Duration::from_millis(4));
+                first.ack().unwrap();
+                assert_eq!(sleeper.join().unwrap(), 2 * n + 1);
+            }
+        }
+    });
+}
+
+#[test]
+fn what_is_dropped_is_not_read_before_it_is_gone_from_the_file() {
+    within(LIMIT, || {
+        for _ in 0..10 {
+            let folder = Folder::new();
+            let broker = broker(&folder);
+            let queue = queue(&broker, |queue| queue.on_exhausted(Exhausted::Park).retry(Retry::none()));
+            queue.send_batch((0..200).map(|n| n % 2 * 100 + n / 2)).unwrap();
+            let first = queue.recv().unwrap();
+            assert_eq!(**first, 0);
+            first.retry().unwrap();
+            assert_eq!(queue.drop_key("0"), 100);
+            assert_eq!(take_all(&queue), (100..200).collect::<Vec<_>>());
+            eventually("all letters", || queue.dead_letters().len() == 100);
+            assert_eq!((queue.len(), queue.stats().unaccounted()), (0, 0));
+        }
+    });
+}
+
+#[test]
 fn one_at_a_time_many_workers_take_all_of_a_backlog() {
     within(LIMIT, || {
         let folder = Folder::new();
