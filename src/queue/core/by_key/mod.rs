@@ -12,140 +12,24 @@
 //!
 //! While anything is unread, what arrives stays in the file. What cannot, since its row says something else (it fell
 //! due a moment ago, or was redriven), waits in memory as if it stood in the file behind all that had arrived by then:
-//! it is [late](Late).
+//! it is late.
 
-use super::places::Places;
+mod backlog;
+mod whole_key;
+
+pub(super) use backlog::ByKey;
+
 use super::spill::{AGAIN, PORTION_BYTES};
 use super::{Core, Intake, Outlet};
 use crate::clock::Timestamp;
-use crate::dead_letter::Reason;
 use crate::message::{Message, Text};
 use crate::outcome::drop_contained;
 use crate::queue::builder::Order;
 use crate::queue::durable::put_apart;
-use crate::queue::keyed::{Key, KeyRule, Keyed, Pass};
+use crate::queue::keyed::{Key, Keyed, Pass};
 use crate::request::Request;
 use crate::store::{Limit, Row, Seq, StoreError};
-use std::collections::{BTreeMap, HashMap, VecDeque};
-
-/// What of a queue ordered by key is ready and not in its lanes: guarded by the intake.
-pub(super) struct ByKey<T> {
-    /// Nobody has read from there on.
-    from: Seq,
-    /// The last that is unread.
-    last: Seq,
-    /// How many are in the file only, or late.
-    count: u64,
-    /// Unread ones before `from`.
-    skipped: Places,
-    /// From there on, those that are not to be read: they did not get in, or are gone.
-    gone: Places,
-    /// Late, and not passed yet.
-    arriving: VecDeque<Late<T>>,
-    /// Late, and passed over.
-    late: BTreeMap<(Seq, u64), Late<T>>,
-    /// Numbers the late ones, in the order they came.
-    number: u64,
-    /// What is due by then and before that place counts as ready.
-    overdue: Option<(Timestamp, Seq)>,
-}
-
-/// A message that waits as if it stood in the file.
-struct Late<T> {
-    /// Just before what is there.
-    place: Seq,
-    number: u64,
-    /// It was passed over before.
-    passed: bool,
-    key: Key,
-    message: Message<T>,
-}
-
-impl<T> Default for ByKey<T> {
-    fn default() -> Self {
-        Self {
-            from: 0,
-            last: 0,
-            count: 0,
-            skipped: Places::default(),
-            gone: Places::default(),
-            arriving: VecDeque::new(),
-            late: BTreeMap::new(),
-            number: 0,
-            overdue: None,
-        }
-    }
-}
-
-impl<T> ByKey<T> {
-    /// Whether there is something nobody has looked at.
-    fn is_ahead(&self) -> bool {
-        self.count > 0 && (self.from <= self.last || !self.arriving.is_empty())
-    }
-
-    fn is_unread(&self, place: Seq) -> bool {
-        if place < self.from {
-            return self.skipped.contains(place);
-        }
-        place <= self.last && !self.gone.contains(place)
-    }
-
-    /// One that stays in the file; `false` if it is not behind those there are.
-    fn add(&mut self, place: Seq) -> bool {
-        if self.count == 0 {
-            self.from = place;
-            self.gone.clear();
-        } else if place <= self.last {
-            return false;
-        }
-        self.last = place;
-        self.count += 1;
-        true
-    }
-
-    fn add_late(&mut self, place: Seq, key: Key, message: Message<T>) {
-        self.count += 1;
-        self.number += 1;
-        self.arriving.push_back(Late { place, number: self.number, passed: false, key, message });
-    }
-
-    /// It is in the file, but not to be read.
-    pub(super) fn pass_over(&mut self, place: Seq) {
-        if self.count > 0 && place >= self.from {
-            self.gone.insert(place);
-        }
-    }
-
-    /// Takes out what is late and stands before `end`, or just there, in order; of what was passed over before, only
-    /// from `from` on.
-    fn take_late(&mut self, from: Seq, end: Seq) -> VecDeque<Late<T>> {
-        let places: Vec<(Seq, u64)> = self.late.range((from, 0)..=(end, u64::MAX)).map(|(&at, _)| at).collect();
-        let mut taken: VecDeque<_> = places.into_iter().filter_map(|at| self.late.remove(&at)).collect();
-        let arrived = self.arriving.iter().take_while(|late| late.place <= end).count();
-        taken.extend(self.arriving.drain(..arrived));
-        taken
-    }
-
-    fn take_all_late(&mut self) -> Vec<Message<T>> {
-        let all = std::mem::take(&mut self.late).into_values().chain(self.arriving.drain(..));
-        let all: Vec<_> = all.map(|late| late.message).collect();
-        self.count -= all.len() as u64;
-        all
-    }
-
-    /// Everything before has been read or passed over.
-    fn read_up_to(&mut self, end: Seq) {
-        if end > self.from {
-            self.gone.remove_within(self.from..=end - 1);
-            self.from = end;
-        }
-    }
-
-    /// Where to read on for whoever wants what stands at `from` or behind.
-    fn next_unread(&self, from: Seq) -> Seq {
-        if from < self.from { self.skipped.next(from).unwrap_or(self.from) } else { from }
-    }
-}
+use backlog::Late;
 
 impl<T> Intake<T> {
     /// As [`keep_in_file`](Self::keep_in_file), where the order is by key. `left` is how many messages had left when
@@ -432,122 +316,6 @@ impl<T: Send + Sync + 'static> Core<T> {
         let place = message.place().unwrap_or(0);
         intake.spill.by_key.add_late(place, key, message);
     }
-
-    /// Makes dead letters of what a key has in the file, from the first place to the second, and frees its lane, which
-    /// has kept it from going on; how many. What cannot be read stays, and goes on.
-    pub(super) fn drop_unread(&self, key: &Key, lane: u32, (from, last): (Seq, Seq)) -> usize {
-        let (mut n, mut next, mut end) = (0, Some(from), from);
-        while let Some(from) = next {
-            let Ok((messages, rest)) = self.take_unread(key, from, last) else { break };
-            n += self.bury_dropped(messages, std::iter::repeat(Reason::KeyDropped));
-            (next, end) = (rest, rest.unwrap_or(last + 1));
-        }
-        let (mut outlet, intake) = self.both_sides();
-        let known = intake.spill.by_key.from;
-        outlet.keyed_mut().into_iter().for_each(|keyed| keyed.nothing_before(lane, end, known));
-        outlet.free_lanes([lane]);
-        drop((outlet, intake));
-        self.wake_everyone();
-        n
-    }
-
-    /// How many messages these keys have in the file of which nobody has looked at any.
-    pub(super) fn count_ahead(&self, keys: &mut HashMap<String, usize>) {
-        for late in &self.intake.lock().spill.by_key.arriving {
-            keys.get_mut(late.key.as_str()).into_iter().for_each(|count| *count += 1);
-        }
-        let mut from = 0;
-        while let Some(ask) = self.ask_ahead(from) {
-            let Ok(places) = self.read_keys(&ask, keys) else { return };
-            from = places;
-        }
-    }
-
-    fn ask_ahead(&self, from: Seq) -> Option<Ask> {
-        let intake = self.intake.lock();
-        let ByKey { from: ahead, last, count, overdue, .. } = intake.spill.by_key;
-        let from = from.max(ahead);
-        (count > 0 && from <= last).then(|| Ask {
-            pass: Pass::new(0, false),
-            from,
-            last,
-            old_before: 0,
-            overdue,
-            turn: 0,
-        })
-    }
-
-    /// Adds to the counts of these keys; answers where to go on.
-    fn read_keys(&self, ask: &Ask, keys: &mut HashMap<String, usize>) -> Result<Seq, StoreError> {
-        let filed = self.filed();
-        let limit = Limit::items(filed.window.div_ceil(2)).bytes(PORTION_BYTES);
-        let mut rows =
-            filed.depot.store.reader()?.read_within(filed.stream, ask.from..ask.last.saturating_add(1), limit)?;
-        let end = rows.last().map_or(ask.last, |row| row.seq) + 1;
-        {
-            let intake = self.intake.lock();
-            rows.retain(|row| ask.is_ready(row) && intake.spill.by_key.is_unread(row.seq));
-        }
-        for row in rows {
-            let key = match &self.keys {
-                KeyRule::OfMessage => Some(row.item.key.unwrap_or_default()),
-                KeyRule::Of(_) => self.restored(&row, false).ok().map(|mut message| {
-                    let key = self.take_key(&mut message).into_text();
-                    drop_contained(message);
-                    key.as_str().to_owned()
-                }),
-                KeyRule::One | KeyRule::Unordered => Some(String::new()),
-            };
-            key.and_then(|key| keys.get_mut(&key)).into_iter().for_each(|count| *count += 1);
-        }
-        Ok(end)
-    }
-
-    /// Takes the next of a key's messages that are not in its lane, which is kept from going on meanwhile: those in a
-    /// portion from `from` on, up to `last`. Answers where to go on, if not all was looked at.
-    fn take_unread(&self, key: &Key, from: Seq, last: Seq) -> Result<(Vec<Message<T>>, Option<Seq>), StoreError> {
-        let mut ask = {
-            let mut intake = self.intake.lock();
-            if intake.spill.by_key.count == 0 {
-                return Ok((Vec::new(), None));
-            }
-            intake.spill.interrupt_reading();
-            intake.ask_for_turns(from, false)
-        };
-        ask.last = ask.last.min(last);
-        let read = self.read_turns(&ask);
-        let portion = match read {
-            Ok(portion) => portion,
-            Err(error) => {
-                self.turns_unread(ask.turn);
-                return Err(error);
-            }
-        };
-        let (mut outlet, mut intake) = self.both_sides();
-        if !intake.spill.end_reading(ask.turn) {
-            drop((outlet, intake));
-            portion.messages.into_iter().for_each(|(.., message)| drop_contained(message));
-            return Ok((Vec::new(), Some(from)));
-        }
-        let Some(keyed) = outlet.keyed_mut() else { return Ok((Vec::new(), None)) };
-        let end = portion.end;
-        let (taken, others, gone) = intake.take_of_key(keyed, key, from, portion);
-        let slots = taken.iter().filter(|message| message.holds_slot).count() as u64;
-        outlet.left += gone + taken.len() as u64;
-        outlet.moving += taken.len() as u64;
-        drop(intake);
-        self.release(outlet, gone + slots);
-        others.into_iter().for_each(drop_contained);
-        self.wake_everyone();
-        Ok((taken, (end <= last).then_some(end)))
-    }
-
-    /// What a key that is being dropped may have in the file: from where on, and up to where.
-    pub(super) fn unread_of(&self, outlet: &Outlet<T>, intake: &Intake<T>, lane: u32) -> Option<(Seq, Seq)> {
-        let by_key = &intake.spill.by_key;
-        let missing = outlet.keyed().and_then(|keyed| keyed.missing_from(lane));
-        (by_key.count > 0).then(|| (missing.unwrap_or(by_key.from).min(by_key.from), by_key.last))
-    }
 }
 
 impl Ask {
@@ -681,28 +449,5 @@ impl<T> Intake<T> {
         spill.by_key.count -= (taken.len() as u64).min(spill.by_key.count);
         let gone = self.settle(keyed, undecodable.len() as u64);
         (taken.into_iter().map(|(.., message)| message).collect(), others.into_iter().map(|(.., m)| m).collect(), gone)
-    }
-}
-
-impl<T> ByKey<T> {
-    /// It is not to be read any more; whether it had been passed over.
-    fn take_place(&mut self, place: Seq) -> bool {
-        if place < self.from {
-            return self.skipped.remove(place);
-        }
-        self.gone.insert(place);
-        false
-    }
-
-    fn take_late_of(&mut self, key: &Key, from: Seq, end: Seq) -> Vec<Late<T>> {
-        let places = self.late.range((from, 0)..=(end, u64::MAX)).filter(|(_, late)| late.key == *key);
-        let places: Vec<(Seq, u64)> = places.map(|(&at, _)| at).collect();
-        let mut mine: Vec<_> = places.into_iter().filter_map(|at| self.late.remove(&at)).collect();
-        let arriving = std::mem::take(&mut self.arriving).into_iter();
-        let (arrived, others): (VecDeque<_>, VecDeque<_>) =
-            arriving.partition(|late| late.place <= end && late.key == *key);
-        self.arriving = others;
-        mine.extend(arrived);
-        mine
     }
 }
