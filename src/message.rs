@@ -494,10 +494,15 @@ impl<T> Message<T> {
     }
 
     /// For a queue that orders it by this.
-    pub(crate) fn ordered_by(mut self, key: Option<Text>) -> Self {
+    pub(crate) fn set_order(&mut self, key: Option<Text>) {
         if key.is_some() || self.extras.is_some() {
             self.extras_mut().order_key = key;
         }
+    }
+
+    /// The same of a message that is handed on.
+    pub(crate) fn ordered_by(mut self, key: Option<Text>) -> Self {
+        self.set_order(key);
         self
     }
 

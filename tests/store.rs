@@ -435,3 +435,103 @@ fn the_log_stays_bounded_under_load() {
     let wal = std::fs::metadata(folder.file().with_extension("db-wal")).unwrap().len();
     assert!(wal < 2 << 20, "{wal} bytes");
 }
+
+#[test]
+fn items_that_share_a_row_leave_nothing_behind() {
+    let folder = Folder::new();
+    let store = Store::open(folder.file(), Options::new()).unwrap();
+    let queue = store.declare("queue", "q", "").unwrap();
+    let rows = |store: &Store| -> (i64, i64, i64) {
+        let sql = "SELECT (SELECT count(*) FROM postroom_item), (SELECT count(*) FROM postroom_pack),
+                   (SELECT count(*) FROM postroom_pack_gone)";
+        let reader = store.reader().unwrap();
+        reader.sql().query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap()
+    };
+    let many = |n: u64| (0..n).fold(Batch::new(), |batch, id| batch.insert(queue, Item { id, ..Item::default() }));
+    let seqs = store.commit(many(3), Durability::Buffered).unwrap();
+    assert_eq!(rows(&store), (3, 0, 0), "too few to share a row");
+    store.commit(Batch::new().delete_range(queue, seqs[0]..seqs[2] + 1), Durability::Buffered).unwrap();
+
+    let seqs = store.commit(many(300), Durability::Buffered).unwrap();
+    assert_eq!(rows(&store), (0, 2, 0));
+    store.commit(Batch::new().update(queue, seqs[7], Change::new().attempts(1)), Durability::Buffered).unwrap();
+    assert_eq!(rows(&store), (1, 2, 1), "one that is changed is a row of its own");
+    for at in [0, 299, 7, 150] {
+        store.commit(Batch::new().delete(queue, seqs[at]), Durability::Buffered).unwrap();
+    }
+    assert_eq!((rows(&store), store.reader().unwrap().streams().unwrap()[0].count), ((0, 2, 2), 296));
+    let rest = (0..300).filter(|at| at % 2 == 0).chain((0..300).filter(|at| at % 2 == 1));
+    store.commit(rest.fold(Batch::new(), |batch, at| batch.delete(queue, seqs[at])), Durability::Buffered).unwrap();
+    assert_eq!((rows(&store), store.reader().unwrap().streams().unwrap()[0].count), ((0, 0, 0), 0));
+
+    store.commit(many(50).remove(queue), Durability::Buffered).unwrap();
+    assert_eq!(rows(&store), (0, 0, 0));
+    assert_eq!((store.stats().inserted, store.stats().deleted), (353, 353));
+}
+
+#[test]
+fn the_view_shows_items_that_share_a_row_and_sorts_nothing_to_do_so() {
+    let folder = Folder::new();
+    let store = Store::open(folder.file(), Options::new()).unwrap();
+    let queue = store.declare("queue", "q", "").unwrap();
+    let ids = [1, u64::MAX, i64::MAX as u64, 1 << 63];
+    let many = ids.into_iter().fold(Batch::new(), |batch, id| batch.insert(queue, Item { id, ..Item::default() }));
+    store.commit(many, Durability::Buffered).unwrap();
+    let reader = store.reader().unwrap();
+    let mut view = reader.sql().prepare("SELECT message, bytes, payload FROM postroom_items ORDER BY seq").unwrap();
+    let seen = view.query_map([], |row| Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?, row.get(2)?)));
+    let seen: Vec<(u64, i64, Vec<u8>)> = seen.unwrap().map(Result::unwrap).collect();
+    assert_eq!(seen, ids.map(|id| (id, 0, Vec::new())));
+
+    let mut plan = reader.sql().prepare("EXPLAIN QUERY PLAN SELECT * FROM postroom_items WHERE stream = 'q'").unwrap();
+    let steps: Vec<String> = plan.query_map([], |row| row.get(3)).unwrap().map(Result::unwrap).collect();
+    assert!(!steps.iter().any(|step| step.contains("TEMP B-TREE") || step.contains("MATERIALIZE")), "{steps:#?}");
+}
+
+#[test]
+fn an_item_that_becomes_a_row_of_its_own_is_there_all_the_time() {
+    let folder = Folder::new();
+    let store = Store::open(folder.file(), Options::new()).unwrap();
+    let queue = store.declare("queue", "q", "").unwrap();
+    let many = (0..250).fold(Batch::new(), |batch, id| batch.insert(queue, Item { id, ..Item::default() }));
+    let seqs = store.commit(many, Durability::Buffered).unwrap();
+    thread::scope(|scope| {
+        let changes = scope.spawn(|| {
+            for &seq in &seqs {
+                store.commit(Batch::new().update(queue, seq, Change::new().attempts(1)), Durability::Buffered).unwrap();
+            }
+        });
+        let mut looks = 0;
+        while !changes.is_finished() || looks == 0 {
+            let reader = store.reader().unwrap();
+            assert_eq!(reader.read(queue, 0, ALL).unwrap().len(), 250);
+            assert_eq!(reader.payload_bytes(queue, 0..Seq::MAX).unwrap(), 0);
+            looks += 1;
+        }
+    });
+}
+
+#[test]
+fn a_shared_row_that_is_damaged_is_an_error_that_names_it() {
+    let damages = [
+        "UPDATE postroom_pack SET items = '[]'",
+        "UPDATE postroom_pack SET items = 'x'",
+        "UPDATE postroom_pack SET payload = x'00'",
+        "UPDATE postroom_pack SET count = 8",
+        "UPDATE postroom_pack SET count = 1000000",
+        "INSERT INTO postroom_pack_gone SELECT id, 'x' FROM postroom_pack",
+        "INSERT INTO postroom_pack_gone SELECT id, '--x--y---' FROM postroom_pack",
+    ];
+    for damage in damages {
+        let folder = Folder::new();
+        let store = Store::open(folder.file(), Options::new()).unwrap();
+        let queue = store.declare("queue", "q", "").unwrap();
+        let payload = || b"abc".to_vec();
+        let many = (0..9).map(|id| Item { id, payload: payload(), ..Item::default() });
+        let many = many.fold(Batch::new(), |batch, item| batch.insert(queue, item));
+        store.commit(many, Durability::Buffered).unwrap();
+        store.connect().unwrap().execute(damage, []).unwrap();
+        let error = store.reader().unwrap().read(queue, 0, ALL).unwrap_err();
+        assert!(matches!(&error, StoreError::Corrupt(words) if words.contains("postroom_pack")), "{damage}: {error:?}");
+    }
+}

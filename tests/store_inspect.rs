@@ -51,7 +51,7 @@ fn a_file_that_is_closed_is_read_without_a_trace() {
     let before = everything(&folder);
     let inspector = Inspector::open(folder.file()).unwrap();
     assert_eq!((payloads_in(&inspector), inspector.holder()), (vec!["a".to_owned()], Ok(None)));
-    assert_eq!((inspector.format(), inspector.sizes().unwrap().1), (2, 0));
+    assert_eq!((inspector.format(), inspector.sizes().unwrap().1), (3, 0));
     assert!(inspector.path().is_absolute());
     assert_eq!(everything(&folder).keys().collect::<Vec<_>>(), ["store.db", "store.db.lock"]);
     assert!(everything(&folder) == before);
@@ -170,4 +170,27 @@ fn asking_who_has_the_file_keeps_nobody_from_opening_it() {
         done.store(true, std::sync::atomic::Ordering::Relaxed);
         assert!(opened.iter().all(Result::is_ok), "{opened:?}");
     });
+}
+
+#[test]
+fn a_file_of_an_earlier_format_is_read_as_it_is() {
+    let folder = Folder::new();
+    let store = open(&folder);
+    filled(&store, "a");
+    store.close().unwrap();
+    let file = Connection::open(folder.file()).unwrap();
+    let earlier = "DROP TABLE postroom_pack; DROP TABLE postroom_pack_gone; DROP INDEX postroom_item_noted;
+                   UPDATE postroom_meta SET value = 1 WHERE name = 'format'; PRAGMA wal_checkpoint(TRUNCATE)";
+    file.execute_batch(earlier).unwrap_or_default();
+    drop(file);
+
+    let before = everything(&folder);
+    let inspector = Inspector::open(folder.file()).unwrap();
+    assert_eq!((inspector.format(), payloads_in(&inspector)), (1, vec!["a".to_owned()]));
+    assert!(everything(&folder) == before);
+
+    // Opened, it gets what it lacks.
+    open(&folder).close().unwrap();
+    let inspector = Inspector::open(folder.file()).unwrap();
+    assert_eq!((inspector.format(), payloads_in(&inspector)), (3, vec!["a".to_owned()]));
 }

@@ -100,6 +100,8 @@ fn a_full_disk_refuses_batches_and_works_again_once_there_is_space() {
         let expected: BTreeSet<u64> =
             [&before, &during, &afterwards].iter().flat_map(|told| told.answered.clone()).collect();
         assert_eq!(contents(&store, stream).into_iter().collect::<BTreeSet<_>>(), expected, "{what}");
+        let stats = store.stats();
+        assert_eq!(stats.inserted - stats.deleted, expected.len() as u64, "what failed is not counted: {what}");
         store.close().unwrap();
         reopened(&folder, &Told { answered: expected, refused: Vec::new() }, &what);
     }

@@ -68,7 +68,7 @@ impl<T: Send + Sync + 'static> Filed<T> {
     fn item(&self, message: &Message<T>, next: Timestamp) -> Result<Item, String> {
         let item = self.durable.item(message)?;
         let extra = serde_json::to_vec(&Wishes::of(message)).map_err(|e| e.to_string())?;
-        Ok(Item { attempts: 0, due_at: Some(next.0), expires_at: None, extra: Some(extra), ..item })
+        Ok(Item { attempts: 0, due_at: Some(next.0), expires_at: None, extra: Some(extra), ..*item })
     }
 
     /// Without its place. Runs the user's codec, so no lock may be held.

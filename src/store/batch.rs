@@ -10,7 +10,7 @@ use std::sync::Arc;
 /// One change.
 #[derive(Debug)]
 pub(super) enum Op {
-    Insert(StreamId, Item),
+    Insert(StreamId, Box<Item>),
     Delete(StreamId, Seq),
     Update(StreamId, Seq, Change),
     Move { from: StreamId, seq: Seq, to: StreamId, change: Change },
@@ -50,8 +50,9 @@ impl Batch {
     }
 
     /// Appends an item. Its place is among the answer's, in the order of the insertions and moves of this batch.
-    pub fn insert(self, stream: StreamId, item: Item) -> Self {
-        let bytes = item.bytes();
+    pub fn insert(self, stream: StreamId, item: impl Into<Box<Item>>) -> Self {
+        let item = item.into();
+        let bytes = item.bytes() + size_of::<Item>();
         self.with(Op::Insert(stream, item), bytes)
     }
 

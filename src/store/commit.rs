@@ -3,16 +3,20 @@
 use super::batch::Op;
 use super::error::StoreError;
 use super::inbox::{Entry, Pile};
-use super::item::{MAX_STREAMS, Seq, StreamId};
+use super::item::{Change, Item, MAX_STREAMS, Seq, StreamId};
 use super::options::Durability;
+use super::pack::{Crowd, FEWEST};
+use super::packs::Packs;
 use super::statements::{Bound, Statements, bind_item, change};
 use rusqlite::{Connection, ErrorCode, Statement};
+use std::collections::{BTreeMap, btree_map};
 use std::ops::Range;
 
 /// The writer's side of the file: its statements, and what it knows of the streams.
 pub(super) struct Committer<'c> {
     connection: &'c Connection,
     sql: Statements<'c>,
+    packs: Packs<'c>,
     /// By number.
     streams: Vec<Option<Stream>>,
     /// Numbers of streams that this transaction has changed.
@@ -36,6 +40,9 @@ struct Stream {
     known: Seq,
     dirty: bool,
 }
+
+/// What is kept back of each stream.
+type Crowds<'p> = BTreeMap<usize, Crowd<'p>>;
 
 /// What became of one batch of a commit that succeeded.
 pub(super) type Outcome = Result<Range<usize>, StoreError>;
@@ -67,6 +74,7 @@ impl<'c> Committer<'c> {
         let mut committer = Self {
             connection,
             sql: Statements::prepare(connection)?,
+            packs: Packs::prepare(connection)?,
             streams: Vec::new(),
             dirty: Vec::new(),
             doomed: Vec::new(),
@@ -85,6 +93,7 @@ impl<'c> Committer<'c> {
     pub(super) fn commit(&mut self, pile: &Pile, durability: Durability, results: &mut Results) -> Result<(), Failure> {
         self.set_durability(durability).map_err(Failure::RolledBack)?;
         self.begin()?;
+        let before = (self.inserted, self.deleted);
         let done = self.fill(pile, durability, results);
         match done.and_then(|()| Ok(self.sql.commit.raw_execute()?)) {
             Ok(_) => {
@@ -93,6 +102,7 @@ impl<'c> Committer<'c> {
             }
             Err(error) => {
                 self.roll_back();
+                (self.inserted, self.deleted) = before;
                 Err(Failure::RolledBack(error))
             }
         }
@@ -126,20 +136,22 @@ impl<'c> Committer<'c> {
         let Results { seqs, answers, arrivals } = results;
         let before = self.connection.total_changes();
         self.look(arrivals)?;
+        self.packs.forget_read();
         pile.deletions.iter().for_each(|&(stream, seq)| self.doom(stream, seq));
+        let mut crowds = Crowds::new();
         for entry in &pile.entries {
             answers.push(match self.refusal(entry) {
                 Some(error) => Err(error),
                 None => {
                     let first = seqs.len();
                     for op in entry.batch().ops() {
-                        self.apply(op, seqs)?;
+                        self.apply(op, seqs, &mut crowds)?;
                     }
                     Ok(first..seqs.len())
                 }
             });
         }
-        self.delete_doomed()?;
+        self.catch_up(&mut crowds)?;
         self.save_streams()?;
         let wrote = self.connection.total_changes() != before;
         self.unsynced |= wrote;
@@ -189,25 +201,24 @@ impl<'c> Committer<'c> {
         Some(stream)
     }
 
-    fn apply(&mut self, op: &Op, seqs: &mut Vec<Seq>) -> Result<(), StoreError> {
+    fn apply<'p>(&mut self, op: &'p Op, seqs: &mut Vec<Seq>, crowds: &mut Crowds<'p>) -> Result<(), StoreError> {
         match op {
             Op::Insert(stream, item) => {
                 let seq = self.take_place(*stream)?;
-                bind_item(&mut self.sql.insert, &mut self.bound, stream.row(seq), item)?;
-                self.sql.insert.raw_execute()?;
+                self.gather(stream.row(seq), item, crowds)?;
                 self.inserted += 1;
                 self.grow(stream.index(), 1);
                 seqs.push(seq);
             }
             Op::Delete(stream, seq) => self.doom(*stream, *seq),
             Op::Update(stream, seq, what) => {
-                self.delete_doomed()?;
-                change(&mut self.sql.update, stream.row(*seq), None, what)?;
+                self.catch_up(crowds)?;
+                self.change(stream.row(*seq), None, what)?;
             }
             Op::Move { from, seq, to, change: what } => {
-                self.delete_doomed()?;
+                self.catch_up(crowds)?;
                 let place = self.take_place(*to)?;
-                let moved = change(&mut self.sql.relocate, from.row(*seq), Some(to.row(place)), what)?;
+                let moved = self.change(from.row(*seq), Some(to.row(place)), what)?;
                 self.inserted += moved as u64;
                 self.grow(to.index(), moved);
                 self.shrink(from.index(), moved);
@@ -215,6 +226,7 @@ impl<'c> Committer<'c> {
             }
             Op::Trim(stream, seq) => {
                 if let Some(last) = seq.checked_sub(1) {
+                    self.catch_up(crowds)?;
                     self.delete_range(stream.row(0), stream.row(last))?;
                 }
             }
@@ -222,6 +234,7 @@ impl<'c> Committer<'c> {
                 // As with a single one: only what has been given.
                 let next = self.stream(*stream).map_or(0, |stream| stream.next);
                 if let Some(last) = seqs.end.min(next).checked_sub(1).filter(|last| seqs.start <= *last) {
+                    self.catch_up(crowds)?;
                     self.delete_range(stream.row(seqs.start), stream.row(last))?;
                 }
             }
@@ -239,9 +252,61 @@ impl<'c> Committer<'c> {
                 self.connection.execute(sql, (stream.get(), settings))?;
             }
             Op::Declare { kind, name, settings } => seqs.push(self.declare(kind, name, settings)?),
-            Op::Remove(stream) => self.remove(*stream)?,
+            Op::Remove(stream) => {
+                self.catch_up(crowds)?;
+                self.remove(*stream)?;
+            }
         }
         Ok(())
+    }
+
+    /// Keeps an item back for a moment, in case its neighbours come too.
+    fn gather<'p>(&mut self, row: i64, item: &'p Item, crowds: &mut Crowds<'p>) -> Result<(), StoreError> {
+        if !Crowd::suits(item) {
+            return self.insert(row, item);
+        }
+        match crowds.entry(StreamId::of_row(row)) {
+            btree_map::Entry::Vacant(entry) => drop(entry.insert(Crowd::of_one(row, item))),
+            btree_map::Entry::Occupied(mut entry) => {
+                if !entry.get_mut().takes(row, item) {
+                    let full = entry.insert(Crowd::of_one(row, item));
+                    self.insert_crowd(&full)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn insert_crowd(&mut self, crowd: &Crowd<'_>) -> Result<(), StoreError> {
+        if crowd.items.len() >= FEWEST {
+            return self.packs.insert(crowd);
+        }
+        (crowd.first..).zip(&crowd.items).try_for_each(|(row, item)| self.insert(row, item))
+    }
+
+    fn insert(&mut self, row: i64, item: &Item) -> Result<(), StoreError> {
+        bind_item(&mut self.sql.insert, &mut self.bound, row, item)?;
+        self.sql.insert.raw_execute()?;
+        Ok(())
+    }
+
+    /// Writes what was kept back: first what came, then what went.
+    fn catch_up(&mut self, crowds: &mut Crowds<'_>) -> Result<(), StoreError> {
+        std::mem::take(crowds).values().try_for_each(|crowd| self.insert_crowd(crowd))?;
+        self.delete_doomed()
+    }
+
+    /// Changes an item, which moves to another row if `to` says so; answers how many there were.
+    fn change(&mut self, row: i64, to: Option<i64>, what: &Change) -> Result<usize, StoreError> {
+        let statement = if to.is_some() { &mut self.sql.relocate } else { &mut self.sql.update };
+        let changed = change(statement, row, to, what)?;
+        if changed > 0 {
+            return Ok(changed);
+        }
+        let Some(mut item) = self.packs.take_out(row)? else { return Ok(0) };
+        what.apply(&mut item);
+        self.insert(to.unwrap_or(row), &item)?;
+        Ok(1)
     }
 
     fn take_place(&mut self, stream: StreamId) -> Result<Seq, StoreError> {
@@ -273,7 +338,7 @@ impl<'c> Committer<'c> {
         }
     }
 
-    /// Deletes what was gathered: runs of neighbours with one statement each.
+    /// Deletes what was gathered: of a pack with one statement, of rows runs of neighbours with one each.
     fn delete_doomed(&mut self) -> Result<(), StoreError> {
         if self.doomed.is_empty() {
             return Ok(());
@@ -281,20 +346,56 @@ impl<'c> Committer<'c> {
         let mut doomed = std::mem::take(&mut self.doomed);
         doomed.sort_unstable();
         doomed.dedup();
-        for run in doomed.chunk_by(|a, b| a + 1 == *b) {
-            self.delete_range(run[0], run[run.len() - 1])?;
+        for of_stream in doomed.chunk_by(|a, b| StreamId::of_row(*a) == StreamId::of_row(*b)) {
+            self.delete_from(of_stream)?;
         }
         doomed.clear();
         self.doomed = doomed;
         Ok(())
     }
 
+    /// These items of one stream, in order.
+    fn delete_from(&mut self, mut doomed: &[i64]) -> Result<(), StoreError> {
+        while let Some(&first) = doomed.first() {
+            let Some(pack) = self.packs.at_or_after(first)? else { return self.delete_rows(doomed) };
+            let (before, rest) = doomed.split_at(doomed.partition_point(|&row| row < pack.first));
+            let (inside, behind) = rest.split_at(rest.partition_point(|&row| row <= pack.last()));
+            self.delete_rows(before)?;
+            let (there, taken_out): (Vec<_>, Vec<_>) = inside.iter().partition(|row| pack.has(**row));
+            self.delete_rows(&taken_out)?;
+            self.packs.remove(pack, &there)?;
+            self.shrink(StreamId::of_row(first), there.len());
+            doomed = behind;
+        }
+        Ok(())
+    }
+
+    fn delete_rows(&mut self, doomed: &[i64]) -> Result<(), StoreError> {
+        for run_of in doomed.chunk_by(|a, b| a + 1 == *b) {
+            let (first, last) = (run_of[0], run_of[run_of.len() - 1]);
+            let gone = if first == last {
+                run(&mut self.sql.delete, (first,))?
+            } else {
+                run(&mut self.sql.delete_range, (first, last))?
+            };
+            self.shrink(StreamId::of_row(first), gone);
+        }
+        Ok(())
+    }
+
+    /// All there is between these rows of one stream.
     fn delete_range(&mut self, first: i64, last: i64) -> Result<(), StoreError> {
-        let gone = if first == last {
-            run(&mut self.sql.delete, (first,))?
-        } else {
-            run(&mut self.sql.delete_range, (first, last))?
-        };
+        let mut gone = run(&mut self.sql.delete_range, (first, last))?;
+        let mut from = first;
+        while from <= last
+            && let Some(pack) = self.packs.at_or_after(from)?
+            && pack.first <= last
+        {
+            from = pack.last() + 1;
+            let there: Vec<i64> = pack.left().filter(|row| (first..=last).contains(row)).collect();
+            gone += there.len();
+            self.packs.remove(pack, &there)?;
+        }
         self.shrink(StreamId::of_row(first), gone);
         Ok(())
     }
@@ -315,8 +416,8 @@ impl<'c> Committer<'c> {
     }
 
     fn remove(&mut self, stream: StreamId) -> Result<(), StoreError> {
-        self.delete_doomed()?;
         self.delete_range(stream.row(0), stream.last_row())?;
+        self.packs.forget_read();
         self.connection.execute("DELETE FROM postroom_mark WHERE stream = ?", (stream.get(),))?;
         self.connection.execute("DELETE FROM postroom_stream WHERE id = ?", (stream.get(),))?;
         self.streams[stream.index()] = None;

@@ -63,7 +63,7 @@ impl Inspector {
         let path = path.as_ref();
         metadata(path)?.ok_or_else(|| StoreError::Missing { path: path.to_owned() })?;
         let mut found = Self { path: absolute(path)?, format: 0 };
-        found.format = found.look(|reader| schema::known_format(&found.path, reader.sql()))?;
+        found.format = found.glance(|reader| schema::known_format(&found.path, reader.sql()))?;
         if found.format == 0 { Err(StoreError::NotOurs { path: found.path }) } else { Ok(found) }
     }
 
@@ -86,6 +86,14 @@ impl Inspector {
     ///
     /// What `reads` says, and if the file cannot be read.
     pub fn look<R>(&self, reads: impl Fn(&Reader<'_>) -> Result<R, StoreError>) -> Result<R, StoreError> {
+        self.glance(|reader| {
+            schema::pretend_packs(reader.sql())?;
+            reads(reader)
+        })
+    }
+
+    /// At whatever file it is.
+    fn glance<R>(&self, reads: impl Fn(&Reader<'_>) -> Result<R, StoreError>) -> Result<R, StoreError> {
         for _ in 0..LOOKS {
             let before = State::of(&self.path)?;
             let result = before.connect(&self.path).and_then(|connection| Reader::alone(connection).consistent(&reads));

@@ -43,6 +43,11 @@ impl StreamId {
         self.row(Seq::MAX)
     }
 
+    /// The row of the stream's first place, and of its last.
+    pub(super) fn rows_around(row: i64) -> (i64, i64) {
+        (row & !SEQ_MASK, row | SEQ_MASK)
+    }
+
     pub(super) fn of_row(row: i64) -> usize {
         usize::try_from(row >> SEQ_BITS).unwrap_or(0)
     }
@@ -157,6 +162,16 @@ impl Change {
     /// Replaces [`Item::extra`].
     pub fn extra(self, extra: Option<Vec<u8>>) -> Self {
         Self { extra: Some(extra), ..self }
+    }
+
+    pub(super) fn apply(&self, item: &mut Item) {
+        let Self { attempts, due_at, expires_at, extra } = self;
+        item.attempts = attempts.unwrap_or(item.attempts);
+        item.due_at = due_at.unwrap_or(item.due_at);
+        item.expires_at = expires_at.unwrap_or(item.expires_at);
+        if let Some(extra) = extra {
+            item.extra.clone_from(extra);
+        }
     }
 
     pub(super) fn bytes(&self) -> usize {

@@ -102,8 +102,16 @@
 //! |---|---|---|
 //! | `postroom_stream` | a stream | `id`, `kind`, `name`, `settings`, `next` place, `count` of items |
 //! | `postroom_item` | an item | `id` = stream << 48 \| place, `message`, `published_at`, `attempts`, `due_at`, `expires_at`, `priority`, `schema`, `key`, `routing_key`, `headers` (JSON pairs), `extra`, `payload` |
+//! | `postroom_pack` | several items | `id` of the first, `count`, `message`, `published_at`, `priority`, `schema`, `routing_key`, `items` (JSON: what differs), `payload` |
+//! | `postroom_pack_gone` | what is gone of those | `id`, `gone`: a letter for each, `x` if it is gone |
 //! | `postroom_mark` | a note | `stream`, `name`, `value` |
 //! | `postroom_meta` | a fact about the file | `name` (`format`, `written_by`), `value` |
+//!
+//! **Packs.** Items that come together share a row: neighbours of a stream, 4 to 256 of them with up to 32 KiB, that
+//! one transaction inserts and that have nothing to tell but a payload of up to 4 KiB (no time to rest until, no
+//! expiry, key, headers, attempts or [`Item::extra`]; priority, schema and routing key alike). That costs a fraction of
+//! a row for each. A pack stays until its last item is deleted; an item that is changed or moved becomes a row of its
+//! own. Nothing but the tables shows which of them share a row.
 //!
 //! # The file
 //!
@@ -130,6 +138,9 @@ mod status;
 mod lock;
 mod schema;
 mod statements;
+mod pack;
+mod packs;
+mod merge;
 mod reader;
 mod shared;
 mod commit;

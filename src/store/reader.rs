@@ -2,6 +2,7 @@
 
 use super::error::StoreError;
 use super::item::{Row, Seq, StreamId, StreamInfo, from_column, seq_of_row, to_column};
+use super::merge::{self, Span};
 use super::options::Options;
 use super::schema;
 use super::statements::{COLUMNS, to_row};
@@ -164,9 +165,9 @@ impl Reader<'_> {
 
     /// The same of these places only.
     pub(crate) fn read_within(&self, stream: StreamId, seqs: Range<Seq>, limit: Limit) -> Result<Vec<Row>, StoreError> {
-        let Some(last) = seqs.end.checked_sub(1) else { return Ok(Vec::new()) };
+        let Some(span) = span(stream, &seqs) else { return Ok(Vec::new()) };
         let sql = format!("SELECT {COLUMNS} FROM postroom_item WHERE id BETWEEN ?1 AND ?2 ORDER BY id");
-        self.rows(&sql, params![stream.row(seqs.start), stream.row(last)], limit)
+        self.merged(&sql, (*span.start(), *span.end()), (span, None), limit)
     }
 
     /// How many items there are within these places, counting no further than to `most`, and the place of the last one
@@ -177,27 +178,24 @@ impl Reader<'_> {
         seqs: Range<Seq>,
         most: usize,
     ) -> Result<Option<(u64, Seq)>, StoreError> {
-        let Some(last) = seqs.end.checked_sub(1) else { return Ok(None) };
-        let sql = "SELECT count(*), max(id) FROM \
-                   (SELECT id FROM postroom_item WHERE id BETWEEN ?1 AND ?2 ORDER BY id LIMIT ?3)";
-        let most = i64::try_from(most).unwrap_or(i64::MAX);
-        let look = params![stream.row(seqs.start), stream.row(last), most];
-        let found = self.sql().prepare_cached(sql)?.query_row(look, |row| Ok((row.get(0)?, row.get(1)?)))?;
-        let (count, last): (i64, Option<i64>) = found;
-        Ok(last.map(|last| (from_column(count), seq_of_row(last))))
+        let Some(span) = span(stream, &seqs) else { return Ok(None) };
+        let found = self.at_one_moment(|| merge::stride(self.sql(), &span, most))?;
+        Ok(found.map(|(count, last)| (count, seq_of_row(last))))
     }
 
     /// The place of the last item.
     pub(crate) fn last(&self, stream: StreamId) -> Result<Option<Seq>, StoreError> {
-        let sql = "SELECT max(id) FROM postroom_item WHERE id BETWEEN ?1 AND ?2";
-        Ok(self.number(sql, params![stream.row(0), stream.last_row()])?.map(seq_of_row))
+        Ok(self.ends(stream)?.map(|(_, last)| last))
+    }
+
+    fn ends(&self, stream: StreamId) -> Result<Option<(Seq, Seq)>, StoreError> {
+        let ends = self.at_one_moment(|| merge::ends(self.sql(), &(stream.row(0)..=stream.last_row())))?;
+        Ok(ends.map(|(first, last)| (seq_of_row(first), seq_of_row(last))))
     }
 
     /// When the item was published, if it is there.
     pub(crate) fn published_at(&self, stream: StreamId, seq: Seq) -> Result<Option<u64>, StoreError> {
-        let sql = "SELECT published_at FROM postroom_item WHERE id = ?1";
-        let mut look = self.sql().prepare_cached(sql)?;
-        Ok(look.query_row(params![stream.row(seq)], |row| row.get(0)).optional()?.map(from_column))
+        Ok(self.get(stream, seq)?.map(|row| row.item.published_at))
     }
 
     /// The same without those that rest until a time of theirs ([`Item::due_at`](super::Item::due_at)), even if
@@ -209,7 +207,8 @@ impl Reader<'_> {
     pub fn read_ready(&self, stream: StreamId, from: Seq, limit: Limit) -> Result<Vec<Row>, StoreError> {
         let sql =
             format!("SELECT {COLUMNS} FROM postroom_item WHERE id BETWEEN ?1 AND ?2 AND due_at IS NULL ORDER BY id");
-        self.rows(&sql, params![stream.row(from), stream.last_row()], limit)
+        let span = stream.row(from)..=stream.last_row();
+        self.merged(&sql, (*span.start(), *span.end()), (span, None), limit)
     }
 
     /// Those that rest until `until` at the latest: by that time, then by place. To read on after a full answer,
@@ -260,20 +259,28 @@ impl Reader<'_> {
             "SELECT {COLUMNS} FROM postroom_item WHERE id BETWEEN ?1 AND ?2 AND due_at IS NULL \
              AND priority >= ?3 AND priority < ?4 ORDER BY id"
         );
-        let (first, last) = (stream.row(*places.start()), stream.row(*places.end()));
-        self.rows(&sql, params![first, last, priorities.start, priorities.end], limit)
+        let span = stream.row(*places.start())..=stream.row(*places.end());
+        let parameters = params![span.start(), span.end(), priorities.start, priorities.end];
+        self.merged(&sql, parameters, (span.clone(), Some(priorities.clone())), limit)
     }
 
     /// How many rest until no time, by their priority. Looks at every item, though not at its payload.
     pub(crate) fn count_by_priority(&self, stream: StreamId) -> Result<Vec<Priority>, StoreError> {
         let sql = "SELECT priority, count(*), min(id), max(id) FROM postroom_item WHERE id BETWEEN ?1 AND ?2 \
                    AND due_at IS NULL GROUP BY priority";
-        let mut statement = self.sql().prepare_cached(sql)?;
-        let rows = statement.query_map(params![stream.row(0), stream.last_row()], |row| {
-            let (count, first, last) = (from_column(row.get(1)?), seq_of_row(row.get(2)?), seq_of_row(row.get(3)?));
-            Ok(Priority { priority: row.get(0)?, count, first, last })
+        let span = stream.row(0)..=stream.last_row();
+        let counts = self.at_one_moment(|| {
+            let mut statement = self.sql().prepare_cached(sql)?;
+            let rows = statement.query_map(params![span.start(), span.end()], |row| {
+                let (count, first, last) = (from_column(row.get(1)?), seq_of_row(row.get(2)?), seq_of_row(row.get(3)?));
+                let priority = row.get(0)?;
+                Ok((priority, Priority { priority, count, first, last }))
+            })?;
+            let mut counts = rows.collect::<Result<_, _>>()?;
+            merge::count_packed(self.sql(), &span, &mut counts)?;
+            Ok(counts)
         })?;
-        Ok(rows.collect::<Result<_, _>>()?)
+        Ok(counts.into_values().collect())
     }
 
     /// Those that rest and of which [`Item::extra`](super::Item::extra) says something, by place. Looks at no others.
@@ -358,8 +365,7 @@ impl Reader<'_> {
     ///
     /// As [`read`](Self::read).
     pub fn get(&self, stream: StreamId, seq: Seq) -> Result<Option<Row>, StoreError> {
-        let sql = format!("SELECT {COLUMNS} FROM postroom_item WHERE id = ?1");
-        Ok(self.rows(&sql, params![stream.row(seq)], Limit::items(1))?.pop())
+        Ok(self.read_within(stream, seq..seq.saturating_add(1), Limit::items(1))?.pop())
     }
 
     /// The place of the first item.
@@ -368,8 +374,7 @@ impl Reader<'_> {
     ///
     /// As [`read`](Self::read).
     pub fn first(&self, stream: StreamId) -> Result<Option<Seq>, StoreError> {
-        let sql = "SELECT min(id) FROM postroom_item WHERE id BETWEEN ?1 AND ?2";
-        Ok(self.number(sql, params![stream.row(0), stream.last_row()])?.map(seq_of_row))
+        Ok(self.ends(stream)?.map(|(first, _)| first))
     }
 
     /// The place of the first item published at `time` or later, in a stream whose items were published in
@@ -379,13 +384,11 @@ impl Reader<'_> {
     ///
     /// As [`read`](Self::read).
     pub fn find_time(&self, stream: StreamId, time: u64) -> Result<Option<Seq>, StoreError> {
-        let sql = "SELECT id, published_at FROM postroom_item WHERE id BETWEEN ?1 AND ?2 ORDER BY id LIMIT 1";
-        let mut look = self.sql().prepare_cached(sql)?;
-        let mut at = |seq| {
-            let row = params![stream.row(seq), stream.last_row()];
-            look.query_row(row, |row| Ok((seq_of_row(row.get(0)?), from_column(row.get(1)?)))).optional()
+        let at = |seq| -> Result<Option<(Seq, u64)>, StoreError> {
+            let found = self.read(stream, seq, Limit::items(1))?.pop();
+            Ok(found.map(|row| (row.seq, row.item.published_at)))
         };
-        let (Some(first), Some(last)) = (self.first(stream)?, self.last(stream)?) else { return Ok(None) };
+        let Some((first, last)) = self.ends(stream)? else { return Ok(None) };
         let (mut low, mut high) = (first, last + 1);
         while low < high {
             let middle = low + (high - low) / 2;
@@ -403,10 +406,12 @@ impl Reader<'_> {
     ///
     /// As [`read`](Self::read).
     pub fn payload_bytes(&self, stream: StreamId, seqs: Range<Seq>) -> Result<u64, StoreError> {
-        let Some(last) = seqs.end.checked_sub(1) else { return Ok(0) };
+        let Some(span) = span(stream, &seqs) else { return Ok(0) };
         let sql = "SELECT sum(length(payload)) FROM postroom_item WHERE id BETWEEN ?1 AND ?2";
-        let bytes = self.number(sql, params![stream.row(seqs.start), stream.row(last)])?;
-        Ok(bytes.map_or(0, from_column))
+        self.at_one_moment(|| {
+            let single = self.number(sql, params![span.start(), span.end()])?;
+            Ok(single.map_or(0, from_column) + merge::packed_bytes(self.sql(), &span)?)
+        })
     }
 
     /// All streams, by number. Reads no items.
@@ -474,6 +479,22 @@ impl Reader<'_> {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
+    /// What `sql` finds, which are rows within the span, and what packs have there.
+    fn merged(
+        &self,
+        sql: &str,
+        parameters: impl rusqlite::Params,
+        packs: (Span, Option<Range<u16>>),
+        limit: Limit,
+    ) -> Result<Vec<Row>, StoreError> {
+        self.at_one_moment(|| merge::items(self.sql(), (sql, parameters), packs, limit))
+    }
+
+    /// An item may go from a pack to a row of its own between two questions.
+    fn at_one_moment<R>(&self, reads: impl FnOnce() -> Result<R, StoreError>) -> Result<R, StoreError> {
+        if self.sql().is_autocommit() { self.consistent(|_| reads()) } else { reads() }
+    }
+
     fn rows(&self, sql: &str, parameters: impl rusqlite::Params, limit: Limit) -> Result<Vec<Row>, StoreError> {
         let mut statement = self.sql().prepare_cached(sql)?;
         let mut rows = statement.query(parameters)?;
@@ -490,6 +511,11 @@ impl Reader<'_> {
     fn number(&self, sql: &str, parameters: impl rusqlite::Params) -> Result<Option<i64>, StoreError> {
         Ok(self.sql().prepare_cached(sql)?.query_row(parameters, |row| row.get(0))?)
     }
+}
+
+/// `None` if there is no place among these.
+fn span(stream: StreamId, seqs: &Range<Seq>) -> Option<Span> {
+    Some(stream.row(seqs.start)..=stream.row(seqs.end.checked_sub(1)?))
 }
 
 /// `None` for a number that cannot be one.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Step `n` makes format `n + 1` out of format `n`; a file without our tables has format 0.
-const STEPS: &[&str] = &[FORMAT_1, FORMAT_2];
+const STEPS: &[&str] = &[FORMAT_1, FORMAT_2, FORMAT_3];
 
 const FORMAT_1: &str = "
 CREATE TABLE postroom_meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -61,11 +61,59 @@ const FORMAT_2: &str = "
 CREATE INDEX postroom_item_noted ON postroom_item (id) WHERE due_at IS NOT NULL AND extra IS NOT NULL;
 ";
 
+/// Items that share a row, and a view that shows each of them.
+const FORMAT_3: &str = "
+DROP VIEW IF EXISTS postroom_items;
+
+CREATE TABLE postroom_pack (
+    id           INTEGER PRIMARY KEY,    -- of its first item; the others have the places behind it
+    count        INTEGER NOT NULL,       -- how many there were at first
+    published_at INTEGER NOT NULL,       -- of its first item
+    priority     INTEGER NOT NULL,
+    schema       INTEGER NOT NULL,
+    routing_key  TEXT    NOT NULL,
+    items        TEXT    NOT NULL,       -- JSON: [[message, published_at - the first's, its place in payload, bytes], ...]
+    payload      BLOB    NOT NULL        -- one after another
+);
+
+CREATE TABLE postroom_pack_gone (
+    id   INTEGER PRIMARY KEY,            -- of a pack of which items are gone
+    gone TEXT    NOT NULL                -- a letter for each: 'x' is gone
+);
+
+CREATE VIEW postroom_items AS
+SELECT s.kind AS kind, s.name AS stream, i.id & 281474976710655 AS seq, i.message AS message,
+       datetime(i.published_at / 1000000000, 'unixepoch') AS published, i.attempts AS attempts,
+       datetime(i.due_at / 1000000000, 'unixepoch') AS due, datetime(i.expires_at / 1000000000, 'unixepoch') AS expires,
+       i.priority AS priority, i.key AS key, i.routing_key AS routing_key, i.headers AS headers,
+       i.schema AS schema, length(i.payload) AS bytes, i.payload AS payload
+FROM postroom_stream s JOIN postroom_item i ON i.id BETWEEN s.id << 48 AND (s.id << 48) | 281474976710655
+UNION ALL
+SELECT s.kind, s.name, (p.id & 281474976710655) + j.key, json_extract(j.value, '$[0]'),
+       datetime((p.published_at + json_extract(j.value, '$[1]')) / 1000000000, 'unixepoch'), 0,
+       NULL, NULL, p.priority, NULL, p.routing_key, NULL, p.schema, json_extract(j.value, '$[3]'),
+       coalesce(substr(p.payload, json_extract(j.value, '$[2]') + 1, json_extract(j.value, '$[3]')), x'')
+FROM postroom_stream s JOIN postroom_pack p ON p.id BETWEEN s.id << 48 AND (s.id << 48) | 281474976710655
+     JOIN json_each(p.items) j LEFT JOIN postroom_pack_gone g ON g.id = p.id
+WHERE coalesce(substr(g.gone, j.key + 1, 1), '-') <> 'x';
+";
+
+/// Lets a file of an earlier format be read as if it had packs, and none of them. In the memory of that connection: the
+/// file stays as it is.
+pub(super) fn pretend_packs(connection: &Connection) -> Result<(), StoreError> {
+    let sql = "SELECT 1 FROM sqlite_schema WHERE name = 'postroom_pack'";
+    if connection.query_row(sql, [], |_| Ok(())).optional()?.is_some() {
+        return Ok(());
+    }
+    connection.execute_batch(
+        "CREATE TEMP TABLE postroom_pack (id INTEGER PRIMARY KEY, count, published_at, priority, schema, \
+         routing_key, items, payload); CREATE TEMP TABLE postroom_pack_gone (id INTEGER PRIMARY KEY, gone)",
+    )?;
+    Ok(())
+}
+
 /// The format this version writes.
 pub(super) const FORMAT: i64 = STEPS.len() as i64;
-
-/// Pages of a new file. Twice SQLite's default: fewer, larger writes per commit measured faster throughout.
-const PAGE_BYTES: u32 = 8192;
 
 /// How long set-up waits for a transaction of somebody else.
 const SETUP_PATIENCE: Duration = Duration::from_secs(5);
@@ -85,9 +133,6 @@ fn prepare(path: &Path, connection: &mut Connection) -> Result<(), StoreError> {
         return Err(StoreError::ReadOnly(path.display().to_string().into()));
     }
     known_format(path, connection)?;
-    if connection.query_row("PRAGMA page_count", [], |row| row.get::<_, i64>(0))? == 0 {
-        connection.pragma_update(None, "page_size", PAGE_BYTES)?;
-    }
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
     if mode != "wal" {
         return Err(StoreError::other(format!("{} cannot be used in WAL mode, only in mode {mode}", path.display())));
@@ -201,11 +246,31 @@ mod tests {
     }
 
     #[test]
+    fn every_earlier_format_becomes_the_present_one_and_shows_its_items() {
+        let path = Path::new("x");
+        let filled = "INSERT INTO postroom_stream(kind, name) VALUES ('queue', 'old');
+             INSERT INTO postroom_item(id, message, published_at, attempts, priority, schema, routing_key, payload)
+             VALUES (1 << 48 | 7, 3, 0, 0, 0, 0, 'a', 'b')";
+        for earlier in 1..STEPS.len() {
+            let mut connection = Connection::open_in_memory().unwrap();
+            migrate(path, &mut connection, &STEPS[..earlier]).unwrap();
+            connection.execute_batch(filled).unwrap();
+            // It is for people, so they may have removed it.
+            connection.execute("DROP VIEW postroom_items", []).unwrap();
+            migrate(path, &mut connection, STEPS).unwrap();
+            assert_eq!(format(&connection), FORMAT);
+            let seen: rusqlite::Result<(String, i64, i64)> =
+                connection.query_row("SELECT stream, seq, message FROM postroom_items", [], |row| row.try_into());
+            assert_eq!(seen.unwrap(), ("old".to_owned(), 7, 3));
+        }
+    }
+
+    #[test]
     fn a_step_that_fails_leaves_the_file_as_it_was() {
         let mut connection = Connection::open_in_memory().unwrap();
         let path = Path::new("x");
         migrate(path, &mut connection, STEPS).unwrap();
-        let later = [FORMAT_1, FORMAT_2, "CREATE TABLE postroom_new (a)", "CREATE TABLE postroom_new (a)"];
+        let later = [FORMAT_1, FORMAT_2, FORMAT_3, "CREATE TABLE postroom_new (a)", "CREATE TABLE postroom_new (a)"];
         assert!(migrate(path, &mut connection, &later).is_err());
         assert_eq!(format(&connection), FORMAT);
         assert!(connection.prepare("SELECT * FROM postroom_new").is_err());

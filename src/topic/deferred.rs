@@ -23,14 +23,15 @@ pub struct Ticket<T: Send + Sync + 'static> {
 }
 
 enum State<T: Send + Sync + 'static> {
-    Known(Result<Receipt, PublishError<T>>),
+    /// A refusal in a box, since tickets are kept by the thousand.
+    Known(Result<Receipt, Box<PublishError<T>>>),
     /// With the queue that would refuse, and the topic that counts.
     Pending(Pending<Delivered<T>>, Arc<Core<T>>, Option<Arc<TopicCore<T>>>),
 }
 
 impl<T: Send + Sync + 'static> Ticket<T> {
     fn known(id: MessageId, result: Result<Receipt, PublishError<T>>) -> Self {
-        Self { id, state: Some(State::Known(result)) }
+        Self { id, state: Some(State::Known(result.map_err(Box::new))) }
     }
 
     fn pending(
@@ -44,7 +45,7 @@ impl<T: Send + Sync + 'static> Ticket<T> {
         if core.runtime.is_simulated() {
             // So that the same seed gives the same run.
             let result = ticket.conclude();
-            ticket.state = Some(State::Known(result));
+            ticket.state = Some(State::Known(result.map_err(Box::new)));
         }
         ticket
     }
@@ -74,7 +75,7 @@ impl<T: Send + Sync + 'static> Ticket<T> {
 
     fn conclude(&mut self) -> Result<Receipt, PublishError<T>> {
         match self.state.take().expect("asked once") {
-            State::Known(result) => result,
+            State::Known(result) => result.map_err(|refused| *refused),
             State::Pending(pending, core, topic) => concluded(self.id, pending.wait(), &core, topic.as_deref()),
         }
     }
@@ -83,7 +84,7 @@ impl<T: Send + Sync + 'static> Ticket<T> {
     pub(crate) fn then(mut self, tell: impl FnOnce(Result<Receipt, PublishError<T>>) + Send + 'static) {
         let id = self.id;
         match self.state.take().expect("asked once") {
-            State::Known(result) => tell(result),
+            State::Known(result) => tell(result.map_err(|refused| *refused)),
             State::Pending(pending, core, topic) => {
                 pending.then(move |delivered| tell(concluded(id, delivered, &core, topic.as_deref())));
             }
@@ -97,7 +98,7 @@ fn concluded<T: Send + Sync + 'static>(
     core: &Core<T>,
     topic: Option<&TopicCore<T>>,
 ) -> Result<Receipt, PublishError<T>> {
-    let routed = delivered.routed.map_err(|refused| refusal_error(core, refused))?;
+    let routed = delivered.routed.map_err(|refused| refusal_error(core, *refused))?;
     topic.iter().for_each(|topic| topic.count(1));
     Ok(Receipt { id, routed })
 }

@@ -29,8 +29,8 @@ pub(super) fn accept_all<T: Send + Sync + 'static>(
     let pending = begin(queues, rings, records, message, patience)?;
     let durable_log = || logs.iter().find(|log| log.shelf.is_durable());
     pending.wait().routed.map_err(|refused| match first_durable(queues) {
-        Some(queue) => refusal_error(queue, refused),
-        None => refused_by_log(durable_log().expect("a queue or a log is durable"), refused),
+        Some(queue) => refusal_error(queue, *refused),
+        None => refused_by_log(durable_log().expect("a queue or a log is durable"), *refused),
     })
 }
 
@@ -84,7 +84,7 @@ pub(super) fn begin<T: Send + Sync + 'static>(
         Some(Box::new(Beside { logs: logs.collect(), rings: rings.to_vec() }))
     };
     let queues = SmallVec::from_iter(queues.iter().map(Arc::clone));
-    Ok(Parcel { queues, pledges, keys, message, others }.send(stowed))
+    Ok(Parcel { queues, pledges, keys, message: Some(message), others }.send(stowed))
 }
 
 /// Logs and subscribers.

@@ -26,7 +26,7 @@ pub(super) struct Stow {
 
 /// One item.
 enum Stowed {
-    Message(StreamId, Item),
+    Message(StreamId, Box<Item>),
     Record(Entry),
 }
 

@@ -121,7 +121,7 @@ pub(crate) struct OnFile<T> {
 /// A record on its way into the file.
 pub(crate) struct Entry {
     stream: StreamId,
-    item: Item,
+    item: Box<Item>,
     latest: Arc<Latest>,
 }
 

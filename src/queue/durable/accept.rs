@@ -1,6 +1,6 @@
 //! Taking messages in by way of the file.
 
-use super::depot::{Depot, Errand, Pending};
+use super::depot::{Depot, Errand, Pending, Show};
 use super::filed::Filed;
 use crate::message::{Message, Text};
 use crate::queue::builder::Overflow;
@@ -32,7 +32,7 @@ pub(crate) trait Others<T>: Send {
 
 /// A message of which one copy goes to the file for each durable queue.
 pub(crate) struct Stowed {
-    items: SmallVec<[Option<Item>; 2]>,
+    items: SmallVec<[Option<Box<Item>>; 2]>,
 }
 
 impl Stowed {
@@ -57,14 +57,15 @@ pub(crate) struct Parcel<T> {
     pub(crate) queues: SmallVec<[Arc<Core<T>>; 2]>,
     pub(crate) pledges: SmallVec<[Pledge; 8]>,
     pub(crate) keys: SmallVec<[Option<Text>; 2]>,
-    pub(crate) message: Message<T>,
+    /// Taken out once it is delivered.
+    pub(crate) message: Option<Message<T>>,
     pub(crate) others: Option<Box<dyn Others<T>>>,
 }
 
 /// What became of a parcel.
 pub(crate) struct Delivered<T> {
     /// How many queues took it, or the message and why none did.
-    pub(crate) routed: Result<usize, (Message<T>, Refusal)>,
+    pub(crate) routed: Result<usize, Box<(Message<T>, Refusal)>>,
     /// Perhaps the last handles, and then their messages go with them, which the writer's thread is no place for.
     _queues: SmallVec<[Arc<Core<T>>; 2]>,
 }
@@ -96,43 +97,54 @@ impl<T: Send + Sync + 'static> Parcel<T> {
         }
         // Last, since it may insert something too. Where a full queue throws its copy away there is nothing to write;
         // that is noted once it is gone.
-        if let Some(rider) = self.message.take_rider()
+        if let Some(rider) = self.message.as_mut().and_then(Message::take_rider)
             && self.queues.iter().zip(&stored).all(|(queue, stored)| *stored || !queue.is_durable())
         {
             batch = rider.join(batch, &depot);
         }
-        let pending = depot.commit(batch, mode, move |result, errands| self.arrive(&stored, result, errands));
+        let pending = depot.commit_shown(batch, mode, Sent { parcel: self, stored });
         drop(order);
         pending
     }
+}
 
-    fn arrive(self, stored: &[bool], result: Result<&[Seq], StoreError>, errands: &mut Vec<Errand>) -> Delivered<T> {
-        let Self { queues, pledges, keys, mut message, mut others } = self;
+/// A parcel on its way, and which of its queues have it in the file.
+struct Sent<T> {
+    parcel: Parcel<T>,
+    stored: SmallVec<[bool; 2]>,
+}
+
+impl<T: Send + Sync + 'static> Show<Delivered<T>> for Sent<T> {
+    fn show(&mut self, result: Result<&[Seq], StoreError>, errands: &mut Vec<Errand>) -> Delivered<T> {
+        let Self { parcel: Parcel { queues, pledges, keys, message: own, others }, stored } = self;
+        let (queues, pledges, keys) = (std::mem::take(queues), std::mem::take(pledges), std::mem::take(keys));
+        let mut others = others.take();
         let places = match result {
             Ok(places) => places,
             Err(error) => {
                 queues.iter().zip(pledges).for_each(|(queue, pledge)| queue.forgo(pledge));
                 others.into_iter().for_each(|others| others.forgo());
-                return Delivered { routed: Err((message, Refusal::NotStored(error))), _queues: queues };
+                let message = own.take().expect("shown once");
+                return Delivered { routed: Err(Box::new((message, Refusal::NotStored(error)))), _queues: queues };
             }
         };
         let (places, beside) = places.split_at(stored.iter().filter(|stored| **stored).count());
-        if let Some(others) = &mut others {
-            others.first(&mut message, beside, errands);
+        if let Some((others, message)) = others.as_mut().zip(own.as_mut()) {
+            others.first(message, beside, errands);
         }
         let mut places = places.iter();
         let mut routed = 0;
         let last = if others.is_some() { queues.len() } else { queues.len() - 1 };
-        let mut own = Some(message);
         for (at, (((queue, pledge), key), stored)) in queues.iter().zip(pledges).zip(keys).zip(stored).enumerate() {
             let copy = if at == last { own.take() } else { own.as_mut().map(Message::share_with_queue) };
-            let Some(mut copy) = copy.map(|copy| copy.ordered_by(key)) else { continue };
+            let Some(mut copy) = copy else { continue };
+            copy.set_order(key);
             if let (true, Some(&place)) = (*stored, if *stored { places.next() } else { None }) {
                 copy.set_fresh_place(place);
             }
             routed += usize::from(Arc::clone(queue).redeem_quietly(pledge, copy, errands).is_routed());
         }
-        if let (Some(others), Some(message)) = (others, own) {
+        if let (Some(others), Some(message)) = (others, own.take()) {
             others.last(message, errands);
         }
         Delivered { routed: Ok(routed), _queues: queues }
@@ -152,7 +164,8 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// As [`Core::accept`], by way of the file: waits for the commit whatever the patience says.
     pub(crate) fn accept_durably(&self, message: Message<T>, patience: Patience) -> Arrival<T> {
-        self.begin_durably(message, patience)?.wait().routed.map(Accepted::of_routed)
+        let delivered = self.begin_durably(message, patience)?.wait();
+        delivered.routed.map(Accepted::of_routed).map_err(|refused| *refused)
     }
 
     /// The same up to the commit.
@@ -165,7 +178,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let Prepared { message, key, item, pledge } = self.prepare(message, patience)?;
         let (queues, pledges) = (SmallVec::from_iter([me]), SmallVec::from_iter([pledge]));
         let (keys, stowed) = (SmallVec::from_iter([key]), Stowed { items: SmallVec::from_iter([Some(item)]) });
-        Ok(Parcel { queues, pledges, keys, message, others: None }.send(stowed))
+        Ok(Parcel { queues, pledges, keys, message: Some(message), others: None }.send(stowed))
     }
 
     fn pledge_patiently(&self, patience: Patience) -> Result<Pledge, Refusal> {
@@ -253,8 +266,8 @@ impl<T: Send + Sync + 'static> Core<T> {
                 }
             };
             let mut places = places.iter();
-            for (message, key, pledge, stored) in promised {
-                let mut message = message.ordered_by(key);
+            for (mut message, key, pledge, stored) in promised {
+                message.set_order(key);
                 if let Some(&place) = if stored { places.next() } else { None } {
                     message.set_fresh_place(place);
                 }
@@ -304,7 +317,7 @@ impl<T: Send + Sync + 'static> Core<T> {
 struct Prepared<T> {
     message: Message<T>,
     key: Option<Text>,
-    item: Item,
+    item: Box<Item>,
     pledge: Pledge,
 }
 

@@ -161,7 +161,7 @@ impl<T: Send + Sync + 'static> Durable<T> {
     }
 
     /// Runs the user's codec, so no lock may be held.
-    pub(crate) fn item(&self, message: &Message<T>) -> Result<Item, String> {
+    pub(crate) fn item(&self, message: &Message<T>) -> Result<Box<Item>, String> {
         item_of(&Plain(self.coding.clone()), message)
     }
 

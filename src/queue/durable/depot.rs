@@ -109,10 +109,20 @@ impl Depot {
         durability: Durability,
         show: impl FnOnce(Result<&[Seq], StoreError>, &mut Vec<Errand>) -> R + Send + 'static,
     ) -> Pending<R> {
+        self.commit_shown(batch, durability, Some(show))
+    }
+
+    /// The same for what is shown where it lies.
+    pub(super) fn commit_shown<R: Send + 'static>(
+        self: &Arc<Self>,
+        batch: Batch,
+        durability: Durability,
+        show: impl Show<R> + 'static,
+    ) -> Pending<R> {
         let is_alone = self.under_way.fetch_add(1, Ordering::SeqCst) == 0;
         let slot = Slot { state: Mutex::new(State::Waiting), came: Condvar::new() };
         let has_nothing = batch.is_empty();
-        let order = Arc::new(Order { slot, show: Mutex::new(Some(show)), batch, depot: Arc::clone(self) });
+        let order = Arc::new(Order { slot, show: Mutex::new(show), batch, depot: Arc::clone(self) });
         if has_nothing && is_alone {
             drop(Arc::clone(&order).done(Ok(&[])));
         } else {
@@ -141,11 +151,25 @@ impl Depot {
     }
 }
 
+/// What is to be done once a batch is committed, or cannot be; asked for once. See [`Depot::commit`] for where.
+pub(super) trait Show<R>: Send {
+    fn show(&mut self, result: Result<&[Seq], StoreError>, errands: &mut Vec<Errand>) -> R;
+}
+
+impl<R, F> Show<R> for Option<F>
+where
+    F: FnOnce(Result<&[Seq], StoreError>, &mut Vec<Errand>) -> R + Send,
+{
+    fn show(&mut self, result: Result<&[Seq], StoreError>, errands: &mut Vec<Errand>) -> R {
+        self.take().expect("shown once")(result, errands)
+    }
+}
+
 /// A batch, what is to be shown once it is committed, and who waits for that.
 struct Order<R, S> {
     slot: Slot<R>,
-    /// Taken by the writer.
-    show: Mutex<Option<S>>,
+    /// Locked by whoever shows it, once.
+    show: Mutex<S>,
     batch: Batch,
     depot: Arc<Depot>,
 }
@@ -158,7 +182,7 @@ struct Slot<R> {
 impl<R, S> Submission for Order<R, S>
 where
     R: Send + 'static,
-    S: FnOnce(Result<&[Seq], StoreError>, &mut Vec<Errand>) -> R + Send + 'static,
+    S: Show<R> + 'static,
 {
     fn batch(&self) -> &Batch {
         &self.batch
@@ -166,9 +190,8 @@ where
 
     fn done(self: Arc<Self>, result: Result<&[Seq], StoreError>) -> Option<Wake> {
         let unfinished = Unfinished { slot: &self.slot, depot: &self.depot };
-        let show = self.show.lock().take()?;
         let mut errands = Vec::new();
-        let shown = show(result, &mut errands);
+        let shown = self.show.lock().show(result, &mut errands);
         let is_awaited = self.slot.give(shown, errands, &self.depot);
         drop(unfinished);
         is_awaited.then(|| Wake(self))

@@ -42,8 +42,8 @@ impl<T: Send + Sync + 'static> Filed<T> {
 }
 
 impl<T> Filed<T> {
-    /// Runs the user's codec, so no lock may be held.
-    pub(crate) fn item(&self, message: &Message<T>) -> Result<Item, Refusal> {
+    /// In a box, since it is handed on several times. Runs the user's codec, so no lock may be held.
+    pub(crate) fn item(&self, message: &Message<T>) -> Result<Box<Item>, Refusal> {
         item_of(&*self.format, message).map_err(|words| Refusal::Unencodable(words.into()))
     }
 

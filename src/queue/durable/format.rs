@@ -192,8 +192,8 @@ pub(super) fn known_extra<T>(message: &Message<T>) -> Vec<u8> {
 }
 
 /// The item of a stamped message. Runs the user's codec, so no lock may be held.
-pub(super) fn item_of<T>(format: &dyn Format<T>, message: &Message<T>) -> Result<Item, String> {
-    Ok(Item {
+pub(super) fn item_of<T>(format: &dyn Format<T>, message: &Message<T>) -> Result<Box<Item>, String> {
+    Ok(Box::new(Item {
         id: message.id.get(),
         published_at: message.published_at.0,
         attempts: message.attempt,
@@ -206,7 +206,7 @@ pub(super) fn item_of<T>(format: &dyn Format<T>, message: &Message<T>) -> Result
         schema: format.version(message),
         payload: format.payload(message)?,
         extra: extra_of(message, format.letter(message), None),
-    })
+    }))
 }
 
 /// The message of an item, without its place.

@@ -9,7 +9,7 @@ use super::format::known_extra;
 use crate::clock::Timestamp;
 use crate::message::Message;
 use crate::queue::core::{Core, Pledge};
-use crate::store::{Batch, Durability, Item, Seq, StoreError, StreamId};
+use crate::store::{Batch, Durability, Seq, StoreError, StreamId};
 use std::sync::Arc;
 
 /// Where a message was in the file. It is to be deleted there once it is elsewhere.
@@ -141,9 +141,9 @@ impl<T: Send + Sync + 'static> Core<T> {
         let (filed, me) = (self.filed(), self.weak().upgrade().expect("alive while it is called"));
         // It is past or to come: what comes back has a time in the file, and is not read again.
         message.extras_mut().due = due.or_else(|| Some(self.runtime.clock.now()));
-        let item = filed.item(&message).ok().map(|item| {
-            let extra = item.extra.unwrap_or_else(|| known_extra(&message));
-            Item { extra: Some(extra), ..item }
+        let item = filed.item(&message).ok().map(|mut item| {
+            item.extra.get_or_insert_with(|| known_extra(&message));
+            item
         });
         message.extras_mut().due = None;
         let stored = item.is_some();
