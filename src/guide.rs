@@ -1154,8 +1154,9 @@
 //!
 //! **A backlog** stays in the file. Memory has the first few thousand messages of a queue, so opening a file with
 //! millions takes no longer than opening an empty one. Of what is delayed, memory has those due soonest; of
-//! a queue with priorities, the first of each level. In memory as a whole are messages with a timer, what waits for its
-//! next attempt, and what is ready in queues that are ordered by key.
+//! a queue with priorities, the first of each level; in a queue ordered by key, what stands behind thousands of a key
+//! that is busy or parked is found all the same. In memory as a whole are messages with a timer, and what waits for its
+//! next attempt.
 //!
 //! **Your own rows.** The file is a SQLite database and may hold tables of yours. `Queue::send_in` sends a message in a
 //! transaction that changes them: both or neither, without an outbox and a relay.

@@ -244,10 +244,11 @@ pub struct QueueStats {
     pub in_flight: u64,
     /// Messages waiting for their time: a delay, a retry, a rate limit per key, or room in the dead-letter queue.
     pub delayed: u64,
-    /// The part of `ready` that is held back because its key is parked; see [`Exhausted`](crate::Exhausted).
+    /// The part of `ready` that is held back because its key is parked; see [`Exhausted`](crate::Exhausted). Of a
+    /// durable queue, without what is only in the file and has not been come across yet.
     pub parked: u64,
     /// In a queue ordered by key: how many keys have a message that is ready, in flight or waiting for its
-    /// retry.
+    /// retry; of a durable one, as far as its backlog has been read.
     pub keys: u64,
     /// How long the oldest ready message has been waiting since it was published.
     pub oldest_age: Option<Duration>,

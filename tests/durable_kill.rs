@@ -21,6 +21,8 @@ const IDEMPOTENT: &str = "idempotent";
 const HALVES: &str = "halves";
 /// Everything has a delay of some milliseconds, and memory holds only a few.
 const DELAYED: &str = "delayed";
+/// Of seven keys, four are always in hand, and memory holds only a few.
+const BY_KEY: &str = "by key";
 
 // ---- the process that is killed --------------------------------------------------------------------
 
@@ -66,7 +68,12 @@ fn queue(broker: &Broker, mode_name: &str) -> Queue<u64> {
         queue = queue.idempotent(Duration::from_secs(3600));
     }
     let queue = queue.durable(mode(mode_name));
-    if mode_name == DELAYED { queue.window(16) } else { queue }.declare().unwrap()
+    let queue = match mode_name {
+        DELAYED => queue.window(16),
+        BY_KEY => queue.window(16).ordered_by(|n: &u64| n % 7),
+        _ => queue,
+    };
+    queue.declare().unwrap()
 }
 
 fn mode(name: &str) -> Durability {
@@ -150,7 +157,13 @@ fn works_until_it_is_killed() {
         thread::spawn(move || if mode == HALVES { prepare(&topic, numbers) } else { produce(&topic, numbers, &mode) });
     }
     let mut settled = 0;
+    let mut in_hand = Vec::new();
     for delivery in queue.iter() {
+        in_hand.push(delivery);
+        if mode == BY_KEY && in_hand.len() < 5 && !queue.is_empty() {
+            continue;
+        }
+        let delivery = in_hand.swap_remove(settled % in_hand.len());
         let n = **delivery;
         match n % 10 {
             3 if delivery.attempt() == 1 => delivery.retry().unwrap(),
@@ -293,6 +306,11 @@ fn there_is_the_half_message_or_the_message_after_kill_9() {
 #[test]
 fn delayed_messages_survive_kill_9() {
     many_rounds(DELAYED);
+}
+
+#[test]
+fn messages_ordered_by_key_survive_kill_9() {
+    many_rounds(BY_KEY);
 }
 
 #[test]

@@ -244,3 +244,111 @@ fn what_is_sent_with_a_delay_stays_in_the_file_but_for_the_soonest() {
     }
     assert_eq!((queue.delayed(), queue.stats().unaccounted()), (0, 0));
 }
+
+fn by_key(broker: &Broker) -> Queue<u64> {
+    let queue = broker.queue("q").capacity(10_000_000).ordered_by_key().durable(Durability::Buffered);
+    queue.declare().unwrap()
+}
+
+fn of_key(n: u64, key: u64) -> Item {
+    Item { key: Some(format!("key-{key}")), ..item(n) }
+}
+
+/// How many keys a queue of so many has.
+const KEYS: [(&str, fn(u64) -> u64); 3] =
+    [("10,000 keys", |_| 10_000), ("one key", |_| 1), ("a key each", |many| many)];
+
+#[test]
+fn of_a_queue_ordered_by_key_a_window_is_in_memory() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let many = many();
+    for (what, keys) in KEYS {
+        let keys = keys(many);
+        let world = World::holding(many, by_key, |n, _| of_key(n, n % keys));
+        let (broker, _simulation) = world.broker();
+        let queue = measure(&format!("{many} of {what}"), || {
+            let queue = by_key(&broker);
+            assert_eq!(queue.len() as u64, many);
+            let delivery = queue.recv().unwrap();
+            assert_eq!(**delivery, 0);
+            delivery.ack().unwrap();
+            queue
+        });
+        let part = (many / 2).min(50_000);
+        measure_taking("a part of them", || {
+            for n in 1..part {
+                let delivery = queue.recv().unwrap();
+                assert_eq!(**delivery % keys, n % keys);
+                delivery.ack().unwrap();
+            }
+        });
+        assert_eq!((queue.len() as u64, queue.stats().unaccounted()), (many - part, 0));
+    }
+}
+
+#[test]
+fn of_a_function_for_the_key_too() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let many = many();
+    let declare = |broker: &Broker| -> Queue<u64> {
+        let queue = broker.queue("q").capacity(10_000_000).ordered_by(|n: &u64| n % 10_000);
+        queue.durable(Durability::Buffered).declare().unwrap()
+    };
+    let world = World::holding(many, declare, |n, _| item(n));
+    let (broker, _simulation) = world.broker();
+    measure(&format!("{many} by a function"), || declare(&broker).recv().unwrap().ack().unwrap());
+}
+
+#[test]
+fn what_stands_behind_a_key_that_is_held_up_flows_and_memory_stays_small() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let many = many();
+    // Nine of ten are of one key, of which the first is in hand.
+    let key = |n: u64| if n.is_multiple_of(10) { 1 + n / 10 % 100 } else { 0 };
+    let world = World::holding(many, by_key, |n, _| of_key(n, key(n + 1)));
+    let (broker, _simulation) = world.broker();
+    let queue = by_key(&broker);
+    let first = queue.recv().unwrap();
+    assert_eq!(**first, 0);
+    measure_taking(&format!("{} behind those of a key in hand", many / 10), || {
+        for _ in 0..many / 10 {
+            let delivery = queue.try_recv().unwrap();
+            assert_ne!(key(**delivery + 1), 0);
+            delivery.ack().unwrap();
+        }
+        assert!(queue.try_recv().is_err());
+    });
+    first.ack().unwrap();
+    let part = (many / 2).min(50_000);
+    measure_taking("a part of that key", || {
+        let mut last = 0;
+        for _ in 0..part {
+            let delivery = queue.try_recv().unwrap();
+            assert!(**delivery > last, "in order");
+            last = **delivery;
+            delivery.ack().unwrap();
+        }
+    });
+    assert_eq!(queue.len() as u64, many - 1 - many / 10 - part);
+    measure_taking("the rest", || assert_eq!(queue.purge() as u64, many - 1 - many / 10 - part));
+    assert_eq!(queue.stats().unaccounted(), 0);
+}
+
+#[test]
+fn what_is_sent_to_a_queue_ordered_by_key_and_not_taken_stays_in_the_file() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let world = World::holding(0, by_key, |n, _| item(n));
+    let (broker, _simulation) = world.broker();
+    let queue = by_key(&broker);
+    let n = many().min(50_000);
+    let messages = |from: u64| (from..from + 1_000).map(|n| postroom::Message::new(n).with_key(format!("{}", n % 100)));
+    measure(&format!("{n} sent by key"), || {
+        (0..n).step_by(1_000).for_each(|from| _ = queue.send_batch(messages(from)).unwrap())
+    });
+    for n in 0..n {
+        let delivery = queue.recv().unwrap();
+        assert_eq!(**delivery, n, "keys take turns");
+        delivery.ack().unwrap();
+    }
+    assert_eq!((queue.len(), queue.stats().unaccounted()), (0, 0));
+}

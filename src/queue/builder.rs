@@ -471,14 +471,19 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
     ///   a crash everything. A retry that waited, in a queue ordered by key, still holds its key.
     /// * Of a backlog, the first few thousand messages are in memory and the rest stays in the file until its turn
     ///   comes, also right after opening; that is [listed](Queue::list) and swept for expired messages only then.
-    ///   With priority levels, memory has the first few thousand of each. What is ready in a queue that is ordered by
-    ///   key is all in memory.
+    ///   With priority levels, memory has the first few thousand of each. In a queue that is ordered by key, keys do
+    ///   not hold each other up: when all that memory has is of keys whose turn it is not, others are looked for further
+    ///   back in the file, however far; memory keeps a bit for each message that is passed over.
+    ///   [`parked`](Queue::parked) and [`drop_key`](Queue::drop_key) look through all of it;
+    ///   [`QueueStats::parked`](crate::QueueStats::parked) counts what has been seen. A function for the key has to
+    ///   find the same one whenever it is asked.
     /// * Of what has a delay, too, memory has the few thousand that are due soonest; what falls due while as many are
     ///   ready waits for them in the file, and is counted as ready (not where there is an order by key, or
     ///   priority levels: there it is in memory). In memory as a whole are messages with a
     ///   [timer](crate::Message::with_timer), requests that wait for their reply, and what has been handed out before
-    ///   and waits for its next attempt; they may overtake what is ready and in the file. The
-    ///   [list of delayed messages](Queue::list_delayed) ends with the last before which all are in memory.
+    ///   and waits for its next attempt; they may overtake what is ready and in the file,
+    ///   other than of their key in a queue ordered by that. The [list of delayed messages](Queue::list_delayed) ends
+    ///   with the last before which all are in memory.
     /// * [`Queue::send_in`] sends in a transaction of yours, together with your own rows in the same file.
     /// * Its own dead-letter queue is durable as well. One given with [`QueueBuilder::dead_letter_to`] is what it
     ///   was declared as: a dead letter in memory is lost with the process.

@@ -577,6 +577,9 @@ impl<T: Send + Sync + 'static> Queue<T> {
     /// Makes dead letters of everything that waits under a parked key, in order: the message that failed with
     /// its reason, those behind it with [`Reason::KeyDropped`](crate::Reason::KeyDropped). How many those are;
     /// 0 if the key was not parked. What is sent under the key from now on flows.
+    ///
+    /// In a durable queue those that are only in the file are read for this, a portion at a time, and the key waits
+    /// until all have been; should the file fail meanwhile, the rest of them stay and flow on.
     pub fn drop_key(&self, key: impl AsRef<str>) -> usize {
         self.core.drop_key(key.as_ref())
     }

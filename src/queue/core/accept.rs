@@ -481,7 +481,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         if full && oldest.is_none() {
             // All that fills the queue is above it, or out of reach: promised, delayed, or waiting for burial.
             intake.accepted += 1;
-            intake.pass_over(&mut message);
+            intake.pass_over(&mut message, self.is_ordered());
             drop((intake, outlet, delayed));
             return (Accepted::Dropped, Replaced { oldest: Some(message), superseded: None });
         }

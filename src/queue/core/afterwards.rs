@@ -42,6 +42,8 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// ordered by key always ahead of its key.
     pub(crate) fn take_back(&self, mut message: Message<T>, urgently: bool) {
         message.redelivered = true;
+        // Its row will say more than it did.
+        let _ = message.take_fresh();
         self.note_return(&message, None);
         if !urgently && !self.is_ordered() {
             return self.enter(message, Admission::Returned);
@@ -125,6 +127,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             return self.take_back(message, true);
         }
         message.redelivered = true;
+        let _ = message.take_fresh();
         let due = self.runtime.clock.now().after(delay);
         let due = self.expires_at(&message).map_or(due, |expires| expires.min(due));
         self.note_return(&message, Some(due));

@@ -59,8 +59,9 @@ impl<T: Send + Sync + 'static> Core<T> {
         let earliest = delayed.earliest().into_iter().chain(intake.soonest_unread()).min();
         let due = u64::from(earliest.is_some_and(|due| due <= horizon));
         let in_flight = outlet.delivered.saturating_sub(settled);
-        let ready =
-            outlet.keyed().map_or(intake.entered - outlet.left, |keyed| keyed.available() as u64 + intake.unread_due());
+        let ready = outlet.keyed().map_or(intake.entered - outlet.left, |keyed| {
+            (keyed.available() + self.turns_to_fetch(&outlet, &intake)) as u64 + intake.unread_due()
+        });
         let moves =
             intake.accepted + intake.entered + outlet.left + settled + delayed.len() as u64 + intake.unread_delayed();
         let promised = intake.pledged + outlet.moving;

@@ -119,7 +119,11 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     fn expects_more(&self) -> bool {
-        !self.has_ended() && (self.delayed() > 0 || self.intake.lock().has_unread())
+        if self.has_ended() || self.delayed() > 0 {
+            return !self.has_ended();
+        }
+        let (outlet, intake) = self.both_sides();
+        self.expects_unread(&outlet, &intake)
     }
 
     fn take_ready(&self) -> Result<Message<T>, Nothing> {
@@ -280,6 +284,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         released += expired.iter().filter(|message| message.holds_slot).count() as u64;
         outlet.left += passed;
         outlet.moving += passed;
+        self.note_left(&outlet);
         self.release(outlet, released);
         self.finish_moving(expired, early);
     }
@@ -416,10 +421,10 @@ impl<T: Send + Sync + 'static> Core<T> {
             // All three at once: what moves from one to another is seen in one of them.
             let delayed = self.delayed.lock();
             let (outlet, mut intake) = self.both_sides();
-            let expects_more = (delayed.len() > 0 || intake.has_unread()) && !self.has_ended();
+            let expects_more = (delayed.len() > 0 || self.expects_unread(&outlet, &intake)) && !self.has_ended();
             drop(delayed);
             let ready = outlet.has_message(&intake) && intake.level_to_read().is_none();
-            if !ready && intake.wants_reading() {
+            if !ready && self.wants_reading(&outlet, &intake) {
                 drop((outlet, intake));
                 self.load_more();
                 continue;
@@ -463,7 +468,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let end = self.runtime.simulate_until(patience.deadline(), || {
             let expects_more = self.expects_more();
             let (outlet, intake) = self.both_sides();
-            let ready = outlet.has_message(&intake);
+            let ready = outlet.has_message(&intake) || self.wants_reading(&outlet, &intake);
             closed = intake.gate == Gate::Closed && !ready && !expects_more && !outlet.moves_on();
             closed || (ready && self.below_limit(&intake) && self.may_go(&intake).is_ok())
         });

@@ -121,6 +121,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let mut intake = self.intake.lock();
         outlet.sort(&mut intake);
         outlet.catch_up(&mut intake);
+        self.note_left(&outlet);
         (outlet, intake)
     }
 
@@ -196,9 +197,22 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Tells those who sleep on a closed queue when the last of what they wait for has been handed out.
     #[inline]
     fn note_turn(&self, outlet: &Outlet<T>) {
+        self.note_left(outlet);
         if self.is_draining() && !outlet.moves_on() {
             self.note_last_turn(&self.intake.lock());
         }
+    }
+
+    #[inline]
+    pub(super) fn note_left(&self, outlet: &Outlet<T>) {
+        if self.is_durable() {
+            self.left_seen.store(outlet.left, Ordering::Relaxed);
+        }
+    }
+
+    /// How many messages had left when somebody last looked: seldom long ago, and never too many.
+    pub(super) fn left_seen(&self) -> u64 {
+        self.left_seen.load(Ordering::Relaxed)
     }
 
     /// The last that sleepers on a closed queue have waited for may be handed out: they look again.
@@ -214,7 +228,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     #[cold]
     pub(super) fn wake_in_turn(&self, arrived: usize) {
         let (outlet, intake) = self.both_sides();
-        let arrived = arrived.min(outlet.in_turn());
+        let arrived = arrived.min(outlet.in_turn() + usize::from(self.wants_reading(&outlet, &intake)));
         drop(outlet);
         self.wake_readers(intake, arrived);
     }

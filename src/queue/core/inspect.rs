@@ -106,6 +106,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let (mut outlet, mut intake) = self.both_sides();
         let mut all = intake.aside.take_all();
         all.extend(outlet.keyed_mut().map_or_else(Vec::new, Keyed::take_all));
+        all.extend(intake.take_late());
         self.note_aside(&intake);
         all.extend(intake.tail.take_all(&mut outlet.head));
         outlet.left += all.len() as u64;
@@ -193,6 +194,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         });
         let mut requests: Vec<_> = ready.chain(waiting).filter_map(Message::take_request).collect();
         requests.extend(intake.unread_requests());
+        requests.extend(intake.late_requests());
         if let Some(keyed) = outlet.keyed_mut() {
             keyed.show(usize::MAX, |message| requests.extend(message.take_request()));
         }
@@ -241,7 +243,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             in_flight: outlet.delivered.saturating_sub(settled),
             delayed: delayed.len() as u64 + intake.unread_delayed(),
             oldest_age: oldest.map(|stamp| now.since(stamp)),
-            parked: keyed.map_or(0, |keyed| keyed.held() as u64),
+            parked: keyed.map_or(0, |keyed| keyed.held() as u64 + keyed.held_behind()),
             keys: keyed.map_or(0, |keyed| keyed.keys() as u64),
             handling,
         }

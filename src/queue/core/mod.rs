@@ -6,6 +6,7 @@
 //! | ready, next to be handed out | [`Head`] in [`Outlet`] | `outlet` |
 //! | ready in a queue ordered by key, not yet reached by a consumer | [`Tail`] in [`Intake`] | `intake` |
 //! | ready in a queue ordered by key, sorted | [`Turns`] in [`Outlet`] | `outlet` |
+//! | the same, behind others that are only in the file | [`Spill`] in [`Intake`] | `intake` |
 //! | to be redelivered now, or ready in a queue with priorities | [`Aside`] in [`Intake`] | `intake` |
 //! | waiting for its time, its turn, a retry, or room among the dead letters | [`DelayHeap`] | `delayed` |
 //! | in flight | the `Delivery` or the worker's stack; under an ack timeout `leases` holds a copy too | `leases` |
@@ -19,6 +20,8 @@
 
 mod accept;
 mod afterwards;
+#[cfg(feature = "sqlite")]
+mod by_key;
 mod closing;
 mod expiry;
 mod hand_out;
@@ -29,6 +32,8 @@ mod leases;
 mod limits;
 mod order;
 pub(crate) mod place;
+#[cfg(feature = "sqlite")]
+mod places;
 mod refusal;
 mod screen;
 #[cfg(feature = "sqlite")]
@@ -93,6 +98,8 @@ pub(crate) struct Core<T> {
     outlet: Padded<Mutex<Outlet<T>>>,
     /// `Outlet::released`, for producers that do not hold the outlet.
     released: Padded<AtomicU64>,
+    /// `Outlet::left` of some moment, for producers that do not hold the outlet of a queue ordered by key.
+    left_seen: AtomicU64,
     /// `Intake::sleeping`, for consumers that do not hold the intake.
     asleep: AtomicUsize,
     /// Not 0 if a consumer has to look at more than the head: something is aside, or a limit is set.
@@ -351,6 +358,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             intake: Padded(Mutex::new(intake)),
             outlet: Padded(Mutex::new(outlet)),
             released: Padded(AtomicU64::new(0)),
+            left_seen: AtomicU64::new(0),
             asleep: AtomicUsize::new(0),
             aside: AtomicUsize::new(0),
             lonely: AtomicBool::new(true),
@@ -602,6 +610,7 @@ impl<T> Core<T> {
         let ready = {
             let (mut outlet, mut intake) = (self.outlet.lock(), self.intake.lock());
             let mut ready = intake.aside.take_all();
+            ready.extend(intake.take_late());
             outlet.sort(&mut intake);
             ready.extend(outlet.keyed_mut().map_or_else(Vec::new, Keyed::take_all));
             ready.extend(intake.tail.take_all(&mut outlet.head));

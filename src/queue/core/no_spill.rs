@@ -1,10 +1,12 @@
 //! Stands in for backlogs in a file where the feature `sqlite` is off: there are none.
 
-use super::{Core, Intake, Waiting};
+use super::{Core, Intake, Outlet, Waiting};
 use crate::clock::Timestamp;
 use crate::message::Message;
+use crate::queue::keyed::Key;
 use crate::scheduler::DelayHeap;
 use crate::sync::MutexGuard;
+use std::collections::HashMap;
 
 pub(super) struct Spill<T>(std::marker::PhantomData<fn() -> T>);
 
@@ -17,12 +19,6 @@ impl<T> Intake<T> {
     }
     pub(super) fn new_spill(_: u8) -> Spill<T> {
         Spill(std::marker::PhantomData)
-    }
-    pub(super) fn wants_reading(&self) -> bool {
-        false
-    }
-    pub(super) fn has_unread(&self) -> bool {
-        false
     }
     pub(super) fn unread_delayed(&self) -> u64 {
         0
@@ -39,7 +35,13 @@ impl<T> Intake<T> {
     pub(super) fn note_fired(&mut self, _: &mut Message<T>) {}
     pub(super) fn note_coming(&mut self, _: &Message<T>) {}
     pub(super) fn note_cleared(&mut self) {}
-    pub(super) fn pass_over(&mut self, _: &mut Message<T>) {}
+    pub(super) fn pass_over(&mut self, _: &mut Message<T>, _: bool) {}
+    pub(super) fn take_late(&mut self) -> Vec<Message<T>> {
+        Vec::new()
+    }
+    pub(super) fn late_requests(&mut self) -> Vec<crate::request::Request> {
+        Vec::new()
+    }
     pub(super) fn unread_requests(&mut self) -> Vec<crate::request::Request> {
         Vec::new()
     }
@@ -50,6 +52,35 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(super) fn put_in_window(&self, _: &mut Intake<T>, message: Message<T>) -> Option<Message<T>> {
         Some(message)
     }
+    #[inline]
+    pub(super) fn put_in_window_of_turns(
+        &self,
+        _: &mut Intake<T>,
+        key: Key,
+        message: Message<T>,
+    ) -> Option<(Key, Message<T>)> {
+        Some((key, message))
+    }
+    pub(super) fn wants_reading(&self, _: &Outlet<T>, _: &Intake<T>) -> bool {
+        false
+    }
+    pub(super) fn expects_unread(&self, _: &Outlet<T>, _: &Intake<T>) -> bool {
+        false
+    }
+    pub(super) fn turns_to_fetch(&self, _: &Outlet<T>, _: &Intake<T>) -> usize {
+        0
+    }
+    #[inline]
+    pub(super) fn may_miss_a_turn(&self) -> bool {
+        false
+    }
+    pub(super) fn unread_of(&self, _: &Outlet<T>, _: &Intake<T>, _: u32) -> Option<(u64, u64)> {
+        None
+    }
+    pub(super) fn drop_unread(&self, _: &Key, _: u32, _: (u64, u64)) -> usize {
+        0
+    }
+    pub(super) fn count_ahead(&self, _: &mut HashMap<String, usize>) {}
     #[inline]
     pub(crate) fn load_more(&self) -> bool {
         false

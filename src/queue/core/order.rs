@@ -103,13 +103,13 @@ impl<T: Send + Sync + 'static> Core<T> {
         if lanes.is_empty() {
             return;
         }
-        let arrived = self.outlet.lock().free_lanes(lanes.iter().copied());
+        let arrived = self.outlet.lock().free_lanes(lanes.iter().copied()).max(self.may_miss_a_turn().into());
         self.wake_for_freed(arrived);
     }
 
     #[inline(never)]
     fn free_one_lane(&self, lane: u32) {
-        let arrived = self.outlet.lock().keyed_mut().is_some_and(|keyed| keyed.free(lane));
+        let arrived = self.outlet.lock().keyed_mut().is_some_and(|keyed| keyed.free(lane)) || self.may_miss_a_turn();
         self.wake_for_freed(usize::from(arrived));
     }
 
@@ -150,6 +150,8 @@ impl<T: Send + Sync + 'static> Core<T> {
         let text = message.extras.as_mut().and_then(|extras| extras.order_key.take());
         debug_assert!(text.is_some(), "found before it came here");
         let key = Key::new(text.unwrap_or(Text::EMPTY), &self.seed);
+        let Some((key, message)) = self.put_in_window_of_turns(intake, key, message) else { return };
+        self.note_expiry(&message);
         intake.keys.push(key);
         intake.tail.push(message);
     }
@@ -165,6 +167,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let lane = message.take_lane().expect("only an ordered queue parks, and only what it has handed out");
         let (id, stopped) = (message.id, self.settings.exhausted == Exhausted::Stop);
         message.redelivered = true;
+        let _ = message.take_fresh();
         let hold = Hold { reason, since: self.runtime.clock.now() };
         self.note_parked(&message, &hold);
         // Whether there is a further attempt is up to whoever resumes the key, and when.
@@ -232,6 +235,17 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     pub(crate) fn parked(&self) -> Vec<Parked> {
+        let mut list = self.parked_as_seen();
+        if !list.is_empty() {
+            let mut ahead = list.iter().map(|parked| (parked.key.clone(), 0)).collect();
+            self.count_ahead(&mut ahead);
+            list.iter_mut().for_each(|parked| parked.waiting += ahead[&parked.key]);
+        }
+        list
+    }
+
+    /// Without what nobody has read.
+    fn parked_as_seen(&self) -> Vec<Parked> {
         let (outlet, _intake) = self.both_sides();
         let parked = outlet.keyed().into_iter().flat_map(Keyed::parked);
         let list = parked.map(|(key, hold, first, waiting)| Parked {
@@ -258,26 +272,40 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// Makes dead letters of all that waits under a parked key; how many those are.
     pub(crate) fn drop_key(&self, key: &str) -> usize {
-        let (hold, messages) = {
-            let key = Key::new(Text::new(key), &self.seed);
+        let key = Key::new(Text::new(key), &self.seed);
+        let (lane, hold, messages, unread) = {
             let (mut outlet, intake) = self.both_sides();
-            let taken = outlet.keyed_mut().and_then(|keyed| keyed.take_parked(&key));
-            let Some((hold, messages)) = taken else { return 0 };
+            let Some((lane, hold, messages)) = outlet.keyed_mut().and_then(|keyed| keyed.begin_drop(&key)) else {
+                return 0;
+            };
+            let unread = self.unread_of(&outlet, &intake, lane);
             drop(intake);
+            if unread.is_none() {
+                outlet.free_lanes([lane]);
+            }
             outlet.left += messages.len() as u64;
             outlet.moving += messages.len() as u64;
             let slots = messages.iter().filter(|message| message.holds_slot).count() as u64;
             self.release(outlet, slots);
-            (hold, messages)
+            (lane, hold, messages, unread)
         };
-        let n = messages.len();
         let reasons = std::iter::once(hold.reason).chain(std::iter::repeat(Reason::KeyDropped));
+        let mut n = self.bury_dropped(messages, reasons);
+        if let Some(unread) = unread {
+            n += self.drop_unread(&key, lane, unread);
+        }
+        self.note_gone();
+        n
+    }
+
+    /// Messages that have been taken out of their lane become dead letters; how many.
+    pub(super) fn bury_dropped(&self, messages: Vec<Message<T>>, reasons: impl Iterator<Item = Reason>) -> usize {
+        let n = messages.len();
         for (mut message, reason) in messages.into_iter().zip(reasons) {
             message.holds_slot = false;
             self.bury(DeadLetter::new(message, reason, self));
         }
         self.outlet.lock().moving -= n as u64;
-        self.note_gone();
         n
     }
 

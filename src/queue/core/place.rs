@@ -40,11 +40,11 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     #[cold]
     pub(super) fn put_specially(&self, intake: &mut Intake<T>, message: Message<T>) {
-        let Some(message) = self.put_in_window(intake, message) else { return };
-        self.note_expiry(&message);
         if self.is_ordered() {
             return self.put_keyful(intake, message);
         }
+        let Some(message) = self.put_in_window(intake, message) else { return };
+        self.note_expiry(&message);
         match &mut intake.aside.levels {
             Some(levels) => {
                 levels.push(message.priority(), message);

@@ -8,6 +8,7 @@
 //! Only messages that rest until no time of theirs are read that way. What has been handed out and has come back has a
 //! time in the file, be it past, and stays in memory; for what has a delay see [`rest`](super::rest).
 
+use super::by_key::ByKey;
 use super::rest::{Rest, at_of};
 use super::{Core, Intake};
 use crate::clock::Timestamp;
@@ -45,11 +46,13 @@ pub(super) struct Spill<T> {
     /// Those before may have been in hand in an earlier run.
     pub(super) old_before: Seq,
     /// Who waits for replies to some of them.
-    requests: BTreeMap<Seq, Request>,
+    pub(super) requests: BTreeMap<Seq, Request>,
     /// Spilled, and to be dropped when no lock is held.
     pub(super) waste: Vec<Message<T>>,
     /// What has a delay.
     pub(super) rest: Rest,
+    /// Where the order is by key.
+    pub(super) by_key: ByKey<T>,
 }
 
 /// What of one priority level is ready and only in the file.
@@ -78,6 +81,7 @@ impl<T> Spill<T> {
             requests: BTreeMap::new(),
             waste: Vec::new(),
             rest: Rest::default(),
+            by_key: ByKey::default(),
         }
     }
 }
@@ -98,8 +102,30 @@ impl<T> Spill<T> {
         usize::from(message.priority()).min(self.levels.len() - 1)
     }
 
+    pub(super) fn is_reading_or_rests(&self) -> bool {
+        self.reading || self.resting
+    }
+
+    /// Which reading it is.
+    pub(super) fn begin_reading(&mut self) -> u64 {
+        self.reading = true;
+        self.turn += 1;
+        self.turn
+    }
+
+    /// Has the outcome of a reading dropped, if there is one; `false` if reading has failed.
+    pub(super) fn interrupt_reading(&mut self) -> bool {
+        self.turn += u64::from(self.reading);
+        self.reading = false;
+        !self.resting
+    }
+
+    pub(super) fn reading_failed(&mut self, turn: u64) {
+        self.resting |= self.end_reading(turn);
+    }
+
     /// Ends a reading, if it was not [taken over](Core::load_rest).
-    fn end_reading(&mut self, turn: u64) -> bool {
+    pub(super) fn end_reading(&mut self, turn: u64) -> bool {
         let its_turn = self.turn == turn;
         self.reading &= !its_turn;
         its_turn
@@ -234,11 +260,12 @@ impl<T> Intake<T> {
     }
 
     /// The message does not get in, though the file has it until it is deleted there.
-    pub(super) fn pass_over(&mut self, message: &mut Message<T>) {
+    pub(super) fn pass_over(&mut self, message: &mut Message<T>, ordered: bool) {
         let at = at_of(message);
         match (message.take_fresh(), at) {
             // Also of what memory would have kept: its row may not say so.
             (_, Some(at)) => self.spill.rest.pass_over(at),
+            (Some(place), None) if ordered => self.spill.by_key.pass_over(place),
             (Some(place), None) => {
                 let level = self.spill.level_of(message);
                 self.spill.levels[level].pass_over(place);
@@ -272,7 +299,7 @@ struct Loaded<T> {
 }
 
 impl<T: Send + Sync + 'static> Core<T> {
-    /// Whether a backlog may stay in the file. Where the order is by key, all of it is in memory.
+    /// Whether a backlog may stay in the file as this says; where the order is by key, it may [otherwise](super::by_key).
     pub(crate) fn may_spill(&self) -> bool {
         self.is_durable() && !self.is_ordered()
     }
@@ -296,7 +323,8 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn load_more(&self) -> bool {
         let Some(filed) = self.filed.get().filter(|_| self.settings.durable.is_some()) else { return false };
         let due = self.load_due();
-        self.load(filed.window) || due
+        let more = if self.is_ordered() { self.load_turns(false) } else { self.load(filed.window) };
+        more || due
     }
 
     #[cold]
@@ -317,11 +345,10 @@ impl<T: Send + Sync + 'static> Core<T> {
                 return false;
             }
             let spill = &mut intake.spill;
-            spill.reading = true;
-            spill.turn += 1;
+            let turn = spill.begin_reading();
             let top = level + 1 == spill.levels.len();
             let priorities = level as u16..if top { u16::MAX } else { level as u16 + 1 };
-            let (old_before, turn) = (spill.old_before, spill.turn);
+            let old_before = spill.old_before;
             let Backlog { from, last, ref passed, count } = spill.levels[level];
             let passed = passed.iter().cloned().collect();
             (Unread { level, priorities, from, last, old_before, passed }, count, turn)
@@ -329,8 +356,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         match self.read_portion(&unread) {
             Ok(loaded) => self.take_in(loaded, &unread, counted, turn),
             Err(_) => {
-                let spill = &mut self.intake.lock().spill;
-                spill.resting |= spill.end_reading(turn);
+                self.intake.lock().spill.reading_failed(turn);
                 self.arm(self.runtime.clock.now().after(AGAIN));
                 return false;
             }
@@ -346,13 +372,14 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     fn load_rest_of_ready(&self) -> bool {
+        if self.is_ordered() {
+            return self.load_rest_of_turns();
+        }
         {
             let spill = &mut self.intake.lock().spill;
-            if spill.count == 0 || spill.resting {
+            if spill.count == 0 || !spill.interrupt_reading() {
                 return false;
             }
-            spill.turn += u64::from(spill.reading);
-            spill.reading = false;
         }
         self.filed.get().into_iter().for_each(|filed| _ = self.load(filed.window));
         true
@@ -403,7 +430,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     /// Whoever waits for replies to these has to know.
-    fn end_refused(&self, refused: Vec<(Row, String)>) {
+    pub(super) fn end_refused(&self, refused: Vec<(Row, String)>) {
         for (row, error) in refused {
             let request = self.intake.lock().spill.requests.remove(&row.seq);
             if let Some(request) = request {
@@ -503,7 +530,7 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     /// A full queue has shown it, but does not take it among its own.
     pub(crate) fn pass_over(&self, message: &mut Message<T>) {
-        self.intake.lock().pass_over(message);
+        self.intake.lock().pass_over(message, self.is_ordered());
     }
 
     /// Whether [`Core::drop_spilled`] has something to drop.

@@ -91,7 +91,7 @@ impl<T: Send + Sync + 'static> Core<T> {
                 _ if message.holds_slot => true,
                 Some(outlet) if message.due().is_none() => self.makes_way(outlet, &mut intake, &message, &mut after),
                 _ => {
-                    intake.pass_over(&mut message);
+                    intake.pass_over(&mut message, self.is_ordered());
                     after.overflowing.push(message);
                     continue;
                 }
@@ -99,7 +99,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             intake.pledged -= 1;
             if !takes {
                 intake.accepted += 1;
-                intake.pass_over(&mut message);
+                intake.pass_over(&mut message, self.is_ordered());
                 after.overflowed.push(message);
                 continue;
             }

@@ -35,29 +35,48 @@ pub(super) fn recover<T: Send + Sync + 'static>(core: &Core<T>) -> Result<(), St
     Ok(())
 }
 
+/// Of what has been handed out before or has a timer, all; the first of the others.
 fn recover_in_order<T: Send + Sync + 'static>(
     core: &Core<T>,
     was_at_rest: bool,
     now: Timestamp,
 ) -> Result<(), StoreError> {
+    let filed = core.filed();
+    let reader = filed.depot.store.reader()?;
+    let (info, due, resting) =
+        (info(filed)?, reader.count_due(filed.stream, now.0)?, reader.count_resting(filed.stream)?);
+    let (mut overdue, mut waiting) = (due, resting.saturating_sub(due));
+    drop(reader);
     // First those that keep their key busy while they wait for their next attempt, or hold it back.
-    each_row(core.filed(), |row| match keeps_key(core, &row, now) {
-        Some(Keeps::Until(due)) => bring_back(core, &row, was_at_rest, |message| core.recover_resting(message, due)),
-        Some(Keeps::Parked(hold)) => bring_back(core, &row, was_at_rest, |message| core.recover_parked(message, hold)),
-        None => Ok(()),
-    })?;
-    let mut waiting = 0;
-    each_row(core.filed(), |row| match keeps_key(core, &row, now) {
-        Some(_) => Ok(()),
-        None if row.item.extra.is_none() && rests(&row, now).is_some() => {
-            waiting += 1;
-            Ok(())
+    each_noted(filed, |row| {
+        *(if rests(&row, now).is_some() { &mut waiting } else { &mut overdue }) -= 1;
+        match keeps_key(core, &row, now) {
+            Some(Keeps::Until(due)) => {
+                bring_back(core, &row, was_at_rest, |message| core.recover_resting(message, due))
+            }
+            Some(Keeps::Parked(hold)) => {
+                bring_back(core, &row, was_at_rest, |message| core.recover_parked(message, hold))
+            }
+            None => Ok(()),
         }
-        None => bring_back(core, &row, was_at_rest, |message| enter(core, message, rests(&row, now))),
     })?;
-    let next = info(core.filed())?.next;
-    core.recover_delayed(next, 0, waiting, was_at_rest, now);
+    let goes_first = |row: &Row| row.item.attempts > 0 && rests(row, now).is_none();
+    each_noted(filed, |row| match keeps_key(core, &row, now) {
+        None if goes_first(&row) => bring_back(core, &row, was_at_rest, |message| enter(core, message, None)),
+        _ => Ok(()),
+    })?;
+    let fresh = info.count.saturating_sub(resting);
+    core.recover_turns(info.next, fresh + overdue, (overdue > 0).then_some(now), was_at_rest);
+    each_noted(filed, |row| match (keeps_key(core, &row, now), rests(&row, now)) {
+        (None, Some(due)) => bring_back(core, &row, was_at_rest, |message| enter(core, message, Some(due))),
+        (None, None) if !goes_first(&row) => {
+            bring_back(core, &row, was_at_rest, |message| core.recover_among_turns(message))
+        }
+        _ => Ok(()),
+    })?;
+    core.recover_delayed(info.next, 0, waiting, was_at_rest, now);
     core.recover_stop();
+    core.load_more();
     Ok(())
 }
 
@@ -68,7 +87,7 @@ enum Keeps {
 }
 
 fn keeps_key<T: Send + Sync + 'static>(core: &Core<T>, row: &Row, now: Timestamp) -> Option<Keeps> {
-    if !core.is_ordered() || row.item.attempts == 0 {
+    if row.item.attempts == 0 {
         return None;
     }
     let hold = if core.settings.exhausted == Exhausted::DeadLetter { None } else { hold_of(&row.item) };
@@ -85,17 +104,11 @@ fn recover_resting<T: Send + Sync + 'static>(
     let reader = filed.depot.store.reader()?;
     let (mut overdue, mut waiting) = (reader.count_due(filed.stream, now.0)?, reader.count_resting(filed.stream)?);
     waiting -= overdue;
-    let mut from = 0;
-    loop {
-        let rows = reader.read_noted(filed.stream, from, PORTION)?;
-        let Some(last) = rows.last() else { break };
-        from = last.seq + 1;
-        for row in rows {
-            let due = rests(&row, now);
-            *(if due.is_some() { &mut waiting } else { &mut overdue }) -= 1;
-            bring_back(core, &row, was_at_rest, |message| enter(core, message, due))?;
-        }
-    }
+    each_noted(filed, |row| {
+        let due = rests(&row, now);
+        *(if due.is_some() { &mut waiting } else { &mut overdue }) -= 1;
+        bring_back(core, &row, was_at_rest, |message| enter(core, message, due))
+    })?;
     let next = info(filed)?.next;
     core.recover_delayed(next, overdue, waiting, was_at_rest, now);
     Ok(())
@@ -147,11 +160,12 @@ fn rests(row: &Row, now: Timestamp) -> Option<Timestamp> {
     row.item.due_at.map(Timestamp).filter(|&due| due > now)
 }
 
-fn each_row<T>(filed: &Filed<T>, mut visit: impl FnMut(Row) -> Result<(), StoreError>) -> Result<(), StoreError> {
+/// Those that rest, or have, and of which more is noted.
+fn each_noted<T>(filed: &Filed<T>, mut visit: impl FnMut(Row) -> Result<(), StoreError>) -> Result<(), StoreError> {
     let reader = filed.depot.store.reader()?;
     let mut from: Seq = 0;
     loop {
-        let rows = reader.read(filed.stream, from, PORTION)?;
+        let rows = reader.read_noted(filed.stream, from, PORTION)?;
         let Some(last) = rows.last() else { return Ok(()) };
         from = last.seq + 1;
         rows.into_iter().try_for_each(&mut visit)?;

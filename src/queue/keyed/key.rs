@@ -38,6 +38,11 @@ impl Key {
         Self { hash: seed.hash_one(&text) as u32, text }
     }
 
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn as_str(&self) -> &str {
+        self.text.as_str()
+    }
+
     pub(crate) fn into_text(self) -> Text {
         self.text
     }

@@ -28,6 +28,11 @@ impl List {
         self.first == NONE
     }
 
+    #[inline]
+    pub(super) fn last(self) -> u32 {
+        self.last
+    }
+
     /// The links of a thing about to be appended.
     #[inline]
     pub(super) fn at_end(self) -> Links {

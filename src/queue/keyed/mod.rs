@@ -5,6 +5,7 @@
 //! and lanes live in slabs and are linked by number, so a steady flow allocates nothing, and taking a
 //! message out anywhere (it expired, or is the oldest of a full queue) costs the same as at the front.
 
+mod behind;
 mod index;
 mod key;
 mod list;
@@ -13,11 +14,14 @@ mod slab;
 #[cfg(test)]
 mod tests;
 
+#[cfg(feature = "sqlite")]
+pub(crate) use behind::Pass;
 pub(crate) use key::{Key, KeyRule};
 pub(crate) use policy::Hold;
 pub use policy::{Exhausted, Parked};
 
 use crate::message::Text;
+use behind::Behind;
 use index::Index;
 use list::{Links, List};
 use slab::{NONE, Slab};
@@ -46,6 +50,8 @@ pub(crate) struct Keyed<M> {
     /// Messages in parked lanes.
     held: usize,
     stopped: bool,
+    /// Lanes of which a part is not here.
+    behind: Behind,
 }
 
 /// The messages of one key.
@@ -85,6 +91,7 @@ impl<M> Keyed<M> {
             parked: BTreeMap::new(),
             held: 0,
             stopped: false,
+            behind: Behind::default(),
         }
     }
 
@@ -96,7 +103,7 @@ impl<M> Keyed<M> {
 
     /// Whether any message will get its turn without anybody's help: those behind one that is under way do.
     pub(crate) fn moves_on(&self) -> bool {
-        !self.stopped && self.nodes.live() > self.held
+        !self.stopped && (self.nodes.live() > self.held || self.misses_turns())
     }
 
     /// Keys of which something waits or is under way.
@@ -135,7 +142,12 @@ impl<M> Keyed<M> {
         lane.messages.append(&mut self.nodes, node, Node::in_lane);
         lane.waiting += 1;
         match lane.state {
-            State::Open if lane.waiting == 1 => self.queue_up(id, Turn::Last),
+            State::Open if lane.waiting == 1 => {
+                self.queue_up(id, Turn::Last);
+                if !self.behind.is_empty() {
+                    self.behind.set_hungry(id, false);
+                }
+            }
             State::Parked => self.held += 1,
             State::Open | State::Busy => {}
         }
@@ -166,7 +178,7 @@ impl<M> Keyed<M> {
         self.take_out(first)
     }
 
-    /// What the lane handed out is gone. Whether it has another message to hand out.
+    /// What the lane handed out is gone. Whether it has another message to hand out, or one to fetch.
     #[inline]
     pub(crate) fn free(&mut self, lane: u32) -> bool {
         debug_assert!(self.lanes[lane].state == State::Busy);
@@ -188,6 +200,7 @@ impl<M> Keyed<M> {
         *state = State::Parked;
         self.held += *waiting as usize;
         self.parked.insert(lane, hold);
+        self.behind.note_parked(lane);
     }
 
     /// Hands out nothing until [`Keyed::resume`].
@@ -209,22 +222,6 @@ impl<M> Keyed<M> {
         true
     }
 
-    /// Takes all messages of a parked key.
-    pub(crate) fn take_parked(&mut self, key: &Key) -> Option<(Hold, Vec<M>)> {
-        let lane = self.parked_lane(key)?;
-        let hold = self.parked.remove(&lane)?;
-        self.held -= self.lanes[lane].waiting as usize;
-        // Its messages leave before it gets in line.
-        self.lanes[lane].state = State::Busy;
-        let mut messages = Vec::with_capacity(self.lanes[lane].waiting as usize);
-        while !self.lanes[lane].messages.is_empty() {
-            let first = self.lanes[lane].messages.first;
-            messages.extend(self.take_out(first));
-        }
-        self.free(lane);
-        Some((hold, messages))
-    }
-
     /// The key of a lane.
     pub(crate) fn key(&self, lane: u32) -> &Text {
         &self.lanes[lane].key.text
@@ -234,7 +231,7 @@ impl<M> Keyed<M> {
     pub(crate) fn parked(&self) -> Vec<(&Text, &Hold, &M, usize)> {
         let parked = self.parked_lanes().map(|(lane, hold)| {
             let Lane { key, waiting, .. } = &self.lanes[lane];
-            (&key.text, hold, self.first_of(lane), *waiting as usize)
+            (&key.text, hold, self.first_of(lane), *waiting as usize + self.missing(lane) as usize)
         });
         parked.collect()
     }
@@ -358,7 +355,7 @@ impl<M> Keyed<M> {
             State::Open => {
                 if self.lanes[lane].waiting == 0 {
                     self.leave_line(lane);
-                    self.forget(lane);
+                    self.empty(lane);
                 }
             }
         }
@@ -367,21 +364,33 @@ impl<M> Keyed<M> {
 
     fn unpark(&mut self, lane: u32) {
         self.parked.remove(&lane);
+        self.behind.note_unparked(lane);
         self.held -= self.lanes[lane].waiting as usize;
         self.open(lane, Turn::Last);
     }
 
-    /// Gets a lane in line that is not, or forgets it if it has nothing left. Whether it is in line.
+    /// Gets a lane in line that is not, or forgets it if it has nothing left. Whether it is in line, or would be if it
+    /// had its next message.
     #[inline]
     fn open(&mut self, lane: u32, turn: Turn) -> bool {
         self.lanes[lane].state = State::Open;
-        let has_message = self.lanes[lane].waiting > 0;
-        if has_message {
+        if self.lanes[lane].waiting > 0 {
             self.queue_up(lane, turn);
+            return true;
+        }
+        self.empty(lane)
+    }
+
+    /// Forgets an open lane that has nothing, unless it is only that nothing is here.
+    #[inline]
+    fn empty(&mut self, lane: u32) -> bool {
+        let lives_on = self.behind.has(lane);
+        if lives_on {
+            self.behind.set_hungry(lane, true);
         } else {
             self.forget(lane);
         }
-        has_message
+        lives_on
     }
 
     #[inline]

@@ -121,7 +121,10 @@ fn any_mix_of_operations_agrees_with_a_plain_model() {
                 match random.below(20) {
                     0 => assert_eq!(keyed.release(&key(k), |_| {}), model.parked.remove(&k)),
                     1 => {
-                        let taken = keyed.take_parked(&key(k)).map(|(_, all)| all);
+                        let taken = keyed.begin_drop(&key(k)).map(|(lane, _, all)| {
+                            keyed.free(lane);
+                            all
+                        });
                         let expected = model
                             .parked
                             .remove(&k)
@@ -143,5 +146,68 @@ fn any_mix_of_operations_agrees_with_a_plain_model() {
             }
         }
         model.check(&keyed);
+    }
+}
+
+/// Places of a file, most of them unread, and passes over them whatever is in hand or parked: each key gets its
+/// messages in order, and none twice.
+#[cfg(feature = "sqlite")]
+#[test]
+fn what_is_left_behind_is_taken_in_later_and_in_order() {
+    for seed in 0..60 {
+        let mut random = Random::new(seed);
+        let (total, window) = (300, 1 + random.below(9));
+        let key_of = |place: u64| place * place / 7 % 6;
+        let mut unread: BTreeSet<u64> = BTreeSet::new();
+        let (mut keyed, mut known, mut last) = (Keyed::new(), 0, BTreeMap::new());
+        let (mut busy, mut done, mut handed_out) = (Vec::new(), 0, BTreeSet::new());
+        for _ in 0..20_000 {
+            while busy.len() < 3
+                && let Some((lane, place)) = pop(&mut keyed)
+            {
+                let before = last.insert(key_of(place), place);
+                assert!(before.is_none_or(|before| before <= place), "seed {seed}: {place} after {before:?}");
+                busy.push((lane, place));
+                handed_out.insert(place);
+            }
+            if keyed.available() == 0 {
+                for (place, message) in
+                    keyed.shed(window as usize, |&place| Some(place).filter(|place| !handed_out.contains(place)))
+                {
+                    assert!(place == message && unread.insert(place), "seed {seed}");
+                }
+                let from = keyed.hungry().unwrap_or(known).min(known);
+                let mut pass = Pass::new(from, false);
+                let mut end = from;
+                for place in from..(from + window).min(total) {
+                    if place >= known || unread.remove(&place) {
+                        if place < known {
+                            keyed.seen_again(&key(key_of(place)));
+                        }
+                        if keyed.take_in(&mut pass, place, &key(key_of(place)), place).is_err() {
+                            unread.insert(place);
+                        }
+                    }
+                    end = place + 1;
+                }
+                known = known.max(end);
+                keyed.end_pass(&pass, end, known);
+            }
+            if !busy.is_empty() {
+                let (lane, place) = busy.swap_remove(random.below(busy.len() as u64) as usize);
+                match random.below(6) {
+                    0 => keyed.give_back(lane, place, Turn::Last),
+                    1 => keyed.park(lane, place, hold()),
+                    _ => {
+                        done += 1;
+                        keyed.free(lane);
+                    }
+                }
+            }
+            if random.below(3) == 0 {
+                keyed.release(&key(random.below(6)), |_| {});
+            }
+        }
+        assert_eq!((done, unread.len(), keyed.keys(), keyed.is_behind()), (total, 0, 0, false), "seed {seed}");
     }
 }
