@@ -306,7 +306,8 @@ impl<T> Message<T> {
     /// The payload by value.
     ///
     /// # Errors
-    /// Gives the message back if another queue, or a log, still holds the same payload.
+    /// Gives the message back if another queue, or a log, still holds the same payload, and so may a message that a
+    /// subscriber has received: it may stand beside others that handlers read.
     pub fn try_into_payload(mut self) -> Result<T, Self> {
         match std::mem::replace(&mut self.body, Body::Moving) {
             Body::Own(payload) => Ok(payload),

@@ -216,3 +216,21 @@ fn on_a_manual_clock_each_of_several_timeouts_ends() {
     });
     waits.into_iter().for_each(|wait| assert_eq!(wait.join().unwrap(), BroadcastError::Timeout));
 }
+
+#[test]
+fn what_a_batch_missed_is_told_by_the_next_receive() {
+    let (broker, simulation) = Broker::simulated(1);
+    let topic = topic(&broker);
+    let subscriber = topic.subscribe().capacity(24).lag(Lag::DropOldest).open().unwrap();
+    topic.publish("n", 0).unwrap();
+    topic.publish("n", 1).unwrap();
+    topic.publish("n", Message::new(2).with_ttl(SECOND)).unwrap();
+    assert_eq!(**subscriber.recv().unwrap(), 0);
+    // It had taken 1 and 2 along, and finds only then that the one has expired, and what came behind it is gone.
+    simulation.advance(2 * SECOND);
+    (3..60).for_each(|n| _ = topic.publish("n", n).unwrap());
+    let batch: Vec<u32> = subscriber.recv_batch(10).unwrap().iter().map(|message| ***message).collect();
+    assert_eq!(batch, [1]);
+    let BroadcastError::Lagged(missed) = subscriber.recv_batch(10).unwrap_err() else { panic!("nobody was told") };
+    assert_eq!(u64::from(**subscriber.recv().unwrap()), 3 + missed);
+}

@@ -352,3 +352,18 @@ fn a_message_and_an_idle_worker_meet_soon_whatever_the_number_of_sleepers() {
         }
     });
 }
+
+#[test]
+fn a_batch_that_waits_for_company_takes_first_what_is_there() {
+    let (broker, simulation) = Broker::simulated(1);
+    let queue: Queue<u32> = broker.queue("q").declare().unwrap();
+    (0..5).for_each(|n| _ = queue.send(n).unwrap());
+    (0..2).for_each(|_| _ = queue.send_batch(0..64).unwrap());
+    let sizes = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&sizes);
+    let handler = move |batch: &[Message<u32>]| seen.lock().unwrap().push(batch.len());
+    queue.consumer().start_batch(16, MILLI * 100, handler).unwrap();
+    simulation.run_until_idle();
+    simulation.advance(MILLI * 200);
+    assert_eq!(*sizes.lock().unwrap(), [16, 16, 16, 16, 16, 16, 16, 16, 5]);
+}

@@ -4,7 +4,7 @@ use super::work::{Hooks, Stopwatch, Work, panicked};
 use crate::breaker::Sign;
 use crate::message::Message;
 use crate::outcome::{IntoOutcome, Outcome, contained};
-use crate::queue::core::{Core, Nothing, Patience};
+use crate::queue::core::{Core, Nothing, Patience, Portion};
 use crate::queue::fifo::Chunk;
 use crate::stats::Tally;
 use std::time::Duration;
@@ -22,6 +22,11 @@ where
     R: IntoOutcome,
     H: Fn(&[Message<T>]) -> R + Send + Sync + 'static,
 {
+    /// Whoever waits for more takes what there is first.
+    fn portion(&self) -> Portion {
+        if self.linger.is_zero() { Portion::Whole } else { Portion::Full }
+    }
+
     /// Waits for the batch to fill up, at most for `linger` after its first message.
     pub(super) fn linger(&self, core: &Core<T>, batch: &mut Chunk<Message<T>>, max: usize, go_on: &impl Fn() -> bool) {
         if self.linger.is_zero() {
@@ -31,7 +36,7 @@ where
         let go_on = || go_on() && !core.is_draining();
         let mut more = Chunk::new();
         while batch.len() < max && core.wait_for_message(patience, &go_on).is_ok() {
-            if core.try_take_batch(max - batch.len(), &mut more).is_ok() {
+            if core.try_take_batch(max - batch.len(), &mut more, Portion::Full).is_ok() {
                 batch.append(&mut more);
             }
         }
@@ -66,7 +71,7 @@ where
         go_on: impl Fn() -> bool,
     ) -> Result<(), Nothing> {
         let max = self.max.min(limit);
-        core.take_batch(max, &mut hands.batch, Patience::Forever, &go_on)?;
+        core.take_batch(max, &mut hands.batch, self.portion(), Patience::Forever, &go_on)?;
         self.linger(core, &mut hands.batch, max, &go_on);
         Ok(())
     }
@@ -78,7 +83,7 @@ where
     }
 
     fn take_now(&self, core: &Core<T>, hands: &mut BatchHands<T>, limit: usize) -> Option<()> {
-        core.try_take_batch(self.max.min(limit), &mut hands.batch).ok()
+        core.try_take_batch(self.max.min(limit), &mut hands.batch, self.portion()).ok()
     }
 
     fn handle(

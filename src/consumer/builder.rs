@@ -127,7 +127,8 @@ impl<T: Send + Sync + 'static> ConsumerBuilder<T> {
 
     /// Starts workers that take up to `max` messages at a time. A worker waits for the first, then at
     /// most `linger` for the batch to fill, and calls `handler` with what there is. The answer settles
-    /// all of them alike; a panic counts as a failed attempt of each.
+    /// all of them alike; a panic counts as a failed attempt of each. Without a `linger`, a batch may end before one
+    /// that was sent as one and has just the right size for the next call.
     ///
     /// # Errors
     /// As [`ConsumerBuilder::start`], and a `max` of zero.

@@ -31,7 +31,7 @@ use crate::rate::Rate;
 use crate::runtime::{Options, Runtime};
 use crate::stats::QueueStats;
 use builder::Settings;
-use core::{Accepted, Core, Keys, Nothing, Patience, Refusal};
+use core::{Accepted, Core, Keys, Nothing, Patience, Portion, Refusal};
 use durable::Mode;
 use fifo::{Chunk, chunk_len};
 use keyed::KeyRule;
@@ -299,7 +299,7 @@ impl<T: Send + Sync + 'static> Queue<T> {
     pub fn recv_batch(&self, max: usize) -> Result<Batch<T>, RecvError> {
         self.core.note_receiver();
         let mut batch = Chunk::new();
-        match self.core.take_batch(max.max(1), &mut batch, Patience::Forever, || true) {
+        match self.core.take_batch(max.max(1), &mut batch, Portion::Whole, Patience::Forever, || true) {
             Ok(()) => Ok(Batch::new(batch, Arc::clone(&self.core))),
             Err(Nothing::Deadlock) => Err(RecvError::Deadlock),
             Err(_) => Err(RecvError::Closed),

@@ -270,11 +270,7 @@ impl<T: Send + Sync + 'static> Subscriber<T> {
         batch.push(first);
         // Not what comes meanwhile: to take message after message would be slow for all.
         let horizon = reader.horizon();
-        // What cannot be had without an error is left for the next receive.
-        while batch.len() < max && reader.is_plain(horizon) {
-            if reader.next(Patience::None, &|| true).is_err() {
-                break;
-            }
+        while batch.len() < max && reader.is_plain(horizon) && reader.next_of_batch() {
             batch.push(reader.last_shared());
         }
         Ok(batch)

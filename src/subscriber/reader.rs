@@ -29,6 +29,8 @@ pub(super) struct Reader<T: Send + Sync + 'static> {
     chunks: VecDeque<Arc<Chunk<T>>>,
     /// Comes before everything else.
     replay: VecDeque<Arc<Message<T>>>,
+    /// Missed, and nobody has been told: a batch had begun before.
+    missed: u64,
     /// Handed out last from the replay.
     replayed: Option<Arc<Message<T>>>,
 }
@@ -37,7 +39,7 @@ impl<T: Send + Sync + 'static> Reader<T> {
     pub(super) fn new(ring: Arc<Ring<T>>, seat: Arc<Seat>, start: Start<T>) -> Self {
         let Start { cursor, replay } = start;
         let (until, fetched, chunks) = (cursor, cursor, VecDeque::new());
-        Self { ring, seat, current: None, cursor, until, fetched, chunks, replay, replayed: None }
+        Self { ring, seat, current: None, cursor, until, fetched, chunks, replay, missed: 0, replayed: None }
     }
 
     /// The next message, waiting as long as `patience` and `go_on` say.
@@ -52,6 +54,18 @@ impl<T: Send + Sync + 'static> Reader<T> {
             if !self.may_expire() || !self.skip_expired() {
                 return Ok(());
             }
+        }
+    }
+
+    /// As [`Reader::next`] where only what is there can be taken: what was missed is told by the next call.
+    pub(super) fn next_of_batch(&mut self) -> bool {
+        match self.next(Patience::None, &|| true) {
+            Ok(()) => true,
+            Err(BroadcastError::Lagged(missed)) => {
+                self.missed = missed;
+                false
+            }
+            Err(_) => false,
         }
     }
 
@@ -71,6 +85,9 @@ impl<T: Send + Sync + 'static> Reader<T> {
         if self.seat.is_cut() {
             self.let_go();
             return Err(BroadcastError::Disconnected);
+        }
+        if self.missed > 0 {
+            return Err(BroadcastError::Lagged(std::mem::take(&mut self.missed)));
         }
         if !self.replay.is_empty() {
             let before = std::mem::replace(&mut self.replayed, self.replay.pop_front());
@@ -190,6 +207,7 @@ impl<T: Send + Sync + 'static> Reader<T> {
         !self.replay.is_empty()
             || self.cursor < self.fetched
             || self.ring.backlog(self.fetched) > 0
+            || self.missed > 0
             || self.seat.is_cut()
     }
 

@@ -10,6 +10,15 @@ use crate::sync::{MutexGuard, Ordering};
 /// A batch of so many is worth handing out as the chunk in which it stands.
 const LARGE: usize = 16;
 
+/// How much of what is there a batch takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Portion {
+    /// As much as it may.
+    Full,
+    /// Less, if that leaves the next chunk whole for the next batch.
+    Whole,
+}
+
 /// What came of looking for messages that follow each other.
 enum Run {
     Some,
@@ -315,14 +324,18 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.release(self.outlet.lock(), 1);
     }
 
-    /// Hands out up to `max` messages that are ready now; `batch` must be empty. Fewer than there are if that
-    /// leaves the next chunk whole for the next batch.
-    pub(crate) fn try_take_batch(&self, max: usize, batch: &mut Chunk<Message<T>>) -> Result<(), Nothing> {
+    /// Hands out up to `max` messages that are ready now; `batch` must be empty.
+    pub(crate) fn try_take_batch(
+        &self,
+        max: usize,
+        batch: &mut Chunk<Message<T>>,
+        portion: Portion,
+    ) -> Result<(), Nothing> {
         debug_assert!(batch.is_empty() && max > 0);
         let plain = !self.settings.is_special() && self.settings.ack_timeout.is_none();
         loop {
             while plain && !self.looks_aside() && batch.len() < max {
-                match self.take_run(max, batch) {
+                match self.take_run(max, batch, portion) {
                     Run::Some => {}
                     Run::None => break,
                     Run::Whole => return Ok(()),
@@ -344,12 +357,13 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     /// Hands out a run of messages without times under one lock, as far as `max` are not reached.
-    fn take_run(&self, max: usize, batch: &mut Chunk<Message<T>>) -> Run {
+    fn take_run(&self, max: usize, batch: &mut Chunk<Message<T>>, portion: Portion) -> Run {
         let mut outlet = self.outlet.lock();
         if outlet.head.is_empty() && self.refill(&mut outlet).is_err() {
             return Run::None;
         }
-        if !batch.is_empty() && max >= LARGE && outlet.head.len().is_multiple_of(max) {
+        let may_end = portion == Portion::Whole && !batch.is_empty();
+        if may_end && max >= LARGE && outlet.head.len().is_multiple_of(max) {
             return Run::Whole;
         }
         let run = outlet.head.run(max - batch.len(), |message| message.extras.is_none());
@@ -384,10 +398,11 @@ impl<T: Send + Sync + 'static> Core<T> {
         &self,
         max: usize,
         batch: &mut Chunk<Message<T>>,
+        portion: Portion,
         patience: Patience,
         go_on: impl Fn() -> bool,
     ) -> Result<(), Nothing> {
-        self.take_by(patience, go_on, || self.try_take_batch(max, batch))
+        self.take_by(patience, go_on, || self.try_take_batch(max, batch, portion))
     }
 
     /// Looks for a moment, then waits.

@@ -63,6 +63,7 @@ use crate::snooze::Snooze;
 use crate::stats::{Counter, Tally};
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, Ordering, Padded};
 use ahash::RandomState;
+pub(crate) use hand_out::Portion;
 use in_turn::Turns;
 use limits::ServiceRate;
 pub(crate) use screen::ClaimKey;
