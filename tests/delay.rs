@@ -9,7 +9,7 @@ mod common;
 use common::within;
 use postroom::{
     Binding, Broker, CheckBack, DelayLevel, Headers, ManualClock, Message, Overflow, Queue, Resolution, Simulation,
-    Timer, Topic,
+    Timer, Topic, TryRecvError,
 };
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -623,4 +623,28 @@ fn a_million_delayed_messages_cost_128_bytes_each_at_most() {
     assert_eq!(queue.len() as u64, messages);
     println!("{messages} delayed: {each} bytes each beside the payload, {inserted:?} in, {fired:?} out");
     assert!(each <= 128, "{each} bytes each");
+}
+
+#[test]
+fn a_closed_queue_ends_after_what_falls_due_at_the_last_moment() {
+    within(Duration::from_secs(60), || {
+        for round in 0..200 {
+            let broker = Broker::new();
+            let queue: Queue<u32> = broker.queue("q").declare().unwrap();
+            (0..100).for_each(|n| _ = queue.send(Message::new(n).with_delay(Duration::from_millis(1))).unwrap());
+            queue.close();
+            let mut got = 0;
+            loop {
+                match queue.try_recv() {
+                    Ok(delivery) => {
+                        delivery.ack().unwrap();
+                        got += 1;
+                    }
+                    Err(TryRecvError::Closed) => break,
+                    Err(_) => {}
+                }
+            }
+            assert_eq!((got, queue.len()), (100, 0), "round {round}");
+        }
+    });
 }

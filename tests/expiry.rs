@@ -5,7 +5,7 @@
 mod common;
 
 use common::eventually;
-use postroom::{Broker, Expired, Message, Overflow, Queue, Rate, Reason, Retry, Simulation, Topic};
+use postroom::{Broker, DeadLetter, Expired, Message, Overflow, Queue, Rate, Reason, Retry, Simulation, Topic};
 use std::time::{Duration, Instant};
 
 const fn secs(n: u64) -> Duration {
@@ -248,4 +248,19 @@ fn a_long_queue_of_many_times_is_emptied_without_a_look_for_each() {
     assert!(start.elapsed() >= Duration::from_millis(199));
     assert!(queue.is_empty());
     is_conserved(&queue);
+}
+
+#[test]
+fn purging_what_waits_for_room_among_the_dead_frees_each_place_once() {
+    let (broker, simulation) = Broker::simulated(1);
+    let dead: Queue<DeadLetter<u32>> = broker.queue("dead").capacity(1).overflow(Overflow::Reject).declare().unwrap();
+    let queue = broker.queue::<u32>("q").capacity(4).overflow(Overflow::Reject).ttl(Duration::from_millis(5));
+    let queue = queue.expired(Expired::DeadLetter).dead_letter_to(&dead).declare().unwrap();
+    (0..4).for_each(|n| _ = queue.try_send(n).unwrap());
+    simulation.advance(Duration::from_millis(10));
+    assert_eq!((dead.len(), queue.delayed()), (1, 3));
+    assert_eq!(queue.purge(), 3);
+    (0..4).for_each(|n| _ = queue.try_send(n).unwrap());
+    assert!(queue.try_send(4).is_err());
+    assert_eq!(queue.stats().unaccounted(), 0);
 }

@@ -35,9 +35,10 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.expires_at(message).is_some_and(|expires| expires <= self.runtime.clock.now())
     }
 
-    /// What becomes of expired messages. No lock is held.
+    /// What becomes of expired messages, whose slots are free already. No lock is held.
     pub(super) fn expire(&self, expired: Vec<Message<T>>) {
-        for message in expired {
+        for mut message in expired {
+            message.holds_slot = false;
             if self.settings.expired == Expired::DeadLetter && self.pause_instead_of_giving_up().is_none() {
                 self.bury(DeadLetter::new(message, Reason::Expired, self));
             } else {

@@ -36,6 +36,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn take_plain(&self, slot: &mut Option<Message<T>>) -> bool {
         debug_assert!(slot.is_none());
         if self.lonely.load(Ordering::Relaxed)
+            && !self.looks_aside()
             && let Some(taken) = self.take_alone(self.intake.lock(), slot)
         {
             return taken;
@@ -117,11 +118,14 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     fn take_unscreened(&self) -> Result<Message<T>, Nothing> {
+        let mut is_last_look = false;
         loop {
             match self.take_ready() {
                 Err(Nothing::Empty | Nothing::Closed) if self.load_more() => {}
                 // What waits for its time comes back to a closed queue too.
                 Err(Nothing::Closed) if self.expects_more() => return Err(Nothing::Empty),
+                // What was falling due during the look stands there now.
+                Err(Nothing::Closed) if !is_last_look => is_last_look = true,
                 answer => return answer,
             }
         }

@@ -115,12 +115,18 @@ impl<T> Outlet<T> {
 }
 
 impl<T: Send + Sync + 'static> Core<T> {
-    /// Both sides, everything sorted and counted.
-    pub(super) fn both_sides(&self) -> (MutexGuard<'_, Outlet<T>>, MutexGuard<'_, Intake<T>>) {
+    /// Both sides, everything counted and nothing sorted, which takes long where much waits to be.
+    pub(super) fn counted_sides(&self) -> (MutexGuard<'_, Outlet<T>>, MutexGuard<'_, Intake<T>>) {
         let mut outlet = self.outlet.lock();
         let mut intake = self.intake.lock();
-        outlet.sort(&mut intake);
         outlet.catch_up(&mut intake);
+        (outlet, intake)
+    }
+
+    /// Both sides, everything sorted and counted.
+    pub(super) fn both_sides(&self) -> (MutexGuard<'_, Outlet<T>>, MutexGuard<'_, Intake<T>>) {
+        let (mut outlet, mut intake) = self.counted_sides();
+        outlet.sort(&mut intake);
         self.note_left(&outlet);
         (outlet, intake)
     }

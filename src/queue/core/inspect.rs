@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 impl<T: Send + Sync + 'static> Core<T> {
     /// How many messages are ready.
     pub(crate) fn ready(&self) -> u64 {
-        let (outlet, intake) = self.both_sides();
+        let (outlet, intake) = self.counted_sides();
         intake.entered - outlet.left
     }
 
@@ -34,7 +34,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn in_flight(&self) -> u64 {
         // Settled first: a delivery counted there has been counted as delivered.
         let settled = self.settled_ever();
-        self.both_sides().0.delivered.saturating_sub(settled)
+        self.counted_sides().0.delivered.saturating_sub(settled)
     }
 
     /// How many deliveries were settled ever, and how many of them acked.

@@ -109,7 +109,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn estimated_wait(&self) -> Option<Duration> {
         let now = self.runtime.clock.now();
         let (ready, left) = {
-            let (outlet, intake) = self.both_sides();
+            let (outlet, intake) = self.counted_sides();
             (intake.entered - outlet.left, outlet.delivered)
         };
         let per_second = self.service.lock().look(now, left)?;
