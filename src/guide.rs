@@ -1157,6 +1157,8 @@
 //! a queue with priorities, the first of each level; in a queue ordered by key, what stands behind thousands of a key
 //! that is busy or parked is found all the same. In memory as a whole are messages with a timer, and what waits for its
 //! next attempt.
+//! A full queue that [drops its oldest](crate::Overflow::DropOldest) drops the oldest that is in memory, and the newcomer
+//! if nothing is.
 //!
 //! **Your own rows.** The file is a SQLite database and may hold tables of yours. `Queue::send_in` sends a message in a
 //! transaction that changes them: both or neither, without an outbox and a relay.

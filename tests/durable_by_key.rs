@@ -423,3 +423,55 @@ fn what_expires_in_the_file_is_found_when_its_turn_comes() {
         queue.stats()
     );
 }
+
+#[test]
+fn a_key_is_dropped_as_a_whole_while_workers_go_on_with_others() {
+    within(LIMIT, || {
+        for round in 0..20 {
+            let folder = Folder::new();
+            let broker = broker(&folder);
+            let queue = queue(&broker, |queue| queue.on_exhausted(Exhausted::Park).retry(Retry::none()));
+            queue.send_batch((0..1_000).map(|n| n % 10 * 100 + n / 10)).unwrap();
+            let (done, seen) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
+            let (count, of_key) = (Arc::clone(&done), Arc::clone(&seen));
+            let work = move |n: &Message<u32>| {
+                count.fetch_add(1, Ordering::SeqCst);
+                if **n < 100 {
+                    of_key.lock().unwrap().push(**n);
+                    return Err(Failure::transient("park"));
+                }
+                Ok(())
+            };
+            let consumer = queue.consumer().workers(2).start(work).unwrap();
+            eventually("it is parked", || !queue.parked().is_empty());
+            assert_eq!(queue.drop_key("0"), 100, "round {round}");
+            eventually("the others", || done.load(Ordering::SeqCst) >= 901);
+            eventually("all", || queue.is_empty() && queue.in_flight() == 0);
+            assert_eq!(*seen.lock().unwrap(), [0]);
+            consumer.stop();
+            eventually("all letters", || queue.dead_letters().len() == 100);
+            assert_eq!(queue.stats().unaccounted(), 0);
+        }
+    });
+}
+
+#[test]
+fn a_purge_leaves_no_key_waiting_for_what_it_took() {
+    within(LIMIT, || {
+        let (folder, clock) = (Folder::new(), ManualClock::new());
+        let (broker, simulation) = simulated(&folder, &clock);
+        let queue = broker.queue("q").ordered_by(|n: &u32| n / 100).retry(Retry::none()).on_exhausted(Exhausted::Park);
+        let queue: Queue<u32> = queue.durable(Durability::Buffered).window(1).declare().unwrap();
+        queue.send(0).unwrap();
+        queue.recv().unwrap().retry().unwrap();
+        queue.send(Message::new(1).with_delay(Duration::from_secs(1))).unwrap();
+        queue.send_batch(100..104).unwrap();
+        simulation.advance(Duration::from_secs(1));
+        assert_eq!(take_all(&queue), [100, 101, 102, 103]);
+        assert_eq!(queue.parked()[0].waiting, 2);
+        assert_eq!(queue.purge(), 2);
+        assert_eq!((queue.stats().keys, queue.parked().len(), queue.stats().unaccounted()), (0, 0, 0));
+        queue.close();
+        assert!(queue.recv().is_err());
+    });
+}

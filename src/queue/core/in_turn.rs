@@ -86,6 +86,12 @@ impl<T> Outlet<T> {
         lanes.into_iter().filter(|&lane| keyed.free(lane)).count()
     }
 
+    /// A key of which all has been dropped goes on.
+    pub(super) fn end_drop(&mut self, lane: u32) {
+        self.keyed_mut().into_iter().for_each(|keyed| keyed.end_drop(lane));
+        self.free_lanes([lane]);
+    }
+
     /// How many messages of an ordered queue may be handed out now, as far as they are sorted.
     #[inline]
     pub(super) fn in_turn(&self) -> usize {

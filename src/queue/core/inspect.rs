@@ -131,9 +131,11 @@ impl<T: Send + Sync + 'static> Core<T> {
             fired.extend(timer);
             all.push(message);
         }
+        let gone = intake.settle_cleared(&mut outlet);
+        outlet.left += gone;
         intake.note_cleared();
         drop((delayed, intake));
-        let slots = all.iter().filter(|message| message.holds_slot).count() as u64;
+        let slots = gone + all.iter().filter(|message| message.holds_slot).count() as u64;
         self.release(outlet, slots + burials);
         self.forget_timers(&fired);
         self.drop_cancelled(cancelled);

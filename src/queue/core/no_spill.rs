@@ -39,6 +39,9 @@ impl<T> Intake<T> {
     pub(super) fn take_late(&mut self) -> Vec<Message<T>> {
         Vec::new()
     }
+    pub(super) fn settle_cleared(&mut self, _: &mut Outlet<T>) -> u64 {
+        0
+    }
     pub(super) fn late_requests(&mut self) -> Vec<crate::request::Request> {
         Vec::new()
     }

@@ -281,7 +281,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             let unread = self.unread_of(&outlet, &intake, lane);
             drop(intake);
             if unread.is_none() {
-                outlet.free_lanes([lane]);
+                outlet.end_drop(lane);
             }
             outlet.left += messages.len() as u64;
             outlet.moving += messages.len() as u64;

@@ -20,6 +20,8 @@ pub(super) struct Behind {
     hungry: BTreeSet<(Place, u32)>,
     /// How many of them are parked.
     parked: usize,
+    /// Lanes that are being dropped: nothing of them is taken in.
+    dropping: BTreeSet<u32>,
 }
 
 /// What of a lane is not here.
@@ -150,7 +152,7 @@ impl<M> Keyed<M> {
 
     fn may_take_in(&self, pass: &Pass, lane: u32) -> bool {
         let starts_before = || self.behind.lanes.get(&lane).is_some_and(|missing| missing.from < pass.from);
-        let unwanted = self.lanes[lane].state == State::Parked && !pass.all;
+        let unwanted = self.lanes[lane].state == State::Parked && !pass.all || self.behind.dropping.contains(&lane);
         !unwanted && !pass.closed.contains(&lane) && (self.behind.is_empty() || !starts_before())
     }
 
@@ -238,10 +240,12 @@ impl<M> Keyed<M> {
         shed
     }
 
-    /// Takes what is here of a parked key, and keeps it from going on until its lane is freed.
+    /// Takes what is here of a parked key, and keeps it from going on, and from getting more, until
+    /// [`Keyed::end_drop`] and its lane is freed.
     pub(crate) fn begin_drop(&mut self, key: &Key) -> Option<(u32, Hold, Vec<M>)> {
         let lane = self.parked_lane(key)?;
         let hold = self.parked.remove(&lane)?;
+        self.behind.dropping.insert(lane);
         self.behind.note_unparked(lane);
         self.held -= self.lanes[lane].waiting as usize;
         // Its messages leave before it gets in line.
@@ -252,6 +256,11 @@ impl<M> Keyed<M> {
             messages.extend(self.take_out(first));
         }
         Some((lane, hold, messages))
+    }
+
+    /// The lane is about to be freed.
+    pub(crate) fn end_drop(&mut self, lane: u32) {
+        self.behind.dropping.remove(&lane);
     }
 
     /// Where the first of a lane's is that is missing.

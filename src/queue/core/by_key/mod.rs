@@ -66,6 +66,11 @@ impl<T> Intake<T> {
         self.spill.by_key.take_all_late()
     }
 
+    /// What waited outside of the lanes has been taken: they need not wait for it. How many were not there any more.
+    pub(super) fn settle_cleared(&mut self, outlet: &mut Outlet<T>) -> u64 {
+        outlet.keyed_mut().map_or(0, |keyed| self.settle(keyed, 0))
+    }
+
     pub(super) fn late_requests(&mut self) -> Vec<Request> {
         let ByKey { late, arriving, .. } = &mut self.spill.by_key;
         late.values_mut().chain(arriving).filter_map(|late| late.message.take_request()).collect()

@@ -23,7 +23,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let (mut outlet, intake) = self.both_sides();
         let known = intake.spill.by_key.from;
         outlet.keyed_mut().into_iter().for_each(|keyed| keyed.nothing_before(lane, end, known));
-        outlet.free_lanes([lane]);
+        outlet.end_drop(lane);
         drop((outlet, intake));
         self.wake_everyone();
         n
