@@ -176,7 +176,8 @@ fn a_file_of_the_first_format_is_taken_over() {
     let file = Connection::open(world.folder.file()).unwrap();
     // That is what it had there.
     file.execute_batch(
-        "DROP INDEX postroom_item_noted; DROP TABLE postroom_pack; DROP TABLE postroom_pack_gone; UPDATE postroom_meta SET value = 1 WHERE name = 'format';
+        "DROP INDEX postroom_item_noted; DROP INDEX postroom_item_known; DROP TABLE postroom_pack; DROP TABLE postroom_pack_gone;
+         UPDATE postroom_meta SET value = 1 WHERE name = 'format';
          UPDATE postroom_item SET extra = CAST('{\"counts_from\":' || due_at || '}' AS BLOB) WHERE extra IS NULL;
          PRAGMA wal_checkpoint(TRUNCATE)",
     )

@@ -26,6 +26,7 @@ enum Act {
     InUsersTransaction(usize),
     Take(usize),
     Settle(usize, How),
+    SettleMany(usize, How),
     Advance(u64),
     Redrive,
     Purge,
@@ -38,6 +39,7 @@ enum How {
     Ack,
     Retry,
     RetryNow,
+    RetryAfter(u64),
     Requeue,
     Bury,
 }
@@ -47,6 +49,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         4 => Just(How::Ack),
         1 => Just(How::Retry),
         1 => Just(How::RetryNow),
+        2 => (1..40_u64).prop_map(How::RetryAfter),
         1 => Just(How::Requeue),
         1 => Just(How::Bury),
     ];
@@ -61,7 +64,8 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         2 => (1..8_usize).prop_map(Act::InTransaction),
         1 => (1..5_usize).prop_map(Act::InUsersTransaction),
         8 => (1..6_usize).prop_map(Act::Take),
-        8 => (any::<usize>(), how).prop_map(|(which, how)| Act::Settle(which, how)),
+        6 => (any::<usize>(), how.clone()).prop_map(|(which, how)| Act::Settle(which, how)),
+        4 => (1..6_usize, how).prop_map(|(n, how)| Act::SettleMany(n, how)),
         2 => (1..30_u64).prop_map(Act::Advance),
         1 => Just(Act::Redrive),
         1 => prop_oneof![4 => Just(Act::Advance(1)), 1 => Just(Act::Purge)],
@@ -116,6 +120,8 @@ struct World {
     queue: Queue<u32>,
     held: Vec<Delivery<u32>>,
     model: BTreeMap<u32, At>,
+    /// How often each has failed, since it was a dead letter and ever.
+    failed: BTreeMap<u32, (u32, usize)>,
     /// `None`: by its name.
     timers: BTreeMap<u32, Option<Timer>>,
     next: u32,
@@ -140,8 +146,8 @@ impl World {
     fn new(kind: Kind, window: usize) -> Self {
         let (folder, clock) = (Folder::new(), ManualClock::new());
         let (broker, simulation, queue) = open(&folder, &clock, (kind, window));
-        let (held, model, timers) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
-        Self { kind, window, folder, clock, broker, simulation, queue, held, model, timers, next: 0, now: 0 }
+        let (held, model, failed, timers) = (Vec::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { kind, window, folder, clock, broker, simulation, queue, held, model, failed, timers, next: 0, now: 0 }
     }
 
     fn message(&self, n: u32) -> Message<u32> {
@@ -204,9 +210,12 @@ impl World {
             Act::InUsersTransaction(_) => {}
             Act::Take(n) => (0..n).for_each(|_| self.take()),
             Act::Settle(which, how) => self.settle(which, how),
+            Act::SettleMany(n, how) => (0..n).for_each(|_| self.settle(0, how)),
             Act::Advance(seconds) => self.advance(seconds),
             Act::Redrive => {
                 self.queue.dead_letters().redrive().run().unwrap();
+                let dead = |n: &u32| self.model.get(n) == Some(&At::Dead);
+                self.failed.iter_mut().filter(|(n, _)| dead(n)).for_each(|(_, (attempts, _))| *attempts = 0);
                 self.all(|at| if at == At::Dead { At::Back } else { at });
             }
             Act::Purge => {
@@ -292,6 +301,9 @@ impl World {
             Some(At::Back) => {}
             other => panic!("{n} was handed out, and is {other:?}"),
         }
+        let (attempts, failures) = self.failed.get(&n).copied().unwrap_or_default();
+        assert_eq!((delivery.attempt(), delivery.history().len()), (attempts + 1, failures), "{n}");
+        assert!(delivery.redelivered() || attempts == 0, "{n} has failed {attempts} times");
         self.model.insert(n, At::Held);
         self.held.push(delivery);
     }
@@ -318,6 +330,10 @@ impl World {
                 self.model.remove(&n);
                 return;
             }
+            How::RetryAfter(seconds) => {
+                delivery.retry_after(Duration::from_secs(seconds)).unwrap();
+                At::Retrying(self.now + seconds)
+            }
             How::Retry => {
                 delivery.retry().unwrap();
                 At::Retrying(self.now + RETRY_AFTER)
@@ -335,6 +351,10 @@ impl World {
                 At::Dead
             }
         };
+        if !matches!(how, How::Requeue) {
+            let (attempts, failures) = self.failed.entry(n).or_default();
+            (*attempts, *failures) = (*attempts + 1, *failures + 1);
+        }
         self.model.insert(n, at);
     }
 

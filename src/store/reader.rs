@@ -296,13 +296,23 @@ impl Reader<'_> {
         self.rows(&sql, params![stream.row(from), stream.last_row()], limit)
     }
 
+    /// Of [`read_noted`](Self::read_noted) those that have not been attempted.
+    pub(crate) fn read_known(&self, stream: StreamId, from: Seq, limit: Limit) -> Result<Vec<Row>, StoreError> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM postroom_item INDEXED BY postroom_item_known WHERE id BETWEEN ?1 AND ?2 \
+             AND due_at IS NOT NULL AND extra IS NOT NULL AND attempts = 0 ORDER BY id"
+        );
+        self.rows(&sql, params![stream.row(from), stream.last_row()], limit)
+    }
+
     /// Times and places of those that rest until `until` at the latest, behind `after`, and of which nothing else is
-    /// noted: by that time, then by place; at most `limit`.
+    /// noted, or that have been attempted if those are wanted too: by that time, then by place; at most `limit`.
     pub(crate) fn due_places(
         &self,
         stream: StreamId,
         after: (u64, Seq),
         until: u64,
+        attempted: bool,
         limit: usize,
     ) -> Result<Vec<(u64, Seq)>, StoreError> {
         // As in `read_due_after`.
@@ -311,11 +321,11 @@ impl Reader<'_> {
         for end in ends {
             let sql = format!(
                 "SELECT due_at, id FROM postroom_item INDEXED BY postroom_item_due WHERE id >> 48 = ?1 AND {end} \
-                 AND due_at <= ?4 AND extra IS NULL ORDER BY due_at, id LIMIT ?5"
+                 AND due_at <= ?4 AND (extra IS NULL OR ?6 AND attempts > 0) ORDER BY due_at, id LIMIT ?5"
             );
             let mut statement = self.sql().prepare_cached(&sql)?;
             let left = i64::try_from(limit - found.len()).unwrap_or(i64::MAX);
-            let values = params![stream.get(), to_column(after.0), stream.row(after.1), to_column(until), left];
+            let values = params![stream.get(), to_column(after.0), stream.row(after.1), to_column(until), left, attempted];
             let places = statement.query_map(values, |row| Ok((from_column(row.get(0)?), seq_of_row(row.get(1)?))))?;
             found.extend(places.collect::<Result<Vec<_>, _>>()?);
         }

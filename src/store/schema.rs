@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Step `n` makes format `n + 1` out of format `n`; a file without our tables has format 0.
-const STEPS: &[&str] = &[FORMAT_1, FORMAT_2, FORMAT_3];
+const STEPS: &[&str] = &[FORMAT_1, FORMAT_2, FORMAT_3, FORMAT_4];
 
 const FORMAT_1: &str = "
 CREATE TABLE postroom_meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -56,7 +56,7 @@ FROM postroom_stream s JOIN postroom_item i ON i.id BETWEEN s.id << 48 AND (s.id
 ";
 
 /// Finds those that rest and of which more is noted than their time: whatever has been handed out before, or has a
-/// timer. Its owner has them in memory as a whole, and reads the others when their time comes near.
+/// timer.
 const FORMAT_2: &str = "
 CREATE INDEX postroom_item_noted ON postroom_item (id) WHERE due_at IS NOT NULL AND extra IS NOT NULL;
 ";
@@ -96,6 +96,13 @@ SELECT s.kind, s.name, (p.id & 281474976710655) + j.key, json_extract(j.value, '
 FROM postroom_stream s JOIN postroom_pack p ON p.id BETWEEN s.id << 48 AND (s.id << 48) | 281474976710655
      JOIN json_each(p.items) j LEFT JOIN postroom_pack_gone g ON g.id = p.id
 WHERE coalesce(substr(g.gone, j.key + 1, 1), '-') <> 'x';
+";
+
+/// Finds those of them that have not failed yet: what has a timer, and what came back from the dead letters. A queue
+/// that is not ordered by key has only these in memory as a whole.
+const FORMAT_4: &str = "
+CREATE INDEX IF NOT EXISTS postroom_item_known ON postroom_item (id)
+WHERE due_at IS NOT NULL AND extra IS NOT NULL AND attempts = 0;
 ";
 
 /// Lets a file of an earlier format be read as if it had packs, and none of them. In the memory of that connection: the

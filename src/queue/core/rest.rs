@@ -11,6 +11,7 @@
 //! While somebody reads, or clears the queue, what arrives stays in memory, and is noted as
 //! [elsewhere](Rest::elsewhere) if it lies behind that moment; so does what only memory can have.
 
+use super::places::Places;
 use super::spill::{AGAIN, PORTION_BYTES};
 use super::{Core, Intake, Waiting};
 use crate::clock::Timestamp;
@@ -18,7 +19,7 @@ use crate::message::Message;
 use crate::outcome::drop_contained;
 use crate::queue::durable::put_apart;
 use crate::scheduler::DelayHeap;
-use crate::store::{Limit, Row, Seq, StoreError};
+use crate::store::{Item, Limit, Row, Seq, StoreError};
 use crate::sync::MutexGuard;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -48,6 +49,10 @@ pub(super) struct Rest {
     resident: usize,
     /// Not to be read though they look like it: they are in memory, or gone.
     elsewhere: BTreeSet<At>,
+    /// The same by their places alone: they have come back.
+    returned: Returned,
+    /// Nothing that has been forgotten was due later.
+    latest: Timestamp,
     reading: bool,
     /// Counts readings, and those whose outcome nobody wants any more.
     turn: u64,
@@ -70,11 +75,34 @@ impl Default for Rest {
             shown: 0,
             resident: 0,
             elsewhere: BTreeSet::new(),
+            returned: Returned::default(),
+            latest: Timestamp(0),
             reading: false,
             turn: 0,
             failed: false,
             clearing: 0,
         }
+    }
+}
+
+/// Places of messages that have come back in this run. They are in memory, or gone, whatever their rows say: those hear
+/// of it later. Two sets, of which the older goes once nobody can come across any of it.
+#[derive(Default)]
+struct Returned {
+    young: Comeback,
+    old: Comeback,
+}
+
+#[derive(Default)]
+struct Comeback {
+    places: Places,
+    /// None of them is due later, or was.
+    until: Timestamp,
+}
+
+impl Returned {
+    fn contains(&self, place: Seq) -> bool {
+        self.young.places.contains(place) || self.old.places.contains(place)
     }
 }
 
@@ -136,8 +164,25 @@ impl Rest {
         self.elsewhere.insert(at);
     }
 
+    /// A message has come back, and its row will say that it is due then.
+    fn note_returned(&mut self, (due, place): At, now: Timestamp) {
+        let oldest = (self.returned.old.until, Seq::MAX);
+        if oldest.0 <= now && !self.is_behind(oldest) {
+            self.latest = self.latest.max(oldest.0);
+            self.returned.old = std::mem::take(&mut self.returned.young);
+        }
+        let young = &mut self.returned.young;
+        young.places.insert(place);
+        young.until = young.until.max(due);
+    }
+
+    fn is_elsewhere(&self, at: At) -> bool {
+        self.elsewhere.contains(&at) || self.returned.contains(at.1)
+    }
+
     /// Forgets what nobody can come across any more.
     fn tidy(&mut self, now: Timestamp) {
+        self.latest = self.latest.max(now);
         while self.elsewhere.first().is_some_and(|&at| at.0 <= now && !self.is_behind(at)) {
             self.elsewhere.pop_first();
         }
@@ -252,6 +297,12 @@ fn resting<T>(waiting: &Waiting<T>) -> Option<(At, bool)> {
     Some((at_of(message)?, message.is_fresh()))
 }
 
+/// Whether more is noted of it than its time, so that it is in memory as a whole. What has failed is not, but where the
+/// order is by key, which it keeps busy.
+fn is_known(item: &Item, ordered: bool) -> bool {
+    item.extra.is_some() && (item.attempts == 0 || ordered)
+}
+
 fn may_leave<T>(waiting: &Waiting<T>) -> Option<At> {
     resting(waiting).and_then(|(at, fresh)| fresh.then_some(at))
 }
@@ -302,6 +353,17 @@ impl<T: Send + Sync + 'static> Core<T> {
             self.arm(if ready { now } else { at.0 });
         }
         None
+    }
+
+    /// A message has come back, to be delivered again then; the file will hear of it after this. It stays in memory.
+    pub(crate) fn note_returned(&self, place: Seq, due: Timestamp) {
+        if self.is_ordered() {
+            // There, what has come back is not read.
+            return;
+        }
+        let mut intake = self.intake.lock();
+        let now = self.runtime.clock.now();
+        intake.spill.rest.note_returned((due, place), now);
     }
 
     /// Sees to those in the file: reads them if there is room for them, and counts what is due. Answers when to look
@@ -394,7 +456,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             let mut rows =
                 filed.depot.store.reader()?.read_due_after(filed.stream, Some((due.0, place)), u64::MAX, portion)?;
             read.last = rows.last().map(at_of_row);
-            rows.retain(|row| row.item.extra.is_none() && ask.covers(row.seq));
+            rows.retain(|row| !is_known(&row.item, self.is_ordered()) && ask.covers(row.seq));
             self.leave_out_elsewhere(&mut rows);
             for row in rows {
                 let at @ (due, _) = at_of_row(&row);
@@ -422,8 +484,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Before they are decoded. What comes to be elsewhere during a reading is not covered by it.
     fn leave_out_elsewhere(&self, rows: &mut Vec<Row>) {
         let intake = self.intake.lock();
-        let elsewhere = &intake.spill.rest.elsewhere;
-        rows.retain(|row| !elsewhere.contains(&at_of_row(row)));
+        rows.retain(|row| !intake.spill.rest.is_elsewhere(at_of_row(row)));
     }
 
     fn take_in_rest(&self, read: Read<T>, turn: u64) {
@@ -441,7 +502,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
         for (at, mut message) in read.messages {
             let rest = &mut intake.spill.rest;
-            if rest.elsewhere.contains(&at) {
+            if rest.is_elsewhere(at) {
                 waste.push(message);
             } else if rest.remove(at) {
                 message = message.known_to_memory();
@@ -480,7 +541,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let filed = self.filed();
         let reader = filed.depot.store.reader()?;
         let (looked, limit) = ((ask.looked.0.0, ask.looked.1), window.max(1024));
-        let places = reader.due_places(filed.stream, looked, now.0, limit)?;
+        let places = reader.due_places(filed.stream, looked, now.0, !self.is_ordered(), limit)?;
         let more = places.last().filter(|_| places.len() == limit).map(|&(due, place)| (Timestamp(due), place));
         let next = if more.is_some() { Some(now.0) } else { reader.next_due_after(filed.stream, now.0)? };
         let pause = if more.is_some() || self.runtime.clock.is_manual() { Duration::ZERO } else { COUNT_PAUSE };
@@ -491,7 +552,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             return Ok(());
         }
         let is_unread =
-            |&&(due, place): &&(u64, Seq)| ask.covers(place) && !rest.elsewhere.contains(&(Timestamp(due), place));
+            |&&(due, place): &&(u64, Seq)| ask.covers(place) && !rest.is_elsewhere((Timestamp(due), place));
         let due = (places.iter().filter(is_unread).count() as u64).min(rest.waiting);
         rest.waiting -= due;
         rest.overdue += due;
@@ -542,7 +603,8 @@ impl<T> Intake<T> {
             return;
         }
         // What is due by now may have been taken long ago, and be deleted in a while.
-        let limit = places.select_nth_unstable(half).1.max(&mut (now, Seq::MAX)).to_owned();
+        let taken = (now.max(rest.latest), Seq::MAX);
+        let limit = taken.max(*places.select_nth_unstable(half).1);
         if rest.read_to.is_some_and(|read_to| read_to <= limit) {
             return;
         }

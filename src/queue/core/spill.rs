@@ -441,7 +441,7 @@ impl<T: Send + Sync + 'static> Core<T> {
 
     pub(super) fn restored(&self, row: &Row, old: bool) -> Result<Message<T>, String> {
         let mut message = self.filed().message(&row.item)?;
-        message.redelivered |= old;
+        message.redelivered |= old || row.item.attempts > 0;
         message.holds_slot = true;
         message.set_place(row.seq);
         Ok(message)

@@ -108,6 +108,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let (Some(filed), Some(place)) = (self.filed.get(), message.place()) else { return };
         // Always a time, be it past: what has none is fresh, and may be read again.
         let due = due.unwrap_or_else(|| self.runtime.clock.now());
+        self.note_returned(place, due);
         let change = Change::new().attempts(message.attempt).due_at(Some(due.0)).extra(extra_of(
             message,
             filed.format.letter(message),

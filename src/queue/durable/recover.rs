@@ -94,7 +94,7 @@ fn keeps_key<T: Send + Sync + 'static>(core: &Core<T>, row: &Row, now: Timestamp
     hold.map(Keeps::Parked).or_else(|| rests(row, now).map(Keeps::Until))
 }
 
-/// Of what has a time, that of which more is noted, and the first of the others.
+/// Of what has a time, that of which more is noted though it has not failed, and the first of the others.
 fn recover_resting<T: Send + Sync + 'static>(
     core: &Core<T>,
     was_at_rest: bool,
@@ -104,7 +104,7 @@ fn recover_resting<T: Send + Sync + 'static>(
     let reader = filed.depot.store.reader()?;
     let (mut overdue, mut waiting) = (reader.count_due(filed.stream, now.0)?, reader.count_resting(filed.stream)?);
     waiting -= overdue;
-    each_noted(filed, |row| {
+    each(|from| reader.read_known(filed.stream, from, PORTION), |row| {
         let due = rests(&row, now);
         *(if due.is_some() { &mut waiting } else { &mut overdue }) -= 1;
         bring_back(core, &row, was_at_rest, |message| enter(core, message, due))
@@ -161,11 +161,18 @@ fn rests(row: &Row, now: Timestamp) -> Option<Timestamp> {
 }
 
 /// Those that rest, or have, and of which more is noted.
-fn each_noted<T>(filed: &Filed<T>, mut visit: impl FnMut(Row) -> Result<(), StoreError>) -> Result<(), StoreError> {
+fn each_noted<T>(filed: &Filed<T>, visit: impl FnMut(Row) -> Result<(), StoreError>) -> Result<(), StoreError> {
     let reader = filed.depot.store.reader()?;
+    each(|from| reader.read_noted(filed.stream, from, PORTION), visit)
+}
+
+fn each(
+    read: impl Fn(Seq) -> Result<Vec<Row>, StoreError>,
+    mut visit: impl FnMut(Row) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
     let mut from: Seq = 0;
     loop {
-        let rows = reader.read_noted(filed.stream, from, PORTION)?;
+        let rows = read(from)?;
         let Some(last) = rows.last() else { return Ok(()) };
         from = last.seq + 1;
         rows.into_iter().try_for_each(&mut visit)?;
