@@ -198,6 +198,86 @@ fn what_was_due_while_nobody_ran_is_read_as_its_turn_comes() {
     }
 }
 
+/// One that has failed once, and is due then.
+fn failed(n: u64, due: u64) -> Item {
+    let extra = format!(r#"{{"history":[{{"number":1,"at":{due},"error":"down"}}],"redelivered":true}}"#);
+    Item { attempts: 1, due_at: Some(due), extra: Some(extra.into_bytes()), ..item(n) }
+}
+
+fn assert_failed_once(delivery: &postroom::Delivery<u64>) {
+    let errors: Vec<_> = delivery.history().iter().map(|attempt| (attempt.number, &*attempt.error)).collect();
+    assert_eq!((delivery.attempt(), delivery.redelivered(), errors), (2, true, vec![(1, "down")]));
+}
+
+#[test]
+fn what_has_failed_and_waited_while_nobody_ran_is_read_as_its_turn_comes() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let many = many();
+    for (what, apart) in [("failed, overdue", SECOND / 1_000), ("failed, overdue at one time", 0)] {
+        let world = World::holding(many, plain, |n, now| failed(n, now - SECOND - (many - n) * apart));
+        let (broker, simulation) = world.broker();
+        let queue = measure(&format!("{many} {what}"), || {
+            let queue = plain(&broker);
+            assert_eq!((queue.delayed() as u64, queue.len() as u64), (0, many));
+            let delivery = queue.recv().unwrap();
+            assert_failed_once(&delivery);
+            delivery.ack().unwrap();
+            queue
+        });
+        let part = (many / 2).min(30_000);
+        measure_taking("a part of them", || {
+            for n in 1..part {
+                let delivery = queue.recv().unwrap();
+                assert_eq!(**delivery, n, "in the order of their times");
+                assert_failed_once(&delivery);
+                delivery.ack().unwrap();
+            }
+        });
+        // A few fail again: they are not read a second time.
+        (0..1_000).for_each(|_| queue.recv().unwrap().retry_after(Duration::from_secs(60)).unwrap());
+        assert_eq!((queue.len() as u64, queue.delayed()), (many - part - 1_000, 1_000));
+        simulation.advance(Duration::from_secs(60));
+        (0..1_000).for_each(|_| assert_eq!(queue.recv().unwrap().attempt(), 3));
+        assert_eq!(queue.stats().unaccounted(), 0);
+    }
+}
+
+#[test]
+fn what_waits_for_its_next_attempt_is_read_when_its_time_comes_near() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let many = many();
+    let levels = |broker: &Broker| -> Queue<u64> {
+        let queue = broker.queue("q").capacity(10_000_000).priority_levels(4).durable(Durability::Buffered);
+        queue.declare().unwrap()
+    };
+    for (what, declare) in [("waiting", plain as fn(&Broker) -> _), ("waiting, of four priorities", levels)] {
+        // A thousand a second, in no order.
+        let due = |n: u64, now: u64| now + SECOND + n.wrapping_mul(7_919) % many * SECOND / 1_000;
+        let world = World::holding(many, declare, |n, now| Item { priority: (n % 4) as u8, ..failed(n, due(n, now)) });
+        let (broker, simulation) = world.broker();
+        let queue = measure(&format!("{many} {what}"), || {
+            let queue = declare(&broker);
+            assert_eq!((queue.delayed() as u64, queue.len()), (many, 0));
+            simulation.advance(Duration::from_secs(1));
+            let delivery = queue.recv().unwrap();
+            assert_failed_once(&delivery);
+            delivery.ack().unwrap();
+            queue
+        });
+        measure_taking("ten seconds of them", || {
+            for _ in 0..100 {
+                simulation.advance(Duration::from_millis(100));
+                while let Ok(delivery) = queue.try_recv() {
+                    delivery.ack().unwrap();
+                }
+            }
+        });
+        let came = many.min(10_001);
+        assert_eq!((queue.stats().acked, queue.delayed() as u64), (came, many - came));
+        assert_eq!(queue.stats().unaccounted(), 0);
+    }
+}
+
 #[test]
 fn what_falls_due_while_nobody_takes_it_stays_in_the_file() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
