@@ -148,6 +148,86 @@ fn attempts_and_what_failed_are_known_after_reopening() {
     assert_eq!(attempts, (1..40).map(|n| (n, if n <= 10 { 2 } else { 1 })).collect());
 }
 
+/// Another message comes back, and goes, as often as it takes for what came back before to be old.
+fn many_come_back(queue: &Queue<u32>) {
+    for _ in 0..4 {
+        queue.recv().unwrap().retry_after(Duration::ZERO).unwrap();
+    }
+    queue.recv().unwrap().ack().unwrap();
+}
+
+#[test]
+fn what_is_in_hand_again_is_not_read_when_its_time_is_passed_over() {
+    let world = World::new();
+    let (broker, simulation) = world.broker();
+    let first = queue(&broker);
+    first.send_batch((1..=40).map(later).collect::<Vec<_>>()).unwrap();
+    simulation.advance(100 * SECOND);
+    drop((first, broker, simulation));
+    let (broker, simulation) = world.broker();
+    let queue = queue(&broker);
+    // It is due later than all that is overdue, and unread.
+    queue.recv().unwrap().retry_after(Duration::ZERO).unwrap();
+    let in_hand = queue.recv().unwrap();
+    assert_eq!((**in_hand, in_hand.attempt()), (1, 2));
+    many_come_back(&queue);
+    queue.send_batch((41..=50).map(later).collect::<Vec<_>>()).unwrap();
+    simulation.advance(100 * SECOND);
+    assert_eq!(all(&queue), (3..=50).collect::<Vec<_>>());
+    assert_eq!((queue.len(), queue.in_flight(), queue.stats().unaccounted()), (0, 1, 0));
+    in_hand.ack().unwrap();
+}
+
+#[test]
+fn what_waits_for_its_next_attempt_is_not_read_when_others_go_back_to_the_file() {
+    let world = World::new();
+    let (broker, simulation) = world.broker();
+    let queue = queue(&broker);
+    queue.send_batch([1, 2]).unwrap();
+    queue.recv().unwrap().retry_after(50 * SECOND).unwrap();
+    many_come_back(&queue);
+    queue.send_batch((3..=100).rev().map(later).collect::<Vec<_>>()).unwrap();
+    simulation.advance(200 * SECOND);
+    let mut came = all(&queue);
+    came.sort_unstable();
+    assert_eq!(came, [1].into_iter().chain(3..=100).collect::<Vec<_>>());
+    assert_eq!((queue.len(), queue.delayed(), queue.stats().unaccounted()), (0, 0, 0));
+}
+
+#[test]
+fn what_had_failed_comes_first_after_a_crash_in_the_order_of_its_times() {
+    let world = World::new();
+    let (broker, simulation) = world.broker();
+    let first = queue(&broker);
+    first.send_batch((1..=30).collect::<Vec<_>>()).unwrap();
+    let in_hand: Vec<_> = (0..20).map(|_| first.recv().unwrap()).collect();
+    // The later ones are due sooner, and the last two are in hand again.
+    in_hand.into_iter().for_each(|delivery| {
+        let wait = (30 - **delivery) * SECOND;
+        delivery.retry_after(wait).unwrap();
+    });
+    simulation.advance(11 * SECOND);
+    let again: Vec<_> = (0..2).map(|_| first.recv().unwrap()).collect();
+    assert_eq!(again.iter().map(|delivery| ***delivery).collect::<Vec<_>>(), [20, 19]);
+    simulation.advance(4 * SECOND);
+    common::store::flush(&broker);
+    let world = World { folder: world.folder.killed(), clock: world.clock };
+    let (broker, simulation) = world.broker();
+    let queue = queue(&broker);
+    assert_eq!((queue.len(), queue.delayed()), (16, 14));
+    let came = |n: usize| -> Vec<_> { (0..n).map(|_| queue.recv().unwrap()).collect() };
+    let overdue = came(6);
+    assert!(overdue.iter().all(|delivery| delivery.attempt() == 2 && delivery.redelivered()));
+    assert_eq!(overdue.iter().map(|delivery| ***delivery).collect::<Vec<_>>(), [20, 19, 18, 17, 16, 15]);
+    assert_eq!(came(10).iter().map(|delivery| ***delivery).collect::<Vec<_>>(), (21..=30).collect::<Vec<_>>());
+    overdue.into_iter().for_each(|delivery| delivery.ack().unwrap());
+    // The ten have been given back.
+    simulation.advance(100 * SECOND);
+    let mut rest = all(&queue);
+    rest.sort_unstable();
+    assert_eq!(rest, (1..=14).chain(21..=30).collect::<Vec<_>>());
+}
+
 #[test]
 fn a_redriven_letter_is_not_taken_for_one_of_them() {
     let world = World::new();
