@@ -101,9 +101,9 @@ impl<M> Keyed<M> {
         if self.stopped { 0 } else { self.in_line }
     }
 
-    /// Whether any message will get its turn without anybody's help: those behind one that is under way do.
+    /// Whether any message that is here will get its turn without anybody's help: those behind one that is under way do.
     pub(crate) fn moves_on(&self) -> bool {
-        !self.stopped && (self.nodes.live() > self.held || self.misses_turns())
+        !self.stopped && self.nodes.live() > self.held
     }
 
     /// Keys of which something waits or is under way.
