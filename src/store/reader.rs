@@ -325,7 +325,8 @@ impl Reader<'_> {
             );
             let mut statement = self.sql().prepare_cached(&sql)?;
             let left = i64::try_from(limit - found.len()).unwrap_or(i64::MAX);
-            let values = params![stream.get(), to_column(after.0), stream.row(after.1), to_column(until), left, attempted];
+            let values =
+                params![stream.get(), to_column(after.0), stream.row(after.1), to_column(until), left, attempted];
             let places = statement.query_map(values, |row| Ok((from_column(row.get(0)?), seq_of_row(row.get(1)?))))?;
             found.extend(places.collect::<Result<Vec<_>, _>>()?);
         }

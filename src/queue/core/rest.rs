@@ -2,14 +2,21 @@
 //! memory runs out of them, or their time comes.
 //!
 //! Everything up to one moment has been read, and everything behind it has not. Told by its row, what may be unread
-//! is a message with a time of which nothing else is noted. Whatever has been handed out, or has a timer, has more in
-//! its row, is in memory as a whole, and is passed over by whoever reads.
+//! is a message with a time of which nothing else is noted, or that has failed: when the file is opened, nobody has it.
+//! What has a timer, or was redriven, has more in its row but no attempt, is in memory as a whole, and is passed over
+//! by whoever reads; in a queue ordered by key, so is what has failed.
+//!
+//! Of each row that may be unread, one of three is true at any moment, whatever the file has heard by then: nobody has
+//! its message in memory, and it is counted as unread; its time is not behind the moment up to which all has been read;
+//! or it is noted as being elsewhere. So whoever brings a message back notes [its place](Returned) before the file is
+//! told of the new time, and forgets it only when what has been read has passed all times that its row had or will
+//! have.
 //!
 //! What falls due while the ready messages fill their window stays in the file, and is counted as ready. It is read
 //! before the others, since it is due before them.
 //!
 //! While somebody reads, or clears the queue, what arrives stays in memory, and is noted as
-//! [elsewhere](Rest::elsewhere) if it lies behind that moment; so does what only memory can have.
+//! [elsewhere](Rest::elsewhere) if it lies behind that moment; so does what only memory can have, and what comes back.
 
 use super::places::Places;
 use super::spill::{AGAIN, PORTION_BYTES};
@@ -551,8 +558,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         if !rest.end_reading(ask.turn) {
             return Ok(());
         }
-        let is_unread =
-            |&&(due, place): &&(u64, Seq)| ask.covers(place) && !rest.is_elsewhere((Timestamp(due), place));
+        let is_unread = |&&(due, place): &&(u64, Seq)| ask.covers(place) && !rest.is_elsewhere((Timestamp(due), place));
         let due = (places.iter().filter(is_unread).count() as u64).min(rest.waiting);
         rest.waiting -= due;
         rest.overdue += due;

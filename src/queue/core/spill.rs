@@ -6,7 +6,8 @@
 //! the order of the file. Whoever finds nothing in memory reads the next portion; others find it once it is there.
 //!
 //! Only messages that rest until no time of theirs are read that way. What has been handed out and has come back has a
-//! time in the file, be it past, and stays in memory; for what has a delay see [`rest`](super::rest).
+//! time in the file, be it past, and stays in memory; for what has a delay, or came back in an earlier run, see
+//! [`rest`](super::rest).
 
 use super::by_key::ByKey;
 use super::rest::{Rest, at_of};

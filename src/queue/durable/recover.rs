@@ -35,7 +35,7 @@ pub(super) fn recover<T: Send + Sync + 'static>(core: &Core<T>) -> Result<(), St
     Ok(())
 }
 
-/// Of what has been handed out before or has a timer, all; the first of the others.
+/// Of what has failed before or has a timer, all; the first of the others.
 fn recover_in_order<T: Send + Sync + 'static>(
     core: &Core<T>,
     was_at_rest: bool,
@@ -104,11 +104,14 @@ fn recover_resting<T: Send + Sync + 'static>(
     let reader = filed.depot.store.reader()?;
     let (mut overdue, mut waiting) = (reader.count_due(filed.stream, now.0)?, reader.count_resting(filed.stream)?);
     waiting -= overdue;
-    each(|from| reader.read_known(filed.stream, from, PORTION), |row| {
-        let due = rests(&row, now);
-        *(if due.is_some() { &mut waiting } else { &mut overdue }) -= 1;
-        bring_back(core, &row, was_at_rest, |message| enter(core, message, due))
-    })?;
+    each(
+        |from| reader.read_known(filed.stream, from, PORTION),
+        |row| {
+            let due = rests(&row, now);
+            *(if due.is_some() { &mut waiting } else { &mut overdue }) -= 1;
+            bring_back(core, &row, was_at_rest, |message| enter(core, message, due))
+        },
+    )?;
     let next = info(filed)?.next;
     core.recover_delayed(next, overdue, waiting, was_at_rest, now);
     Ok(())
