@@ -400,6 +400,10 @@ impl<T: Send + Sync + 'static> Queue<T> {
     /// there in one commit, [`Event::Undecodable`](crate::Event::Undecodable) tells, and it counts as dead-lettered,
     /// with [`Reason::Undecodable`](crate::Reason::Undecodable). It holds back no key. As many as there are fit in.
     ///
+    /// Small messages that are sent together share a row of the file. If such a row is damaged, so that nobody can say
+    /// which part of it is whose, each of them gets there: the first with all bytes of the row, the others with none,
+    /// without ids. If not even their number can be told, it is the first alone.
+    ///
     /// Once the codec (or the [upgrade](QueueBuilder::schema)) is mended, [redrive](Queue::redrive) them: they are
     /// decoded again, by what the queue is declared with now. What is decoded goes back to its queue, as any redriven
     /// dead letter does: its attempts start again, its history stays. What was a dead letter is again the one it was,

@@ -2,6 +2,7 @@
 
 use super::error::StoreError;
 use std::fmt;
+use std::sync::Arc;
 
 /// The bits of an item's number that say where in its stream it is; the rest say which stream.
 const SEQ_BITS: u32 = 48;
@@ -118,6 +119,9 @@ pub struct Row {
     pub seq: Seq,
     /// The item.
     pub item: Item,
+    /// What is wrong with the row that it shared with others, if nobody can say which part of it was this one's. Only
+    /// who [asks for such](super::Reader::with_damaged) gets any.
+    pub(crate) damaged: Option<Arc<str>>,
 }
 
 /// What to change about an item; what is not named stays.

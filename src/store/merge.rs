@@ -26,11 +26,23 @@ fn bounds(span: &Span) -> (i64, i64, i64) {
     (*span.start(), *span.end(), StreamId::rows_around(*span.start()).0)
 }
 
+type Reads<R> = fn(&rusqlite::Row<'_>) -> Result<R, StoreError>;
+
+/// What becomes of a damaged pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Damaged {
+    /// It is an error.
+    Fails,
+    /// Its items are [shown as such](Row::damaged).
+    Shows,
+}
+
 /// Items of packs, in order; those of some priorities only, if any are named.
 struct Packed<'s> {
     rows: Rows<'s>,
     span: Span,
     priorities: Option<Range<u16>>,
+    damaged: Damaged,
     open: Option<Pack>,
     /// Rows that are left of it, the next one last.
     left: Vec<i64>,
@@ -41,14 +53,21 @@ impl Packed<'_> {
     fn peek(&mut self) -> Result<Option<i64>, StoreError> {
         while self.left.is_empty() {
             let Some(row) = self.rows.next()? else { return Ok(None) };
-            let head = Head::from_row(row)?;
+            let (head, pack): (Reads<Head>, Reads<Pack>) = match self.damaged {
+                Damaged::Fails => (Head::from_row, Pack::from_row),
+                Damaged::Shows => (Head::salvaged, Pack::salvaged),
+            };
+            let head = head(row)?;
             let asked_for = |row: &i64| self.span.contains(row);
-            let priority = row.get::<_, u16>(Pack::PRIORITY)?;
+            let priority = match self.damaged {
+                Damaged::Fails => row.get::<_, u16>(Pack::PRIORITY)?,
+                Damaged::Shows => row.get::<_, u8>(Pack::PRIORITY).unwrap_or_default().into(),
+            };
             if self.priorities.as_ref().is_none_or(|asked| asked.contains(&priority))
                 && head.left().any(|row| asked_for(&row))
             {
                 self.left.extend(head.left().filter(asked_for).rev());
-                self.open = Some(Pack::from_row(row)?);
+                self.open = Some(pack(row)?);
             }
         }
         Ok(self.left.last().copied())
@@ -65,14 +84,14 @@ pub(super) fn items(
     connection: &Connection,
     (sql, parameters): (&str, impl Params),
     (span, priorities): (Span, Option<Range<u16>>),
-    limit: Limit,
+    (limit, damaged): (Limit, Damaged),
 ) -> Result<Vec<Row>, StoreError> {
     let mut statement = connection.prepare_cached(sql)?;
     let mut rows = statement.query(parameters)?;
     let mut next_row = || rows.next().map_err(StoreError::from)?.map(to_row).transpose();
     let mut packs = packs_within(connection, Pack::COLUMNS)?;
     let rows_of_packs = packs.query(bounds(&span))?;
-    let mut packed = Packed { rows: rows_of_packs, span, priorities, open: None, left: Vec::new() };
+    let mut packed = Packed { rows: rows_of_packs, span, priorities, damaged, open: None, left: Vec::new() };
 
     let (mut found, mut bytes) = (Vec::new(), 0);
     let mut single: Option<Row> = None;
@@ -185,7 +204,7 @@ pub(super) fn count_packed(
     let mut statement = packs_within(connection, Pack::HEAD_AND_PRIORITY)?;
     let mut rows = statement.query(bounds(span))?;
     while let Some(row) = rows.next()? {
-        let (head, priority) = (Head::from_row(row)?, row.get(3)?);
+        let (head, priority) = (Head::salvaged(row)?, row.get(3).unwrap_or_default());
         let mut left = head.left().filter(|row| span.contains(row)).map(seq_of_row);
         let Some(first) = left.next() else { continue };
         let last = left.next_back().unwrap_or(first);

@@ -9,6 +9,8 @@
 
 use super::error::StoreError;
 use super::item::{Item, Row, from_column, seq_of_row, to_column};
+use rusqlite::types::ValueRef;
+use std::sync::Arc;
 
 /// Items in a pack, at most.
 pub(super) const MOST: usize = 256;
@@ -132,6 +134,25 @@ impl Head {
         Ok(Self { first, gone, is_noted: noted.is_some() })
     }
 
+    /// The same of a damaged one, as far as can be told: what is not noted as gone is there.
+    pub(super) fn salvaged(row: &rusqlite::Row<'_>) -> Result<Self, StoreError> {
+        let sound = Self::from_row(row);
+        if sound.is_ok() {
+            return sound;
+        }
+        let noted = row.get_ref(2)?.as_bytes_or_null().unwrap_or_default();
+        let counts = [row.get_ref(1)?.as_i64().unwrap_or(0), noted.map_or(1, |noted| noted.len() as i64), 1];
+        let counts = counts.into_iter().filter_map(|count| usize::try_from(count).ok());
+        let count = counts.into_iter().find(|count| (1..=MOST).contains(count)).unwrap_or(1);
+        let mut gone = Gone(vec![IS_THERE; count]);
+        let letters = noted.unwrap_or_default().iter().enumerate();
+        letters.filter(|(_, letter)| **letter == IS_GONE).for_each(|(at, _)| gone.remove(at));
+        if gone.left().next().is_none() {
+            gone = Gone(vec![IS_THERE; count]);
+        }
+        Ok(Self { first: row.get(0)?, gone, is_noted: row.get_ref(2)? != ValueRef::Null })
+    }
+
     pub(super) fn last(&self) -> i64 {
         self.first + self.gone.0.len() as i64 - 1
     }
@@ -169,6 +190,8 @@ pub(super) struct Pack {
     model: Item,
     about: Vec<About>,
     payload: Vec<u8>,
+    /// Then nothing is known about its items.
+    damaged: Option<Arc<str>>,
 }
 
 impl Pack {
@@ -181,7 +204,32 @@ impl Pack {
     pub(super) const HEAD_AND_PRIORITY: &str = "p.id, p.count, g.gone, p.priority";
 
     pub(super) fn from_row(row: &rusqlite::Row<'_>) -> Result<Self, StoreError> {
-        let head = Head::from_row(row)?;
+        Self::with_head(Head::from_row(row)?, row)
+    }
+
+    /// The same of a damaged one. If nobody can say which part of it belongs to which item, the first that is left has
+    /// all of it, and the others nothing.
+    pub(super) fn salvaged(row: &rusqlite::Row<'_>) -> Result<Self, StoreError> {
+        let head = Head::salvaged(row)?;
+        let error = match Self::with_head(head.clone(), row) {
+            Err(error) => error,
+            sound => return sound,
+        };
+        let model = Item {
+            priority: row.get(Self::PRIORITY).unwrap_or_default(),
+            published_at: from_column(row.get(4).unwrap_or_default()),
+            schema: row.get(5).unwrap_or_default(),
+            routing_key: row.get(6).unwrap_or_default(),
+            ..Item::default()
+        };
+        let payload = row.get_ref(8)?.as_bytes().unwrap_or_default().to_vec();
+        let first = head.gone.left().next();
+        let bytes = |at| if Some(at) == first { payload.len() } else { 0 };
+        let about = (0..head.gone.0.len()).map(|at| About(0, 0, 0, bytes(at))).collect();
+        Ok(Self { head, model, about, payload, damaged: Some(error.to_string().into()) })
+    }
+
+    fn with_head(head: Head, row: &rusqlite::Row<'_>) -> Result<Self, StoreError> {
         let items = row.get_ref(7)?.as_str().map_err(rusqlite::Error::from)?;
         let about: Vec<About> = serde_json::from_str(items).map_err(|e| corrupt(head.first, &e.to_string()))?;
         let payload: Vec<u8> = row.get(8)?;
@@ -197,7 +245,7 @@ impl Pack {
             routing_key: row.get(6)?,
             ..Item::default()
         };
-        Ok(Self { head, model, about, payload })
+        Ok(Self { head, model, about, payload, damaged: None })
     }
 
     /// The item at that place of the pack, be it gone or not.
@@ -212,7 +260,8 @@ impl Pack {
     }
 
     pub(super) fn row(&self, row: i64) -> Option<Row> {
-        Some(Row { seq: seq_of_row(row), item: self.item(self.head.place_of(row)?) })
+        let item = self.item(self.head.place_of(row)?);
+        Some(Row { seq: seq_of_row(row), item, damaged: self.damaged.clone() })
     }
 
     /// Of the payload of that item.

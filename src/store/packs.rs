@@ -1,4 +1,5 @@
-//! The writer's side of packs: made, thinned out, taken apart.
+//! The writer's side of packs: made, thinned out, taken apart. A damaged one does not keep it from writing: what is left
+//! of it is taken for what can be told.
 
 use super::error::StoreError;
 use super::item::{Item, StreamId, to_column};
@@ -91,7 +92,7 @@ impl<'c> Packs<'c> {
         if self.read.as_ref().is_none_or(|pack| pack.head.first != head.first) {
             let mut rows = self.contents.query((head.first,))?;
             let found = rows.next()?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
-            self.read = Some(Pack::from_row(found)?);
+            self.read = Some(Pack::salvaged(found)?);
         }
         let item = self.read.as_ref().and_then(|pack| Some(pack.row(row)?.item));
         self.remove(head, &[row])?;
@@ -106,5 +107,5 @@ impl<'c> Packs<'c> {
 }
 
 fn first(mut rows: Rows<'_>) -> Result<Option<Head>, StoreError> {
-    rows.next()?.map(Head::from_row).transpose()
+    rows.next()?.map(Head::salvaged).transpose()
 }

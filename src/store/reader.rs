@@ -2,7 +2,7 @@
 
 use super::error::StoreError;
 use super::item::{Row, Seq, StreamId, StreamInfo, from_column, seq_of_row, to_column};
-use super::merge::{self, Span};
+use super::merge::{self, Damaged, Span};
 use super::options::Options;
 use super::schema;
 use super::statements::{COLUMNS, to_row};
@@ -76,7 +76,7 @@ impl Readers {
             Some(connection) => connection,
             None => self.open()?,
         };
-        Ok(Reader { readers: Some(self), connection: Some(connection) })
+        Ok(Reader { readers: Some(self), connection: Some(connection), damaged: Damaged::Fails })
     }
 
     fn open(&self) -> Result<Connection, StoreError> {
@@ -112,6 +112,7 @@ pub struct Reader<'a> {
     /// Who gets the connection back.
     readers: Option<&'a Readers>,
     connection: Option<Connection>,
+    damaged: Damaged,
 }
 
 impl std::fmt::Debug for Reader<'_> {
@@ -133,7 +134,13 @@ impl Drop for Reader<'_> {
 impl Reader<'_> {
     /// With a connection of its own.
     pub(super) fn alone(connection: Connection) -> Self {
-        Self { readers: None, connection: Some(connection) }
+        Self { readers: None, connection: Some(connection), damaged: Damaged::Fails }
+    }
+
+    /// For who can do something with [what is damaged](Row::damaged).
+    pub(crate) fn with_damaged(mut self) -> Self {
+        self.damaged = Damaged::Shows;
+        self
     }
 
     /// Several reads of one moment. The log cannot be emptied while `reads` runs, so let it be short.
@@ -498,7 +505,7 @@ impl Reader<'_> {
         packs: (Span, Option<Range<u16>>),
         limit: Limit,
     ) -> Result<Vec<Row>, StoreError> {
-        self.at_one_moment(|| merge::items(self.sql(), (sql, parameters), packs, limit))
+        self.at_one_moment(|| merge::items(self.sql(), (sql, parameters), packs, (limit, self.damaged)))
     }
 
     /// An item may go from a pack to a row of its own between two questions.

@@ -72,7 +72,7 @@ pub(super) fn to_row(row: &rusqlite::Row<'_>) -> Result<Row, StoreError> {
         extra: row.get(11)?,
         payload: row.get(12)?,
     };
-    Ok(Row { seq: seq_of_row(row.get(0)?), item })
+    Ok(Row { seq: seq_of_row(row.get(0)?), item, damaged: None })
 }
 
 pub(super) struct Statements<'c> {

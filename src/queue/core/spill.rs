@@ -400,7 +400,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     fn read_portion(&self, unread: &Unread) -> Result<Loaded<T>, StoreError> {
         let filed = self.filed();
         let portion = Limit::items(filed.window.div_ceil(2)).bytes(PORTION_BYTES);
-        let reader = filed.depot.store.reader()?;
+        let reader = filed.depot.store.reader()?.with_damaged();
         let rows = if self.settings.priority_levels == 1 {
             reader.read_ready(filed.stream, unread.from, portion)?
         } else {
@@ -441,6 +441,9 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     pub(super) fn restored(&self, row: &Row, old: bool) -> Result<Message<T>, String> {
+        if let Some(words) = &row.damaged {
+            return Err(words.to_string());
+        }
         let mut message = self.filed().message(&row.item)?;
         message.redelivered |= old || row.item.attempts > 0;
         message.holds_slot = true;

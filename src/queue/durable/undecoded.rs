@@ -178,7 +178,7 @@ impl Apart {
         let core = &self.queue.core;
         // Two readers may have come upon them, and each is to be here once.
         let moves = self.moves.lock();
-        let reader = core.filed().depot.store.reader()?;
+        let reader = core.filed().depot.store.reader()?.with_damaged();
         let mut there = Vec::with_capacity(refused.len());
         for (row, error) in refused {
             there.extend(reader.get(from, row.seq)?.map(|_| (row, error)));
@@ -350,7 +350,7 @@ impl Opening<'_> {
             let Some(last) = rows.last() else { return Ok(()) };
             next = last.seq + 1;
             let mut batch = Batch::new();
-            for Row { seq, item } in &rows {
+            for Row { seq, item, .. } in &rows {
                 let change = match is_letter(item) {
                     true => Change::new(),
                     false => change_apart(Some(extra_apart(letter_of(item, home, now, NOT_NOTED.into()))?)),

@@ -230,7 +230,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     fn read_turns(&self, ask: &Ask) -> Result<Portion<T>, StoreError> {
         let filed = self.filed();
         let limit = Limit::items(filed.window.div_ceil(2)).bytes(PORTION_BYTES);
-        let reader = filed.depot.store.reader()?;
+        let reader = filed.depot.store.reader()?.with_damaged();
         let mut rows = match ask.overdue {
             Some((_, before)) if ask.from < before => {
                 reader.read_within(filed.stream, ask.from..ask.last.saturating_add(1), limit)?

@@ -59,8 +59,11 @@ impl<T: Send + Sync + 'static> Core<T> {
     fn read_keys(&self, ask: &Ask, keys: &mut HashMap<String, usize>) -> Result<Seq, StoreError> {
         let filed = self.filed();
         let limit = Limit::items(filed.window.div_ceil(2)).bytes(PORTION_BYTES);
-        let mut rows =
-            filed.depot.store.reader()?.read_within(filed.stream, ask.from..ask.last.saturating_add(1), limit)?;
+        let mut rows = filed.depot.store.reader()?.with_damaged().read_within(
+            filed.stream,
+            ask.from..ask.last.saturating_add(1),
+            limit,
+        )?;
         let end = rows.last().map_or(ask.last, |row| row.seq) + 1;
         {
             let intake = self.intake.lock();

@@ -1,0 +1,149 @@
+//! A shared row of the file that is damaged harms the messages that were in it, and no others.
+#![cfg(feature = "sqlite")]
+#![allow(missing_docs)]
+
+mod common;
+
+use common::store::{Folder, flush};
+use common::within;
+use postroom::store::rusqlite::Connection;
+use postroom::store::{Batch, Change, Durability, Item, Limit, Options, Store};
+use postroom::{Broker, Queue, QueueBuilder, Reason};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(60);
+const BUFFERED: Durability = Durability::Buffered;
+
+/// What happens to a pack of nine, and whether what it holds can be told all the same.
+const DAMAGES: [(&str, bool); 8] = [
+    ("UPDATE postroom_pack SET items = '[]' WHERE count = 9", false),
+    ("UPDATE postroom_pack SET items = 'x' WHERE count = 9", false),
+    ("UPDATE postroom_pack SET items = x'00' WHERE count = 9", false),
+    ("UPDATE postroom_pack SET payload = x'00' WHERE count = 9", false),
+    ("UPDATE postroom_pack SET payload = 1.5 WHERE count = 9", false),
+    ("INSERT INTO postroom_pack_gone SELECT id, 'x' FROM postroom_pack WHERE count = 9", true),
+    ("INSERT INTO postroom_pack_gone SELECT id, '--x--y---' FROM postroom_pack WHERE count = 9", true),
+    ("INSERT INTO postroom_pack_gone SELECT id, x'00' FROM postroom_pack WHERE count = 9", true),
+];
+/// Nobody can say any more how many there were.
+const COUNTS: [&str; 3] = ["1000000", "-1", "'many'"];
+
+type Settings = fn(QueueBuilder<u32>) -> QueueBuilder<u32>;
+
+const KINDS: [(&str, Settings); 3] = [
+    ("in order", |queue| queue),
+    ("with priorities", |queue| queue.priority_levels(2)),
+    ("by key", |queue| queue.ordered_by(|n: &u32| n % 3)),
+];
+
+fn open(folder: &Folder, settings: Settings) -> (Broker, Queue<u32>, Arc<Mutex<Vec<String>>>) {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let events = Arc::clone(&told);
+    let hook = move |event: &postroom::Event| events.lock().unwrap().push(format!("{event:?}"));
+    let broker = Broker::builder().store(folder.file()).on_event(hook).build().unwrap();
+    let queue = settings(broker.queue("q")).durable(BUFFERED).window(4).declare().unwrap();
+    (broker, queue, told)
+}
+
+/// Three packs, of which the one in the middle is damaged: 10 to 18.
+fn filled(settings: Settings, damage: &str) -> Folder {
+    let folder = Folder::new();
+    let (broker, queue, _) = open(&folder, settings);
+    for numbers in [0..10, 10..19, 19..29] {
+        queue.send_batch(numbers).unwrap();
+    }
+    drop((queue, broker));
+    let file = Connection::open(folder.file()).unwrap();
+    assert_eq!(file.execute(damage, []).unwrap(), 1, "{damage}");
+    folder
+}
+
+fn take_all(queue: &Queue<u32>) -> Vec<u32> {
+    let take = || queue.recv_timeout(Duration::from_millis(200)).ok();
+    std::iter::from_fn(|| take().map(|delivery| (**delivery, delivery.ack().unwrap()).0)).collect()
+}
+
+#[test]
+fn its_messages_become_dead_letters_and_all_others_come() {
+    within(LIMIT, || {
+        for (kind, settings) in KINDS {
+            for (damage, is_sound) in DAMAGES {
+                let folder = filled(settings, damage);
+                let (broker, queue, told) = open(&folder, settings);
+                assert!(queue.len() == 29 || is_sound, "{kind}: {damage}");
+                let mut came = take_all(&queue);
+                came.sort_unstable();
+                let lost = came.iter().filter(|n| (10..19).contains(*n)).count();
+                assert_eq!(came.len() - lost, 20, "{kind}: {damage}");
+                let letters = queue.undecodable().list(100);
+                if is_sound {
+                    assert!(lost >= 7 && letters.is_empty(), "{kind}: {damage}: {came:?}");
+                } else {
+                    assert_eq!((lost, letters.len(), told.lock().unwrap().len()), (0, 9, 9), "{kind}: {damage}");
+                    assert!(letters.iter().all(|letter| *letter.reason() == Reason::Undecodable));
+                    assert_eq!((queue.stats().dead_lettered, queue.stats().unaccounted()), (9, 0), "{kind}: {damage}");
+                }
+                // The store goes on, and a later run finds nothing of it.
+                queue.send(100).unwrap();
+                assert_eq!(take_all(&queue), [100]);
+                flush(&broker);
+                assert!(broker.stats().file.is_some());
+                drop((queue, broker));
+                let (_broker, queue, _) = open(&folder, settings);
+                let left = queue.undecodable().len();
+                assert_eq!((queue.len(), left), (0, letters.len()), "{kind}: {damage}");
+            }
+        }
+    });
+}
+
+#[test]
+fn one_whose_length_is_unknown_becomes_one_dead_letter() {
+    within(LIMIT, || {
+        for (kind, settings) in KINDS {
+            for count in COUNTS {
+                let folder = filled(settings, &format!("UPDATE postroom_pack SET count = {count} WHERE count = 9"));
+                let (_broker, queue, _) = open(&folder, settings);
+                let mut came = take_all(&queue);
+                came.sort_unstable();
+                assert_eq!(came, (0..10).chain(19..29).collect::<Vec<_>>(), "{kind}: {count}");
+                let letters = queue.undecodable().list(100);
+                assert_eq!(letters.len(), 1, "{kind}: {count}");
+                // All that there was.
+                assert_eq!(letters[0].message().payload().bytes(), b"101112131415161718");
+                assert!(queue.is_empty(), "{kind}: {count}");
+            }
+        }
+    });
+}
+
+#[test]
+fn the_writer_goes_on_whatever_it_is_to_do_with_it() {
+    let counts = COUNTS.map(|count| format!("UPDATE postroom_pack SET count = {count} WHERE count = 9"));
+    for damage in DAMAGES.map(|(damage, _)| damage.to_owned()).iter().chain(&counts) {
+        let folder = Folder::new();
+        let store = Store::open(folder.file(), Options::new()).unwrap();
+        let (queue, other) = (store.declare("queue", "q", "").unwrap(), store.declare("queue", "other", "").unwrap());
+        let many = (0..9).map(|id| Item { id, payload: b"abc".to_vec(), ..Item::default() });
+        let many = many.fold(Batch::new(), |batch, item| batch.insert(queue, item));
+        store.commit(many, BUFFERED).unwrap();
+        store.connect().unwrap().execute(damage, []).unwrap();
+        let batches = [
+            Batch::new().delete(queue, 0),
+            Batch::new().update(queue, 1, Change::new().attempts(7)),
+            Batch::new().move_to(queue, 2, other, Change::new()),
+            Batch::new().delete(queue, 8).insert(queue, Item::default()),
+            Batch::new().trim(queue, 5),
+            Batch::new().delete(queue, 5).delete(queue, 6).delete(queue, 7).trim(queue, 9),
+        ];
+        for batch in batches {
+            store.commit(batch, BUFFERED).unwrap_or_else(|error| panic!("{damage}: {error}"));
+        }
+        let reader = store.reader().unwrap();
+        assert_eq!(reader.read(queue, 0, Limit::items(9)).unwrap().len(), 1, "{damage}: the latest");
+        drop(reader);
+        store.commit(Batch::new().remove(queue), BUFFERED).unwrap();
+        store.close().unwrap();
+    }
+}
