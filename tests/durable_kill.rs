@@ -21,6 +21,8 @@ const IDEMPOTENT: &str = "idempotent";
 const HALVES: &str = "halves";
 /// Everything has a delay of some milliseconds, and memory holds only a few.
 const DELAYED: &str = "delayed";
+/// Everything fails at first, some of it twice, and waits some milliseconds for its next attempt; memory holds only a few.
+const FAILING: &str = "failing";
 /// Of seven keys, four are always in hand, and memory holds only a few.
 const BY_KEY: &str = "by key";
 
@@ -69,7 +71,7 @@ fn queue(broker: &Broker, mode_name: &str) -> Queue<u64> {
     }
     let queue = queue.durable(mode(mode_name));
     let queue = match mode_name {
-        DELAYED => queue.window(16),
+        DELAYED | FAILING => queue.window(16),
         BY_KEY => queue.window(16).ordered_by(|n: &u64| n % 7),
         _ => queue,
     };
@@ -165,7 +167,11 @@ fn works_until_it_is_killed() {
         }
         let delivery = in_hand.swap_remove(settled % in_hand.len());
         let n = **delivery;
+        let failures = if mode == FAILING { 1 + (n % 2) as u32 } else { 0 };
         match n % 10 {
+            _ if delivery.attempt() <= failures => {
+                delivery.retry_after(Duration::from_micros(n * 7_919 % 50_000)).unwrap();
+            }
             3 if delivery.attempt() == 1 => delivery.retry().unwrap(),
             6 if !delivery.redelivered() => delivery.requeue().unwrap(),
             7 => delivery.dead_letter("no").unwrap(),
@@ -306,6 +312,11 @@ fn there_is_the_half_message_or_the_message_after_kill_9() {
 #[test]
 fn delayed_messages_survive_kill_9() {
     many_rounds(DELAYED);
+}
+
+#[test]
+fn messages_that_wait_for_their_next_attempt_survive_kill_9() {
+    many_rounds(FAILING);
 }
 
 #[test]
