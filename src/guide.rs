@@ -1135,7 +1135,7 @@
 //!
 //! **Coming back.** A queue that is declared on a file which has its messages gets them all: in their order, with
 //! attempts and history; delays, retries and times to live run on while nobody has the file open. In a queue that is
-//! not ordered, what had been delivered before comes first. Settings may change between runs, but neither the order
+//! not ordered, what had been delivered before comes first, in the order in which it was due. Settings may change between runs, but neither the order
 //! nor the codec. Consumers get what is there as soon as they start: where one of them publishes, declare and bind
 //! whatever is to hear of it first.
 //!

@@ -340,3 +340,63 @@ fn none_is_lost_early_or_twice_while_many_send_and_take() {
         }
     });
 }
+
+#[test]
+fn what_fails_again_and_again_comes_as_often_as_it_failed_in_however_many_runs() {
+    within(LIMIT, || {
+        let folder = Folder::new();
+        let (mut acked, mut failed) = (BTreeMap::<u32, u32>::new(), BTreeMap::<u32, u32>::new());
+        for run in 0..6 {
+            let broker = Broker::open(folder.file()).unwrap();
+            let retry = Retry::immediate(3).max_attempts(100);
+            let queue = broker.queue("q").capacity(100_000).retry(retry).durable(Durability::Buffered).window(16);
+            let queue: Queue<u32> = queue.declare().unwrap();
+            let sender = thread::spawn({
+                let queue = queue.clone();
+                move || {
+                    for first in (run * 300..run * 300 + 300).step_by(10) {
+                        let delay = |n: u32| Duration::from_micros(u64::from(n.wrapping_mul(7_919) % 20_000));
+                        let some = (first..first + 10).map(|n| match n % 3 {
+                            0 => Message::new(n),
+                            _ => Message::new(n).with_delay(delay(n)),
+                        });
+                        queue.send_batch(some.collect::<Vec<_>>()).unwrap();
+                    }
+                }
+            });
+            let takers: Vec<_> = (0..2)
+                .map(|_| {
+                    let queue = queue.clone();
+                    thread::spawn(move || {
+                        let (mut acked, mut failed) = (Vec::new(), Vec::new());
+                        // All but the last run end before all is done.
+                        while let Ok(delivery) = queue.recv_timeout(Duration::from_millis(500)) {
+                            let (n, attempt) = (**delivery, delivery.attempt());
+                            if attempt <= n % 5 {
+                                let wait = u64::from(n.wrapping_mul(attempt).wrapping_mul(104_729) % 30_000);
+                                failed.push((n, attempt));
+                                delivery.retry_after(Duration::from_micros(wait)).unwrap();
+                            } else {
+                                acked.push((n, attempt));
+                                delivery.ack().unwrap();
+                            }
+                            if run < 5 && acked.len() + failed.len() >= 400 {
+                                break;
+                            }
+                        }
+                        (acked, failed)
+                    })
+                })
+                .collect();
+            sender.join().unwrap();
+            for (done, back) in takers.into_iter().map(|taker| taker.join().unwrap()) {
+                back.into_iter().for_each(|(n, _)| *failed.entry(n).or_default() += 1);
+                done.into_iter().for_each(|(n, attempt)| assert_eq!(acked.insert(n, attempt), None, "{n} came twice"));
+            }
+            assert_eq!(queue.stats().unaccounted(), 0);
+            assert!(run < 5 || queue.is_empty() && queue.delayed() == 0);
+        }
+        assert_eq!(acked, (0..1_800).map(|n| (n, n % 5 + 1)).collect());
+        assert_eq!(failed, (0..1_800).filter(|n| n % 5 > 0).map(|n| (n, n % 5)).collect());
+    });
+}
