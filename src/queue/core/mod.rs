@@ -39,6 +39,8 @@ mod screen;
 #[cfg(feature = "sqlite")]
 mod rest;
 #[cfg(feature = "sqlite")]
+mod returned;
+#[cfg(feature = "sqlite")]
 mod spill;
 #[cfg(not(feature = "sqlite"))]
 #[path = "no_spill.rs"]

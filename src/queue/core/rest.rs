@@ -18,7 +18,7 @@
 //! While somebody reads, or clears the queue, what arrives stays in memory, and is noted as
 //! [elsewhere](Rest::elsewhere) if it lies behind that moment; so does what only memory can have, and what comes back.
 
-use super::places::Places;
+use super::returned::Returned;
 use super::spill::{AGAIN, PORTION_BYTES};
 use super::{Core, Intake, Waiting};
 use crate::clock::Timestamp;
@@ -92,27 +92,6 @@ impl Default for Rest {
     }
 }
 
-/// Places of messages that have come back in this run. They are in memory, or gone, whatever their rows say: those hear
-/// of it later. Two sets, of which the older goes once nobody can come across any of it.
-#[derive(Default)]
-struct Returned {
-    young: Comeback,
-    old: Comeback,
-}
-
-#[derive(Default)]
-struct Comeback {
-    places: Places,
-    /// None of them is due later, or was.
-    until: Timestamp,
-}
-
-impl Returned {
-    fn contains(&self, place: Seq) -> bool {
-        self.young.places.contains(place) || self.old.places.contains(place)
-    }
-}
-
 /// What is to be done about those in the file.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
@@ -173,14 +152,12 @@ impl Rest {
 
     /// A message has come back, and its row will say that it is due then.
     fn note_returned(&mut self, (due, place): At, now: Timestamp) {
-        let oldest = (self.returned.old.until, Seq::MAX);
+        let oldest = (self.returned.oldest_until(), Seq::MAX);
         if oldest.0 <= now && !self.is_behind(oldest) {
             self.latest = self.latest.max(oldest.0);
-            self.returned.old = std::mem::take(&mut self.returned.young);
+            self.returned.forget_oldest();
         }
-        let young = &mut self.returned.young;
-        young.places.insert(place);
-        young.until = young.until.max(due);
+        self.returned.insert(place, due);
     }
 
     fn is_elsewhere(&self, at: At) -> bool {
