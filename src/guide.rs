@@ -1158,8 +1158,9 @@
 //! that is busy or parked is found all the same. What had failed and waits for its next attempt when the file is opened
 //! is read like what is delayed, and as soon: a million of them take no more memory than ten thousand, and come in the
 //! order in which they are due, before what was never handed out. In memory as a whole are messages with a timer, what
-//! fails from then on until its next attempt, in a queue ordered by key whatever has failed, and in one with
-//! priorities whatever has been delayed or has failed and is due.
+//! was redriven, or given back without a failure, and not handed out since, what fails from then on until its next
+//! attempt, in a queue ordered by key whatever has failed, and in one with priorities whatever was delayed or has failed
+//! and is due.
 //! A full queue that [drops its oldest](crate::Overflow::DropOldest) drops the oldest that is in memory, and the newcomer
 //! if nothing is.
 //!
