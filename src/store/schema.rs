@@ -278,7 +278,7 @@ mod tests {
         let mut connection = Connection::open_in_memory().unwrap();
         let path = Path::new("x");
         migrate(path, &mut connection, STEPS).unwrap();
-        let later = [FORMAT_1, FORMAT_2, FORMAT_3, "CREATE TABLE postroom_new (a)", "CREATE TABLE postroom_new (a)"];
+        let later = [FORMAT_1, FORMAT_2, FORMAT_3, FORMAT_4, "CREATE TABLE postroom_new (a)", "CREATE TABLE postroom_new (a)"];
         assert!(migrate(path, &mut connection, &later).is_err());
         assert_eq!(format(&connection), FORMAT);
         assert!(connection.prepare("SELECT * FROM postroom_new").is_err());
