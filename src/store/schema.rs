@@ -263,8 +263,10 @@ mod tests {
             let mut connection = Connection::open_in_memory().unwrap();
             migrate(path, &mut connection, &STEPS[..earlier]).unwrap();
             connection.execute_batch(filled).unwrap();
-            // It is for people, so they may have removed it.
-            connection.execute("DROP VIEW postroom_items", []).unwrap();
+            // It is for people, so they may have removed it. What makes another does not mind.
+            if earlier < 3 {
+                connection.execute("DROP VIEW postroom_items", []).unwrap();
+            }
             migrate(path, &mut connection, STEPS).unwrap();
             assert_eq!(format(&connection), FORMAT);
             let seen: rusqlite::Result<(String, i64, i64)> =
@@ -278,7 +280,8 @@ mod tests {
         let mut connection = Connection::open_in_memory().unwrap();
         let path = Path::new("x");
         migrate(path, &mut connection, STEPS).unwrap();
-        let later = [FORMAT_1, FORMAT_2, FORMAT_3, FORMAT_4, "CREATE TABLE postroom_new (a)", "CREATE TABLE postroom_new (a)"];
+        let later =
+            [FORMAT_1, FORMAT_2, FORMAT_3, FORMAT_4, "CREATE TABLE postroom_new (a)", "CREATE TABLE postroom_new (a)"];
         assert!(migrate(path, &mut connection, &later).is_err());
         assert_eq!(format(&connection), FORMAT);
         assert!(connection.prepare("SELECT * FROM postroom_new").is_err());
