@@ -681,7 +681,7 @@ mod durable {
         let before: std::collections::BTreeSet<_> = files().collect();
 
         run("inspect", &[&file], "").succeeds().says(&[
-            "format   3",
+            "format   4",
             "0 in the log",
             "held by  nobody",
             "\"codec\":\"json\"",
