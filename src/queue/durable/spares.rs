@@ -11,6 +11,7 @@ use crate::sync::Mutex;
 const MOST: usize = 512;
 
 #[derive(Default)]
+#[expect(clippy::vec_box, reason = "the boxes are what is used again")]
 pub(super) struct Spares {
     /// What the writer takes from, by a lock that hardly anybody else wants.
     at_hand: Mutex<Vec<Box<Extras>>>,
