@@ -156,6 +156,17 @@ impl LaneMark {
 }
 
 impl Extras {
+    /// Whether they are as if they were new; the lane counts only where its mark says so.
+    #[cfg(feature = "sqlite")]
+    fn is_bare(&self) -> bool {
+        let Self { key, headers, history, delay, ttl, priority, due, expires, counts_from, paced, timer, .. } = self;
+        let Self { lease, request, order_key, place, fresh, rider, claim, .. } = self;
+        let named = key.is_some() || order_key.is_some() || claim.is_some() || !headers.is_empty() || *priority > 0;
+        let timed = delay.is_some() || ttl.is_some() || due.is_some() || expires.is_some() || counts_from.is_some();
+        let bound = timer.is_some() || lease.is_some() || place.is_some() || request.is_some() || rider.is_some();
+        !named && !timed && !bound && !*paced && !*fresh && history.is_empty()
+    }
+
     fn holds_only_times(&self) -> bool {
         let named = self.key.is_some() || self.order_key.is_some() || !self.headers.is_empty() || self.priority > 0;
         let bound = self.ttl.is_some()
@@ -622,6 +633,22 @@ impl<T> Message<T> {
         (extras.place, extras.fresh) = (Some(place), fresh);
     }
 
+    /// The same, in extras that another message has given [back](Self::take_bare_extras), if it has none.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn set_fresh_place_in(&mut self, place: u64, spare: impl FnOnce() -> Option<Box<Extras>>) {
+        if self.extras.is_none() {
+            self.extras = spare();
+        }
+        self.set_fresh_place(place);
+    }
+
+    /// Its extras, if they say nothing at all any more.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn take_bare_extras(&mut self) -> Option<Box<Extras>> {
+        let has_lane = self.lane == LaneMark::IN_EXTRAS;
+        self.extras.take_if(|extras| !has_lane && extras.is_bare())
+    }
+
     /// Whether nothing but its time keeps it from being delivered, and nobody but its queue knows of it.
     #[cold]
     fn rests_plainly(&self) -> bool {
@@ -969,6 +996,41 @@ mod tests {
         assert!(size_of::<Text>() <= 24);
         assert!(size_of::<Message<[u64; 16]>>() <= 128 + 64, "{}", size_of::<Message<[u64; 16]>>());
         assert!(size_of::<Message<u64>>() <= 72, "{}", size_of::<Message<u64>>());
+    }
+
+    #[cfg(feature = "sqlite")]
+    #[test]
+    fn only_extras_that_say_nothing_are_given_back() {
+        let fresh = || {
+            let mut message = Message::new(1);
+            message.set_fresh_place(7);
+            message
+        };
+        let mut message = fresh();
+        assert!(message.take_bare_extras().is_none(), "it has a place");
+        message.take_fresh();
+        assert_eq!(message.take_place(), Some(7));
+        assert!(message.take_bare_extras().is_some());
+
+        let sayings: [fn(&mut Extras); 5] = [
+            |extras| extras.key = Some(Text::new("user-7")),
+            |extras| extras.headers.push((Text::new("tenant"), Text::new("acme"))),
+            |extras| extras.counts_from = Some(Timestamp(0)),
+            |extras| extras.paced = true,
+            |extras| extras.claim = Some(Text::EMPTY),
+        ];
+        for (at, says) in sayings.into_iter().enumerate() {
+            let mut message = fresh();
+            (_, _) = (message.take_fresh(), message.take_place());
+            says(message.extras_mut());
+            assert!(message.take_bare_extras().is_none(), "{at}");
+        }
+
+        let mut message = fresh();
+        (_, _) = (message.take_fresh(), message.take_place());
+        message.set_lane(70_000);
+        assert!(message.take_bare_extras().is_none(), "the lane stands there");
+        assert_eq!(message.take_lane(), Some(70_000));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::item::{Seq, StreamId};
 use super::live::LiveMark;
 use super::options::{Durability, Options};
 use super::ticket::{Answer, Wake};
-use crate::sync::{Condvar, Mutex, MutexGuard};
+use crate::sync::{AtomicBool, Condvar, Mutex, MutexGuard, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -132,6 +132,8 @@ pub(super) struct Inbox {
     state: Mutex<State>,
     work: Condvar,
     room: Condvar,
+    /// As of the last change of the bytes, made under the lock: whoever only asks does not take that.
+    is_full: AtomicBool,
     limit: usize,
     lazy_delay: Duration,
 }
@@ -166,6 +168,7 @@ impl Inbox {
             state: Mutex::new(State::default()),
             work: Condvar::new(),
             room: Condvar::new(),
+            is_full: AtomicBool::new(options.queue_bytes == 0),
             limit: options.queue_bytes,
             lazy_delay: options.lazy_delay,
         }
@@ -178,7 +181,7 @@ impl Inbox {
             drop(state);
             return Err(entry);
         }
-        state.bytes += entry.bytes;
+        self.take_room(&mut state, entry.bytes);
         state.live.extend(entry.live.take());
         let lazy = entry.done.is_none();
         state.awaited += usize::from(!lazy);
@@ -193,10 +196,17 @@ impl Inbox {
         if state.closing {
             return false;
         }
-        state.bytes += DELETION;
+        self.take_room(&mut state, DELETION);
         state.pile.deletions.push((stream, seq));
         self.pushed(state, true);
         true
+    }
+
+    fn take_room(&self, state: &mut State, bytes: usize) {
+        state.bytes += bytes;
+        if state.bytes >= self.limit {
+            self.is_full.store(true, Ordering::Release);
+        }
     }
 
     fn pushed(&self, mut state: MutexGuard<'_, State>, lazy: bool) {
@@ -261,6 +271,7 @@ impl Inbox {
     pub(super) fn finished(&self, bytes: usize) {
         let mut state = self.state.lock();
         state.bytes = state.bytes.saturating_sub(bytes);
+        self.is_full.store(state.bytes >= self.limit, Ordering::Release);
         let wake = state.waiting_for_room > 0 && state.bytes < self.limit;
         drop(state);
         if wake {
@@ -284,6 +295,9 @@ impl Inbox {
 
     /// Waits, until `end` if there is one; `false` when that came first.
     pub(super) fn wait_for_room(&self, end: Option<Instant>) -> bool {
+        if !self.is_full.load(Ordering::Acquire) {
+            return true;
+        }
         let mut state = self.state.lock();
         while state.bytes >= self.limit && !state.closing {
             state.waiting_for_room += 1;
@@ -315,6 +329,7 @@ impl Inbox {
         let mut state = self.state.lock();
         state.closing = true;
         state.bytes = 0;
+        self.is_full.store(false, Ordering::Release);
         let left = std::mem::take(&mut state.pile);
         drop(state);
         self.room.notify_all();

@@ -134,6 +134,7 @@ mod ticket;
 mod inbox;
 mod turn;
 mod company;
+mod calls;
 mod status;
 mod lock;
 mod schema;
@@ -163,6 +164,7 @@ pub use same_file::insert_in;
 pub use status::{State, StoreStats};
 pub use ticket::{Seqs, Ticket};
 
+pub(crate) use calls::Called;
 pub(crate) use inbox::Submission;
 pub(crate) use ticket::{Sleeper, Wake};
 
@@ -172,7 +174,7 @@ use lock::FileLock;
 use shared::Shared;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread::ThreadId;
 use std::time::Instant;
 
@@ -268,7 +270,20 @@ impl Store {
 
     /// The same in one piece of memory. It hears of a store that is closed too, here and now.
     pub(crate) fn submit_shared(&self, submission: Arc<dyn Submission>, durability: Durability) {
-        drop(self.shared.inbox.push(Entry::shared(submission, durability)));
+        if let Err(refused) = self.shared.inbox.push(Entry::shared(submission, durability)) {
+            drop(refused);
+            self.call_now();
+        }
+    }
+
+    /// Has them called in a moment: at the end of the commit that is being answered, or before.
+    pub(crate) fn call_later(&self, whom: Weak<dyn Called>) {
+        self.shared.calls.add(whom);
+    }
+
+    /// The same now, for whoever answers without a commit.
+    pub(crate) fn call_now(&self) {
+        self.shared.calls.make();
     }
 
     /// Hands in a batch that nobody waits for. It shares a commit with others, or gets its own after

@@ -1,5 +1,6 @@
 //! What the handles, the writer and the readers of one store have in common.
 
+use super::calls::Calls;
 use super::inbox::Inbox;
 use super::item::{Seq, StreamId};
 use super::options::Options;
@@ -18,6 +19,7 @@ pub(super) struct Shared {
     pub(super) path: PathBuf,
     pub(super) options: Options,
     pub(super) inbox: Inbox,
+    pub(super) calls: Calls,
     pub(super) turn: Turn,
     pub(super) status: Status,
     pub(super) readers: Readers,
@@ -28,6 +30,7 @@ impl Shared {
     pub(super) fn new(path: PathBuf, options: Options) -> Self {
         Self {
             inbox: Inbox::new(&options),
+            calls: Calls::default(),
             turn: Turn::default(),
             status: Status::new(),
             readers: Readers::new(path.clone(), options.clone()),

@@ -31,6 +31,8 @@ const LAST_ATTEMPTS: u32 = 5;
 const RETRY: Duration = Duration::from_secs(1);
 /// So many get their answers before the first of them is woken: one who waits for many in turn finds them all.
 const ANSWERED_TOGETHER: usize = 64;
+/// So many bring messages before those who sleep on their queues are woken.
+const CALLED_TOGETHER: usize = 256;
 /// Room for so many batches is kept from one commit to the next.
 const SPARE_ENTRIES: usize = 16 << 10;
 /// Pages in the log that are worth moving while there is nothing else to do.
@@ -82,6 +84,7 @@ impl Drop for Ending {
         for entry in self.shared.inbox.abandon() {
             answer(entry.done, Err(StoreError::Closed));
         }
+        self.shared.calls.make();
         // It may hold a handle of this very store.
         let watcher = self.shared.take_watcher();
         let _ = catch_unwind(AssertUnwindSafe(|| drop(watcher)));
@@ -247,13 +250,19 @@ impl<'a> Writer<'a> {
     fn answer_all(&mut self) {
         // The answers first: somebody waits for them, and for the payloads' memory nobody does.
         let Results { seqs, answers, .. } = &mut self.results;
-        for (entry, result) in self.pile.entries.iter_mut().zip(answers.drain(..)) {
+        let calls = &self.shared.calls;
+        for (at, (entry, result)) in self.pile.entries.iter_mut().zip(answers.drain(..)).enumerate() {
+            // Nobody is kept asleep by somebody else's code, or for long.
+            if matches!(entry.done, Some(Done::Call(_))) || at % CALLED_TOGETHER == CALLED_TOGETHER - 1 {
+                calls.make();
+            }
             self.given.extend(answer(entry.done.take(), result.map(|range| &seqs[range])));
             if self.given.len() >= ANSWERED_TOGETHER {
                 self.given.clear();
             }
         }
         self.given.clear();
+        calls.make();
         self.pile.entries.clear();
         self.pile.entries.shrink_to(SPARE_ENTRIES);
         self.pile.deletions.clear();
@@ -274,6 +283,7 @@ impl<'a> Writer<'a> {
             }
         }
         self.given.clear();
+        self.shared.calls.make();
         if matches!(error, StoreError::DiskFull(_)) {
             // Perhaps the log can be used from its start again, which takes no space.
             self.checkpoint("PRAGMA wal_checkpoint(RESTART)");

@@ -16,6 +16,15 @@ use crate::snooze::Snooze;
 use crate::sync::{MutexGuard, Ordering, current_thread};
 use std::sync::Weak;
 
+/// When those who sleep on a queue hear of a message.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Waking {
+    Now,
+    /// At the end of the commit that has brought it, by the writer. Only for what is shown there.
+    #[cfg_attr(not(feature = "sqlite"), expect(dead_code))]
+    AfterCommit,
+}
+
 /// A place in the queue that has been counted, for one message. Whoever owns the message puts it in there
 /// himself: it may be large, and each function that it passes through by value may copy it.
 #[must_use]
@@ -232,17 +241,51 @@ impl<T: Send + Sync + 'static> Core<T> {
             self.runtime.note_progress();
             return accepted;
         }
-        self.redeem_slot(message);
+        self.redeem_slot(message, Waking::Now);
         Accepted::Queued
     }
 
-    /// Brings the message that was promised a slot; what it replaces is removed when the answer is dropped.
-    pub(crate) fn redeem_slot(&self, mut message: Message<T>) -> Option<Superseded> {
-        let delayed = self.delayed.lock();
+    /// Brings the message that was promised a slot; what it replaces is removed when the answer is dropped. And whether
+    /// there is something to [drop](Core::drop_spilled).
+    pub(crate) fn redeem_slot(&self, mut message: Message<T>, waking: Waking) -> (Option<Superseded>, bool) {
+        if message.is_timed() {
+            let delayed = self.delayed.lock();
+            let mut intake = self.intake.lock();
+            intake.redeem(&mut message);
+            let superseded = self.place(delayed, intake, message);
+            let has_spilled = self.intake.lock().has_spilled();
+            return (superseded, has_spilled);
+        }
         let mut intake = self.intake.lock();
-        intake.pledged -= 1;
-        intake.admit(&mut message, Admission::Pledged);
-        self.place(delayed, intake, message)
+        intake.redeem(&mut message);
+        self.put(&mut intake, message);
+        let has_spilled = intake.has_spilled();
+        match waking {
+            Waking::AfterCommit => self.call_or_wake(intake),
+            Waking::Now => self.wake_for_one(intake),
+        }
+        (None, has_spilled)
+    }
+
+    /// Wakes a reader for a message that a commit has brought: at the end of that, if it brings more.
+    fn call_or_wake(&self, mut intake: MutexGuard<'_, Intake<T>>) {
+        if intake.sleeping == 0 || self.is_ordered() || !self.is_durable() {
+            return self.wake_for_one(intake);
+        }
+        intake.uncalled += 1;
+        let is_first = intake.uncalled == 1;
+        drop(intake);
+        if is_first {
+            self.call_later();
+        }
+    }
+
+    /// Wakes readers for those messages.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn wake_uncalled(&self) {
+        let mut intake = self.intake.lock();
+        let arrived = std::mem::take(&mut intake.uncalled);
+        self.wake_readers(intake, arrived);
     }
 
     /// Counts a promise as kept whose message is in.

@@ -64,6 +64,8 @@ use crate::scheduler::{DelayHeap, Timed, TimedId};
 use crate::snooze::Snooze;
 use crate::stats::{Counter, Tally};
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, Ordering, Padded};
+#[cfg(feature = "sqlite")]
+pub(crate) use accept::Waking;
 use ahash::RandomState;
 pub(crate) use hand_out::Portion;
 use in_turn::Turns;
@@ -158,6 +160,8 @@ struct Intake<T> {
     pledged: u64,
     /// Readers asleep on `readable`.
     sleeping: usize,
+    /// Messages for which readers are to be woken at the end of a commit.
+    uncalled: usize,
     /// Writers that are asleep, or have found no room and are about to be.
     writers: usize,
     /// Counted only where `max_in_flight` is set.
@@ -501,6 +505,7 @@ impl<T> Intake<T> {
             released_seen: 0,
             pledged: 0,
             sleeping: 0,
+            uncalled: 0,
             writers: 0,
             in_flight: 0,
             admission: settings.admission.as_ref().map(Throttle::new),
@@ -517,6 +522,13 @@ impl<T> Intake<T> {
         self.accepted += u64::from(!matches!(admission, Admission::Returned | Admission::Recovered));
         self.recovered += u64::from(admission == Admission::Recovered);
         self.redriven += u64::from(admission == Admission::Redriven);
+    }
+
+    /// The same for one that was promised a slot.
+    #[inline]
+    fn redeem(&mut self, message: &mut Message<T>) {
+        self.pledged -= 1;
+        self.admit(message, Admission::Pledged);
     }
 
     fn has_message(&self) -> bool {

@@ -35,6 +35,10 @@ impl<T> Intake<T> {
     pub(super) fn note_fired(&mut self, _: &mut Message<T>) {}
     pub(super) fn note_coming(&mut self, _: &Message<T>) {}
     pub(super) fn note_cleared(&mut self) {}
+    pub(super) fn keep_waste(&mut self, _: Message<T>) {}
+    pub(super) fn has_spilled(&self) -> bool {
+        false
+    }
     pub(super) fn pass_over(&mut self, _: &mut Message<T>, _: bool) {}
     pub(super) fn take_late(&mut self) -> Vec<Message<T>> {
         Vec::new()
@@ -52,8 +56,8 @@ impl<T> Intake<T> {
 
 impl<T: Send + Sync + 'static> Core<T> {
     #[inline]
-    pub(super) fn put_in_window(&self, _: &mut Intake<T>, message: Message<T>) -> Option<Message<T>> {
-        Some(message)
+    pub(super) fn put_in_window(&self, _: &mut Intake<T>, _: &mut Message<T>) -> bool {
+        true
     }
     #[inline]
     pub(super) fn put_in_window_of_turns(
@@ -106,5 +110,6 @@ impl<T: Send + Sync + 'static> Core<T> {
         clear()
     }
     pub(super) fn load_again(&self) {}
+    pub(super) fn call_later(&self) {}
     pub(super) fn drop_spilled(&self) {}
 }

@@ -43,7 +43,10 @@ impl<T: Send + Sync + 'static> Core<T> {
         if self.is_ordered() {
             return self.put_keyful(intake, message);
         }
-        let Some(message) = self.put_in_window(intake, message) else { return };
+        let mut message = message;
+        if !self.put_in_window(intake, &mut message) {
+            return intake.keep_waste(message);
+        }
         self.note_expiry(&message);
         match &mut intake.aside.levels {
             Some(levels) => {

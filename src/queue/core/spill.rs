@@ -18,11 +18,11 @@ use crate::message::Message;
 use crate::outcome::drop_contained;
 use crate::queue::durable::put_apart;
 use crate::request::{End, Request};
-use crate::store::{Limit, Priority, Row, Seq, StoreError};
+use crate::store::{Called, Limit, Priority, Row, Seq, StoreError};
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// No further message is read at once when those read have so many bytes.
@@ -214,22 +214,31 @@ impl<T> Intake<T> {
         self.spill.rest.cleared();
     }
 
-    /// Gives a message back, unless it is fresh in the file and `window` are before it in memory; what is kept
-    /// is dropped by [`Core::drop_spilled`].
-    pub(super) fn keep_in_file(&mut self, mut message: Message<T>, window: usize) -> Option<Message<T>> {
-        let Some(place) = message.take_fresh() else { return Some(message) };
-        let level = self.spill.level_of(&message);
+    /// Whether a message goes into memory: unless it is fresh in the file and `window` are before it in memory. Then it
+    /// is counted as spilled, and [kept](Self::keep_waste) until it is dropped.
+    pub(super) fn keep_in_memory(&mut self, message: &mut Message<T>, window: usize) -> bool {
+        let Some(place) = message.take_fresh() else { return true };
+        let level = self.spill.level_of(message);
         // What has fallen due before and has had to stay in the file comes first.
         let overtakes = self.spill.levels.len() == 1 && self.spill.rest.overdue() > 0;
         if self.spill.levels[level].count == 0 && self.in_memory(level) < window && !overtakes {
-            return Some(message);
+            return true;
         }
         self.spill.add(level, place, place, 1);
         if let Some(request) = message.take_request() {
             self.spill.requests.insert(place, request);
         }
+        false
+    }
+
+    /// Spilled; [`Core::drop_spilled`] drops it.
+    #[cold]
+    pub(super) fn keep_waste(&mut self, message: Message<T>) {
         self.spill.waste.push(message);
-        None
+    }
+
+    pub(super) fn has_spilled(&self) -> bool {
+        !self.spill.waste.is_empty()
     }
 
     /// How many of a level are ready and in memory, but for a few about to be handed out, or handed out before.
@@ -310,11 +319,19 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.may_spill() && self.settings.priority_levels == 1
     }
 
-    /// See [`Intake::keep_in_file`].
-    pub(super) fn put_in_window(&self, intake: &mut Intake<T>, message: Message<T>) -> Option<Message<T>> {
+    /// See [`Intake::keep_in_memory`].
+    pub(super) fn put_in_window(&self, intake: &mut Intake<T>, message: &mut Message<T>) -> bool {
         match self.filed.get().filter(|_| self.may_spill()) {
-            Some(filed) => intake.keep_in_file(message, filed.window),
-            None => Some(message),
+            Some(filed) => intake.keep_in_memory(message, filed.window),
+            None => true,
+        }
+    }
+
+    /// Has readers woken for what a commit has brought.
+    pub(super) fn call_later(&self) {
+        if let Some(filed) = self.filed.get() {
+            let me: Weak<dyn Called> = self.weak();
+            filed.depot.store.call_later(me);
         }
     }
 
@@ -535,11 +552,6 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// A full queue has shown it, but does not take it among its own.
     pub(crate) fn pass_over(&self, message: &mut Message<T>) {
         self.intake.lock().pass_over(message, self.is_ordered());
-    }
-
-    /// Whether [`Core::drop_spilled`] has something to drop.
-    pub(crate) fn has_spilled(&self) -> bool {
-        !self.intake.lock().spill.waste.is_empty()
     }
 
     /// Drops what was spilled a moment ago.

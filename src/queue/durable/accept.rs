@@ -4,9 +4,9 @@ use super::depot::{Depot, Errand, Pending, Show};
 use super::filed::Filed;
 use crate::message::{Message, Text};
 use crate::queue::builder::Overflow;
-use crate::queue::core::{Accepted, Core, Patience, Pledge, Refusal};
+use crate::queue::core::{Accepted, Core, Patience, Pledge, Refusal, Waking};
 use crate::queue::fifo::Chunk;
-use crate::store::{Batch, Durability, Item, Seq, StoreError};
+use crate::store::{Batch, Called, Durability, Item, Seq, StoreError};
 use crate::sync::MutexGuard;
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -140,7 +140,7 @@ impl<T: Send + Sync + 'static> Show<Delivered<T>> for Sent<T> {
             let Some(mut copy) = copy else { continue };
             copy.set_order(key);
             if let (true, Some(&place)) = (*stored, if *stored { places.next() } else { None }) {
-                copy.set_fresh_place(place);
+                copy.set_fresh_place_in(place, || queue.filed().depot.spares.take());
             }
             routed += usize::from(Arc::clone(queue).redeem_quietly(pledge, copy, errands).is_routed());
         }
@@ -176,9 +176,9 @@ impl<T: Send + Sync + 'static> Core<T> {
     ) -> Result<Pending<Delivered<T>>, (Message<T>, Refusal)> {
         let Some(me) = self.weak().upgrade() else { return Err((message, Refusal::Closed)) };
         let Prepared { message, key, item, pledge } = self.prepare(message, patience)?;
-        let (queues, pledges) = (SmallVec::from_iter([me]), SmallVec::from_iter([pledge]));
-        let (keys, stowed) = (SmallVec::from_iter([key]), Stowed { items: SmallVec::from_iter([Some(item)]) });
-        Ok(Parcel { queues, pledges, keys, message: Some(message), others: None }.send(stowed))
+        let (queues, pledges, keys) = (only(me), only(pledge), only(key));
+        Ok(Parcel { queues, pledges, keys, message: Some(message), others: None }
+            .send(Stowed { items: only(Some(item)) }))
     }
 
     fn pledge_patiently(&self, patience: Patience) -> Result<Pledge, Refusal> {
@@ -269,7 +269,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             for (mut message, key, pledge, stored) in promised {
                 message.set_order(key);
                 if let Some(&place) = if stored { places.next() } else { None } {
-                    message.set_fresh_place(place);
+                    message.set_fresh_place_in(place, || me.filed().depot.spares.take());
                 }
                 Arc::clone(&me).redeem_quietly(pledge, message, errands);
             }
@@ -286,11 +286,12 @@ impl<T: Send + Sync + 'static> Core<T> {
         errands: &mut Vec<Errand>,
     ) -> Accepted {
         if pledge.has_slot() {
-            if let Some(superseded) = self.redeem_slot(message) {
+            let (superseded, has_spilled) = self.redeem_slot(message, Waking::AfterCommit);
+            if superseded.is_some() {
                 errands.push(Box::new(move || drop(superseded)));
             }
             self.runtime.note_progress();
-            if self.has_spilled() {
+            if has_spilled {
                 errands.push(Box::new(move || self.drop_spilled()));
             }
             return Accepted::Queued;
@@ -313,6 +314,13 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 }
 
+/// Pushed, which is far less work than to collect it.
+fn only<A: smallvec::Array>(item: A::Item) -> SmallVec<A> {
+    let mut all = SmallVec::new();
+    all.push(item);
+    all
+}
+
 /// A message about to get into the file.
 struct Prepared<T> {
     message: Message<T>,
@@ -324,6 +332,17 @@ struct Prepared<T> {
 impl<T> Prepared<T> {
     fn bytes(&self) -> usize {
         self.item.payload.len()
+    }
+}
+
+impl<T: Send + Sync + 'static> Called for Core<T> {
+    fn called(self: Arc<Self>) {
+        self.wake_uncalled();
+        let depot = self.filed.get().map(|filed| Arc::clone(&filed.depot));
+        // Perhaps the last handle, and then its messages go with it, which the writer's thread is no place for.
+        if let Some((core, depot)) = Arc::into_inner(self).zip(depot) {
+            depot.later(vec![Box::new(move || drop(core))]);
+        }
     }
 }
 

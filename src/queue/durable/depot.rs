@@ -1,5 +1,6 @@
 //! The broker's side of its file: handing batches in, and what has to be done after them.
 
+use super::spares::Spares;
 use crate::clock::Timestamp;
 use crate::outcome::{contained, drop_contained};
 use crate::runtime::{Registration, Runtime};
@@ -22,6 +23,8 @@ pub(crate) struct Depot {
     under_way: AtomicUsize,
     alarm: Registration,
     runtime: Arc<Runtime>,
+    /// For messages that get a place in the file.
+    pub(super) spares: Spares,
     /// Held from the moment records of logs get their time until they are handed in.
     order: Mutex<()>,
 }
@@ -73,7 +76,17 @@ impl Depot {
         });
         let (under_way, order) = (AtomicUsize::new(0), Mutex::new(()));
         let runtime = Arc::clone(runtime);
-        Arc::new(Self { store, simulated, errands, arrivals, under_way, alarm, runtime, order })
+        Arc::new(Self {
+            store,
+            simulated,
+            errands,
+            arrivals,
+            under_way,
+            alarm,
+            runtime,
+            spares: Spares::default(),
+            order,
+        })
     }
 
     /// Whoever hands in records of logs holds this meanwhile, so that their times have the order of the file. Nothing
@@ -93,7 +106,7 @@ impl Depot {
     }
 
     /// Has them done on another thread than this one.
-    fn later(&self, errands: Vec<Errand>) {
+    pub(super) fn later(&self, errands: Vec<Errand>) {
         if errands.is_empty() {
             return;
         }
@@ -125,6 +138,7 @@ impl Depot {
         let order = Arc::new(Order { slot, show: Mutex::new(show), batch, depot: Arc::clone(self) });
         if has_nothing && is_alone {
             drop(Arc::clone(&order).done(Ok(&[])));
+            self.store.call_now();
         } else {
             self.store.submit_shared(Arc::clone(&order) as Arc<dyn Submission>, durability);
         }
@@ -189,10 +203,11 @@ where
     }
 
     fn done(self: Arc<Self>, result: Result<&[Seq], StoreError>) -> Option<Wake> {
-        let unfinished = Unfinished { slot: &self.slot, depot: &self.depot };
+        let mut unfinished = Unfinished { slot: &self.slot, depot: &self.depot, is_given: false };
         let mut errands = Vec::new();
         let shown = self.show.lock().show(result, &mut errands);
         let is_awaited = self.slot.give(shown, errands, &self.depot);
+        unfinished.is_given = true;
         drop(unfinished);
         is_awaited.then(|| Wake(self))
     }
@@ -317,11 +332,15 @@ impl<R: Send + 'static> Slot<R> {
 struct Unfinished<'a, R> {
     slot: &'a Slot<R>,
     depot: &'a Depot,
+    is_given: bool,
 }
 
 impl<R> Drop for Unfinished<'_, R> {
     fn drop(&mut self) {
         self.depot.under_way.fetch_sub(1, Ordering::SeqCst);
+        if self.is_given {
+            return;
+        }
         let mut state = self.slot.state.lock();
         if matches!(*state, State::Waiting) {
             *state = State::Lost;

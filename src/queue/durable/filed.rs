@@ -66,6 +66,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn forget(&self, message: &mut Message<T>) {
         if let Some(place) = message.take_place() {
             self.delete(place);
+            self.take_spare(message);
         }
     }
 
@@ -73,6 +74,13 @@ impl<T: Send + Sync + 'static> Core<T> {
     fn delete(&self, place: Seq) {
         if let Some(filed) = self.filed.get() {
             filed.depot.forget(filed.stream, place);
+        }
+    }
+
+    #[cold]
+    fn take_spare(&self, message: &mut Message<T>) {
+        if let Some((filed, bare)) = self.filed.get().zip(message.take_bare_extras()) {
+            filed.depot.spares.give(bare);
         }
     }
 

@@ -17,6 +17,7 @@ mod format;
 mod letters;
 mod recover;
 mod same_file;
+mod spares;
 mod rider;
 mod undecoded;
 
