@@ -9,7 +9,7 @@ use crate::heap::{Deadline, DeadlineHeap};
 use crate::outcome::contained;
 use crate::sync::{Condvar, JoinHandle, Mutex, ThreadBuilder, current_thread};
 use ahash::AHashMap;
-use std::cmp::{Ordering, Reverse};
+use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::{Arc, Weak};
 
@@ -148,7 +148,16 @@ impl<E> DelayHeap<E> {
         while run.len() < max && self.heap.peek().is_some_and(|deadline| deadline.due <= now.0) {
             run.extend(self.heap.pop());
         }
-        run.retain(|deadline| stands(&self.marks, deadline));
+        if run.len() == max {
+            self.heap.expect_more(now.0);
+        }
+        // All are looked at before the first is moved, which waits for what it finds.
+        let mut fetched = false;
+        run.retain(|deadline| {
+            fetched ^= self.slots[deadline.slot() as usize].is_some();
+            stands(&self.marks, deadline)
+        });
+        std::hint::black_box(fetched);
         run.into_iter().filter_map(|deadline| self.vacate(self.key_of(deadline.slot())?)).collect()
     }
 
@@ -198,7 +207,7 @@ impl<E> DelayHeap<E> {
     /// The deadlines of all entries, earliest first.
     fn in_order(&self) -> Vec<Deadline> {
         let mut order: Vec<_> = self.heap.iter().filter(|deadline| stands(&self.marks, deadline)).copied().collect();
-        order.sort_unstable_by(|one, other| if one.is_before(other) { Ordering::Less } else { Ordering::Greater });
+        order.sort_unstable_by(Deadline::earliest_first);
         order
     }
 

@@ -326,6 +326,30 @@ fn what_was_taken_out_cannot_be_cancelled_any_more() {
 }
 
 #[test]
+fn a_great_many_that_are_due_together_come_in_their_order_between_those_that_come_and_go() {
+    let (broker, simulation) = Broker::simulated(1);
+    let queue = broker.queue("q").capacity(100_000).declare().unwrap();
+    let timers: Vec<_> = (0..30).map(|_| Timer::new()).collect();
+    let due = |n: u64| 1 + n.wrapping_mul(0x9E37_79B9_7F4A_7C15) % 10_000;
+    let mut expected: Vec<_> = (0..30_000).map(|n| (due(n), n)).collect();
+    for &(due, n) in &expected {
+        let message = delayed(n, NANO * due as u32);
+        let message = if n % 1000 == 0 { message.with_timer(&timers[n as usize / 1000]) } else { message };
+        queue.send(message).unwrap();
+    }
+    expected.retain(|&(due, n)| n % 1000 > 0 || due <= 5000);
+    simulation.advance(NANO * 5000);
+    let in_time = (0..).zip(&timers).filter(|(at, _)| due(at * 1000) > 5000);
+    in_time.for_each(|(_, timer)| assert!(timer.cancel()));
+    expected.extend((30_000..40_000).map(|n| (5000 + due(n), n)));
+    (30_000..40_000).for_each(|n| _ = queue.send(delayed(n, NANO * due(n) as u32)).unwrap());
+    simulation.advance(NANO * 20_000);
+    expected.sort_unstable();
+    assert_eq!(ready(&queue), expected.into_iter().map(|(_, n)| n).collect::<Vec<_>>());
+    is_conserved(&queue);
+}
+
+#[test]
 fn a_timer_cancels_by_handle_and_by_name_once() {
     let (broker, simulation, queue) = queue();
     let timer = Timer::new();
