@@ -74,12 +74,18 @@ impl<E> DelayHeap<E> {
     /// Inserts an entry; whether nothing else is due before it.
     #[inline]
     pub(crate) fn push(&mut self, due: Timestamp, entry: E) -> bool {
+        self.push_made(due, || entry)
+    }
+
+    /// The same of an entry that is made in its place.
+    #[inline(always)]
+    pub(crate) fn push_made(&mut self, due: Timestamp, entry: impl FnOnce() -> E) -> bool {
         let DelayKey { sequence, slot } = self.next_key();
         if self.free.is_none() {
             self.marks.push(Mark(sequence));
-            self.slots.push(Some(entry));
+            self.slots.push(Some(entry()));
         } else {
-            self.occupy(slot, sequence, entry);
+            self.occupy(slot, sequence, entry());
         }
         self.sequence += 1;
         self.live += 1;

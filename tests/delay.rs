@@ -140,13 +140,30 @@ fn wishes() -> Vec<(&'static str, Message<u64>)> {
 #[test]
 fn a_delay_is_kept_whatever_else_is_asked_for_and_whichever_way_it_is_published() {
     type Way = fn(&Broker, &Topic<u64>, &Queue<u64>, Message<u64>);
-    let ways: [(&str, Way); 8] = [
+    let ways: [(&str, Way); 10] = [
         ("send", |_, _, queue, message| _ = queue.send(message).unwrap()),
         ("try_send", |_, _, queue, message| _ = queue.try_send(message).unwrap()),
         ("send_timeout", |_, _, queue, message| _ = queue.send_timeout(message, secs(1)).unwrap()),
         ("send_batch", |_, _, queue, message| _ = queue.send_batch([message]).unwrap()),
         ("publish", |_, topic, _, message| _ = topic.publish("k", message).unwrap()),
         ("publish_batch", |_, topic, _, message| _ = topic.publish_batch("k", [message]).unwrap()),
+        ("publish by a known route", |_, topic, queue, message| {
+            topic.publish("k", 0).unwrap();
+            assert_eq!(ready(queue), [0]);
+            assert_eq!(topic.publish("k", message).unwrap().routed(), 1);
+            assert_eq!(topic.stats().published, 2);
+        }),
+        ("a batch of several", |_, topic, queue, message| {
+            topic.publish("k", 0).unwrap();
+            let others = || (2..4).map(|n| delayed(n, secs(1)));
+            let batch = others().chain([message]).chain(others()).chain([Message::new(9)]);
+            assert_eq!(topic.publish_batch("k", batch).unwrap(), 6);
+            assert_eq!((ready(queue), queue.delayed()), (vec![0, 9], 5));
+            assert_eq!((topic.stats().published, queue.purge()), (7, 5));
+            queue.send_batch(others().chain([delayed(1, secs(5))])).unwrap();
+            assert_eq!((queue.delayed(), queue.purge()), (3, 3));
+            topic.publish_batch("k", [delayed(1, secs(5))]).unwrap();
+        }),
         ("transaction", |broker, topic, _, message| {
             broker.transaction(|tx| Ok(tx.publish(topic, "k", message)?)).unwrap();
         }),
