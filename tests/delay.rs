@@ -667,6 +667,65 @@ fn a_million_delayed_messages_cost_128_bytes_each_at_most() {
 }
 
 #[test]
+fn whichever_way_it_is_sent_a_delay_alone_takes_no_memory_but_its_place() {
+    const MESSAGES: u64 = 16_384;
+    type Way = fn(&Topic<u64>, &Queue<u64>);
+    fn each() -> impl Iterator<Item = Message<u64>> {
+        (0..MESSAGES).map(|n| delayed(n, secs(1 + n % 7)))
+    }
+    let ways: [(&str, Way); 4] = [
+        ("send", |_, queue| each().for_each(|message| _ = queue.send(message).unwrap())),
+        ("send_batch", |_, queue| _ = queue.send_batch(each()).unwrap()),
+        ("publish", |topic, _| each().for_each(|message| _ = topic.publish("k", message).unwrap())),
+        ("publish_batch", |topic, _| _ = topic.publish_batch("k", each()).unwrap()),
+    ];
+    for (way, send) in ways {
+        let (broker, _simulation) = Broker::simulated(1);
+        let queue: Queue<u64> = broker.queue("q").capacity(MESSAGES as usize).declare().unwrap();
+        let topic: Topic<u64> = broker.topic("t").declare().unwrap();
+        topic.bind(&queue, "k").unwrap();
+        topic.publish("k", 0).unwrap();
+        assert_eq!(ready(&queue), [0]);
+        let before = HELD.with(Cell::get);
+        send(&topic, &queue);
+        let held = (HELD.with(Cell::get) - before) as u64 / MESSAGES;
+        assert_eq!(queue.delayed() as u64, MESSAGES);
+        assert!(held <= 128, "{way}: {held} bytes each");
+    }
+}
+
+#[test]
+fn a_delayed_publish_that_is_refused_comes_back_with_its_delay() {
+    let (broker, simulation) = Broker::simulated(1);
+    let queue = broker.queue("q").capacity(2).overflow(Overflow::Reject).declare().unwrap();
+    let topic: Topic<u64> = broker.topic("t").refuse_duplicates(secs(60)).declare().unwrap();
+    let free: Topic<u64> = broker.topic("free").declare().unwrap();
+    topic.bind(&queue, "k").unwrap();
+    free.bind(&queue, "k").unwrap();
+    topic.publish("k", delayed(1, secs(1)).with_id(7)).unwrap();
+    assert!(topic.publish("k", delayed(1, secs(1)).with_id(7)).is_err(), "a duplicate");
+    assert!(topic.publish_batch("k", [delayed(1, secs(1)).with_id(7)]).is_err(), "a duplicate");
+    free.publish("k", delayed(2, secs(2))).unwrap();
+    let refused = free.publish("k", delayed(3, secs(5))).unwrap_err().into_message();
+    let batch = free.publish_batch("k", (4..7).map(|n| delayed(n, secs(5)))).unwrap_err();
+    assert_eq!((batch.accepted, batch.rest.len()), (0, 2));
+    assert_eq!((free.stats().published, topic.stats().published), (1, 1));
+    simulation.advance(secs(1));
+    assert_eq!(ready(&queue), [1]);
+    assert_eq!(free.publish("k", refused).unwrap().routed(), 1);
+    simulation.advance(secs(5) - NANO);
+    assert_eq!(ready(&queue), [2]);
+    simulation.advance(NANO);
+    assert_eq!(ready(&queue), [3]);
+    free.publish_batch("k", batch.rest).unwrap();
+    simulation.advance(secs(5));
+    assert_eq!(ready(&queue), [5, 6]);
+    queue.close();
+    assert!(free.publish("k", delayed(8, secs(1))).is_err());
+    is_conserved(&queue);
+}
+
+#[test]
 fn a_closed_queue_ends_after_what_falls_due_at_the_last_moment() {
     within(Duration::from_secs(60), || {
         for round in 0..200 {
