@@ -3,6 +3,11 @@
 //! Large queues of deadlines are bound by cache misses, one or more a level. Four children of 16 bytes
 //! share a cache line, so a level costs about one miss and there are half as many levels as in a binary
 //! heap (LaMarca and Ladner, "The influence of caches on the performance of heaps", 1996).
+//!
+//! If a good part of a large one is due at once, it leaves the heap together, to be sorted: see [`Burst`].
+
+use crate::burst::Burst;
+use std::cmp::Ordering;
 
 /// When, in which order among equals, and where the rest is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,10 +19,15 @@ pub(crate) struct Deadline {
 
 const CHILDREN: usize = 4;
 
+/// So many are looked at to learn how many are due.
+const SAMPLE: usize = 64;
+
 /// Deadlines, the earliest on top; equal ones in the order of their sequence.
 #[derive(Debug, Default)]
 pub(crate) struct DeadlineHeap {
     nodes: Vec<Deadline>,
+    /// Those that have left it together.
+    burst: Burst,
 }
 
 impl Deadline {
@@ -43,29 +53,41 @@ impl Deadline {
         // Without a branch: which one it is, nobody can foretell.
         (self.due < other.due) | ((self.due == other.due) & (behind < 0))
     }
+
+    #[inline]
+    pub(crate) fn earliest_first(one: &Self, other: &Self) -> Ordering {
+        if one.is_before(other) {
+            return Ordering::Less;
+        }
+        if other.is_before(one) { Ordering::Greater } else { Ordering::Equal }
+    }
 }
 
 impl DeadlineHeap {
     pub(crate) fn len(&self) -> usize {
-        self.nodes.len()
+        self.nodes.len() + self.burst.len()
     }
 
+    #[inline]
     pub(crate) fn peek(&self) -> Option<&Deadline> {
-        self.nodes.first()
+        if self.starts_with_burst() { self.burst.peek() } else { self.nodes.first() }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Deadline> {
-        self.nodes.iter()
+        self.nodes.iter().chain(self.burst.iter())
     }
 
     /// Whether it is on top.
     #[inline]
     pub(crate) fn push(&mut self, deadline: Deadline) -> bool {
         self.nodes.push(deadline);
-        self.rise(self.nodes.len() - 1, deadline)
+        self.rise(self.nodes.len() - 1, deadline) && !self.starts_with_burst()
     }
 
     pub(crate) fn pop(&mut self) -> Option<Deadline> {
+        if self.starts_with_burst() {
+            return self.burst.pop();
+        }
         let last = self.nodes.pop()?;
         if self.nodes.is_empty() {
             return Some(last);
@@ -75,8 +97,31 @@ impl DeadlineHeap {
         Some(top)
     }
 
+    /// More are due than have been asked for: if they are a good part of all, the next ones will come faster.
+    pub(crate) fn expect_more(&mut self, now: u64) {
+        if self.burst.len() > 0 || !self.is_largely_due(now) {
+            return;
+        }
+        let mut due = Vec::new();
+        self.retain(|deadline| {
+            let is_due = deadline.due <= now;
+            due.extend(is_due.then_some(*deadline));
+            !is_due
+        });
+        self.nodes.shrink_to(2 * self.nodes.len());
+        self.burst = Burst::new(due);
+    }
+
+    fn is_largely_due(&self, now: u64) -> bool {
+        let step = self.nodes.len() / SAMPLE;
+        step >= SAMPLE && (0..SAMPLE).filter(|at| self.nodes[at * step].due <= now).count() >= SAMPLE / 4
+    }
+
     /// Forgets those for which `keep` says no, and puts the rest in order anew.
-    pub(crate) fn retain(&mut self, keep: impl FnMut(&Deadline) -> bool) {
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&Deadline) -> bool) {
+        if self.burst.len() > 0 {
+            self.burst.retain(&mut keep);
+        }
         self.nodes.retain(keep);
         let parents = self.nodes.len().div_ceil(CHILDREN);
         (0..parents).rev().for_each(|node| self.sink(node));
@@ -85,6 +130,13 @@ impl DeadlineHeap {
     pub(crate) fn clear(&mut self, keep_capacity: usize) {
         self.nodes.clear();
         self.nodes.shrink_to(keep_capacity);
+        self.burst = Burst::default();
+    }
+
+    #[inline]
+    fn starts_with_burst(&self) -> bool {
+        let Some(first) = self.burst.peek() else { return false };
+        self.nodes.first().is_none_or(|top| first.is_before(top))
     }
 
     #[inline]
@@ -152,11 +204,59 @@ mod tests {
     }
 
     #[test]
+    fn what_is_due_together_keeps_its_place_among_all_that_comes_and_goes() {
+        let mut random = Random::new(17);
+        let (mut heap, mut model, mut bursts) = (DeadlineHeap::default(), std::collections::BTreeSet::new(), 0);
+        for sequence in 0..200_000_u32 {
+            let due = random.below(1 << 16);
+            let on_top = model.first().is_none_or(|first| (due, sequence) < *first);
+            assert_eq!(heap.push(at(due, sequence)), on_top);
+            model.insert((due, sequence));
+            if sequence % 20_000 != 19_999 {
+                continue;
+            }
+            heap.expect_more(random.below(1 << 16));
+            bursts += u32::from(heap.burst.len() > 0);
+            heap.retain(|deadline| deadline.sequence() % 7 > 0);
+            model.retain(|(_, sequence)| sequence % 7 > 0);
+            for taken in 0..random.below(15_000) {
+                let first = model.pop_first();
+                assert_eq!(heap.peek().map(|d| (d.due, d.sequence())), first);
+                assert_eq!(heap.pop().map(|d| (d.due, d.sequence())), first);
+                let later = (random.below(1 << 16), sequence + 1_000_000 + taken as u32);
+                heap.push(at(later.0, later.1));
+                model.insert(later);
+            }
+            assert_eq!((heap.len(), heap.iter().count()), (model.len(), model.len()));
+        }
+        assert!(bursts > 2, "{bursts}");
+        heap.clear(0);
+        assert!(heap.len() == 0 && heap.peek().is_none() && heap.pop().is_none());
+    }
+
+    #[test]
+    fn a_few_that_are_due_stay_in_the_heap() {
+        let heap_of = |n: u32| {
+            let mut heap = DeadlineHeap::default();
+            (0..n).for_each(|n| _ = heap.push(at(n.into(), n)));
+            heap
+        };
+        for (n, now, together) in [(100, 100, 0), (10_000, 500, 0), (10_000, 4999, 5000), (10_000, 20_000, 10_000)] {
+            let mut heap = heap_of(n);
+            heap.expect_more(now);
+            assert_eq!((heap.burst.len(), heap.len()), (together, n as usize));
+        }
+    }
+
+    #[test]
     fn equal_times_keep_their_order_where_the_sequence_wraps_around() {
         let mut heap = DeadlineHeap::default();
         let sequence = |n: u32| (u32::MAX - 50).wrapping_add(n);
-        (0..100).for_each(|n| _ = heap.push(at(7, sequence(n))));
-        let order: Vec<_> = std::iter::from_fn(|| heap.pop()).map(|d| d.sequence()).collect();
-        assert_eq!(order, (0..100).map(sequence).collect::<Vec<_>>());
+        for n in [100, 10_000] {
+            (0..n).for_each(|n| _ = heap.push(at(7, sequence(n))));
+            heap.expect_more(7);
+            let order: Vec<_> = std::iter::from_fn(|| heap.pop()).map(|d| d.sequence()).collect();
+            assert_eq!(order, (0..n).map(sequence).collect::<Vec<_>>());
+        }
     }
 }

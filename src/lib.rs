@@ -155,6 +155,7 @@ mod timer;
 mod route;
 mod retry;
 mod breaker;
+mod burst;
 mod heap;
 mod idempotency;
 mod scheduler;

@@ -512,9 +512,10 @@ impl<T> Message<T> {
         (self.attempt, self.redelivered, self.holds_slot, self.lane) = (0, false, true, LaneMark::NONE);
     }
 
-    /// As if that had not been.
+    /// As if that had not been, where it had this id.
     #[cold]
-    pub(crate) fn revoke_later(&mut self, due: Timestamp) {
+    pub(crate) fn revoke_later(&mut self, due: Timestamp, id: MessageId) {
+        self.id = id;
         (self.lane, self.published_at) = (LaneMark::DELAYED, Timestamp(due.0 - self.published_at.0));
     }
 

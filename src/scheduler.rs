@@ -9,7 +9,7 @@ use crate::heap::{Deadline, DeadlineHeap};
 use crate::outcome::contained;
 use crate::sync::{Condvar, JoinHandle, Mutex, ThreadBuilder, current_thread};
 use ahash::AHashMap;
-use std::cmp::{Ordering, Reverse};
+use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::{Arc, Weak};
 
@@ -74,12 +74,18 @@ impl<E> DelayHeap<E> {
     /// Inserts an entry; whether nothing else is due before it.
     #[inline]
     pub(crate) fn push(&mut self, due: Timestamp, entry: E) -> bool {
+        self.push_made(due, || entry)
+    }
+
+    /// The same of an entry that is made in its place.
+    #[inline(always)]
+    pub(crate) fn push_made(&mut self, due: Timestamp, entry: impl FnOnce() -> E) -> bool {
         let DelayKey { sequence, slot } = self.next_key();
         if self.free.is_none() {
             self.marks.push(Mark(sequence));
-            self.slots.push(Some(entry));
+            self.slots.push(Some(entry()));
         } else {
-            self.occupy(slot, sequence, entry);
+            self.occupy(slot, sequence, entry());
         }
         self.sequence += 1;
         self.live += 1;
@@ -148,7 +154,16 @@ impl<E> DelayHeap<E> {
         while run.len() < max && self.heap.peek().is_some_and(|deadline| deadline.due <= now.0) {
             run.extend(self.heap.pop());
         }
-        run.retain(|deadline| stands(&self.marks, deadline));
+        if run.len() == max {
+            self.heap.expect_more(now.0);
+        }
+        // All are looked at before the first is moved, which waits for what it finds.
+        let mut fetched = false;
+        run.retain(|deadline| {
+            fetched ^= self.slots[deadline.slot() as usize].is_some();
+            stands(&self.marks, deadline)
+        });
+        std::hint::black_box(fetched);
         run.into_iter().filter_map(|deadline| self.vacate(self.key_of(deadline.slot())?)).collect()
     }
 
@@ -198,7 +213,7 @@ impl<E> DelayHeap<E> {
     /// The deadlines of all entries, earliest first.
     fn in_order(&self) -> Vec<Deadline> {
         let mut order: Vec<_> = self.heap.iter().filter(|deadline| stands(&self.marks, deadline)).copied().collect();
-        order.sort_unstable_by(|one, other| if one.is_before(other) { Ordering::Less } else { Ordering::Greater });
+        order.sort_unstable_by(Deadline::earliest_first);
         order
     }
 

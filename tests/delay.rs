@@ -23,12 +23,15 @@ struct Counting;
 thread_local! {
     /// Bytes this thread has allocated and not given back; the other tests run on other threads.
     static HELD: Cell<i64> = const { Cell::new(0) };
+    /// How often it has asked for some.
+    static ASKED: Cell<u64> = const { Cell::new(0) };
 }
 
 // SAFETY: every call goes to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         HELD.with(|held| held.set(held.get() + layout.size() as i64));
+        ASKED.with(|asked| asked.set(asked.get() + 1));
         unsafe { System.alloc(layout) }
     }
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
@@ -140,13 +143,30 @@ fn wishes() -> Vec<(&'static str, Message<u64>)> {
 #[test]
 fn a_delay_is_kept_whatever_else_is_asked_for_and_whichever_way_it_is_published() {
     type Way = fn(&Broker, &Topic<u64>, &Queue<u64>, Message<u64>);
-    let ways: [(&str, Way); 8] = [
+    let ways: [(&str, Way); 10] = [
         ("send", |_, _, queue, message| _ = queue.send(message).unwrap()),
         ("try_send", |_, _, queue, message| _ = queue.try_send(message).unwrap()),
         ("send_timeout", |_, _, queue, message| _ = queue.send_timeout(message, secs(1)).unwrap()),
         ("send_batch", |_, _, queue, message| _ = queue.send_batch([message]).unwrap()),
         ("publish", |_, topic, _, message| _ = topic.publish("k", message).unwrap()),
         ("publish_batch", |_, topic, _, message| _ = topic.publish_batch("k", [message]).unwrap()),
+        ("publish by a known route", |_, topic, queue, message| {
+            topic.publish("k", 0).unwrap();
+            assert_eq!(ready(queue), [0]);
+            assert_eq!(topic.publish("k", message).unwrap().routed(), 1);
+            assert_eq!(topic.stats().published, 2);
+        }),
+        ("a batch of several", |_, topic, queue, message| {
+            topic.publish("k", 0).unwrap();
+            let others = || (2..4).map(|n| delayed(n, secs(1)));
+            let batch = others().chain([message]).chain(others()).chain([Message::new(9)]);
+            assert_eq!(topic.publish_batch("k", batch).unwrap(), 6);
+            assert_eq!((ready(queue), queue.delayed()), (vec![0, 9], 5));
+            assert_eq!((topic.stats().published, queue.purge()), (7, 5));
+            queue.send_batch(others().chain([delayed(1, secs(5))])).unwrap();
+            assert_eq!((queue.delayed(), queue.purge()), (3, 3));
+            topic.publish_batch("k", [delayed(1, secs(5))]).unwrap();
+        }),
         ("transaction", |broker, topic, _, message| {
             broker.transaction(|tx| Ok(tx.publish(topic, "k", message)?)).unwrap();
         }),
@@ -322,6 +342,30 @@ fn what_was_taken_out_cannot_be_cancelled_any_more() {
     queue.send(delayed(2, secs(5)).with_timer("by name")).unwrap();
     assert_eq!(queue.drain().len(), 2);
     assert!(!timer.is_pending() && !timer.cancel() && !broker.cancel_timer("by name"));
+    is_conserved(&queue);
+}
+
+#[test]
+fn a_great_many_that_are_due_together_come_in_their_order_between_those_that_come_and_go() {
+    let (broker, simulation) = Broker::simulated(1);
+    let queue = broker.queue("q").capacity(100_000).declare().unwrap();
+    let timers: Vec<_> = (0..30).map(|_| Timer::new()).collect();
+    let due = |n: u64| 1 + n.wrapping_mul(0x9E37_79B9_7F4A_7C15) % 10_000;
+    let mut expected: Vec<_> = (0..30_000).map(|n| (due(n), n)).collect();
+    for &(due, n) in &expected {
+        let message = delayed(n, NANO * due as u32);
+        let message = if n % 1000 == 0 { message.with_timer(&timers[n as usize / 1000]) } else { message };
+        queue.send(message).unwrap();
+    }
+    expected.retain(|&(due, n)| n % 1000 > 0 || due <= 5000);
+    simulation.advance(NANO * 5000);
+    let in_time = (0..).zip(&timers).filter(|(at, _)| due(at * 1000) > 5000);
+    in_time.for_each(|(_, timer)| assert!(timer.cancel()));
+    expected.extend((30_000..40_000).map(|n| (5000 + due(n), n)));
+    (30_000..40_000).for_each(|n| _ = queue.send(delayed(n, NANO * due(n) as u32)).unwrap());
+    simulation.advance(NANO * 20_000);
+    expected.sort_unstable();
+    assert_eq!(ready(&queue), expected.into_iter().map(|(_, n)| n).collect::<Vec<_>>());
     is_conserved(&queue);
 }
 
@@ -623,6 +667,67 @@ fn a_million_delayed_messages_cost_128_bytes_each_at_most() {
     assert_eq!(queue.len() as u64, messages);
     println!("{messages} delayed: {each} bytes each beside the payload, {inserted:?} in, {fired:?} out");
     assert!(each <= 128, "{each} bytes each");
+}
+
+#[test]
+fn whichever_way_it_is_sent_a_delay_alone_takes_no_memory_but_its_place() {
+    const MESSAGES: u64 = 16_384;
+    type Way = fn(&Topic<u64>, &Queue<u64>);
+    fn each() -> impl Iterator<Item = Message<u64>> {
+        (0..MESSAGES).map(|n| delayed(n, secs(1 + n % 7)))
+    }
+    let ways: [(&str, Way); 4] = [
+        ("send", |_, queue| each().for_each(|message| _ = queue.send(message).unwrap())),
+        ("send_batch", |_, queue| _ = queue.send_batch(each()).unwrap()),
+        ("publish", |topic, _| each().for_each(|message| _ = topic.publish("k", message).unwrap())),
+        ("publish_batch", |topic, _| _ = topic.publish_batch("k", each()).unwrap()),
+    ];
+    for (way, send) in ways {
+        let (broker, _simulation) = Broker::simulated(1);
+        let queue: Queue<u64> = broker.queue("q").capacity(MESSAGES as usize).declare().unwrap();
+        let topic: Topic<u64> = broker.topic("t").declare().unwrap();
+        topic.bind(&queue, "k").unwrap();
+        topic.publish("k", 0).unwrap();
+        assert_eq!(ready(&queue), [0]);
+        let (before, asked) = (HELD.with(Cell::get), ASKED.with(Cell::get));
+        send(&topic, &queue);
+        let held = (HELD.with(Cell::get) - before) as u64 / MESSAGES;
+        let asked = ASKED.with(Cell::get) - asked;
+        assert!(asked < 100, "{way}: asked for memory {asked} times");
+        assert_eq!(queue.delayed() as u64, MESSAGES);
+        assert!(held <= 128, "{way}: {held} bytes each");
+    }
+}
+
+#[test]
+fn a_delayed_publish_that_is_refused_comes_back_with_its_delay() {
+    let (broker, simulation) = Broker::simulated(1);
+    let queue = broker.queue("q").capacity(2).overflow(Overflow::Reject).declare().unwrap();
+    let topic: Topic<u64> = broker.topic("t").refuse_duplicates(secs(60)).declare().unwrap();
+    let free: Topic<u64> = broker.topic("free").declare().unwrap();
+    topic.bind(&queue, "k").unwrap();
+    free.bind(&queue, "k").unwrap();
+    topic.publish("k", delayed(1, secs(1)).with_id(7)).unwrap();
+    assert!(topic.publish("k", delayed(1, secs(1)).with_id(7)).is_err(), "a duplicate");
+    assert!(topic.publish_batch("k", [delayed(1, secs(1)).with_id(7)]).is_err(), "a duplicate");
+    free.publish("k", delayed(2, secs(2))).unwrap();
+    let refused = free.publish("k", delayed(3, secs(5))).unwrap_err().into_message();
+    let batch = free.publish_batch("k", (4..7).map(|n| delayed(n, secs(5)))).unwrap_err();
+    assert_eq!((batch.accepted, batch.rest.len()), (0, 2));
+    assert_eq!((free.stats().published, topic.stats().published), (1, 1));
+    simulation.advance(secs(1));
+    assert_eq!(ready(&queue), [1]);
+    assert_eq!(free.publish("k", refused).unwrap().routed(), 1);
+    simulation.advance(secs(5) - NANO);
+    assert_eq!(ready(&queue), [2]);
+    simulation.advance(NANO);
+    assert_eq!(ready(&queue), [3]);
+    free.publish_batch("k", batch.rest).unwrap();
+    simulation.advance(secs(5));
+    assert_eq!(ready(&queue), [5, 6]);
+    queue.close();
+    assert!(free.publish("k", delayed(8, secs(1))).is_err());
+    is_conserved(&queue);
 }
 
 #[test]

@@ -185,6 +185,7 @@ impl<T: Send + Sync + 'static> Queue<T> {
             messages.into_iter(),
             || self.core.spare(),
             |chunk| {
+                take_while_delayed(chunk, |message| self.core.take_later(message));
                 self.core.runtime.prepare_all(chunk.iter_mut());
                 self.core.accept_chunk(chunk).map_err(|refused| self.core.send_error(refused))
             },
@@ -213,18 +214,14 @@ impl<T: Send + Sync + 'static> Queue<T> {
     }
 
     #[inline(never)]
-    fn send_delayed(&self, mut message: Message<T>, patience: Patience) -> Result<MessageId, (Message<T>, Refusal)> {
-        let stamp = self.core.runtime.exact_stamp_for(&message);
-        let due = message.publish_later(stamp);
-        if due > stamp.at
-            && let Some(place) = self.core.place_for_later()
-        {
-            self.core.put_later(place, due, message);
-            return Ok(stamp.id);
-        }
-        message.revoke_later(due);
+    fn send_delayed(&self, message: Message<T>, patience: Patience) -> Result<MessageId, (Message<T>, Refusal)> {
+        let mut message = match self.core.take_later(message) {
+            Ok(id) => return Ok(id),
+            Err(message) => message,
+        };
         self.core.stamp(&mut message);
-        self.core.accept(message, patience).map(|_| stamp.id)
+        let id = message.id;
+        self.core.accept(message, patience).map(|_| id)
     }
 
     #[inline(never)]
@@ -646,6 +643,20 @@ impl<T: Send + Sync + 'static> Core<T> {
             }
         }
         Ok(())
+    }
+}
+
+/// Has those at the front of a chunk that have only a delay taken by their short way, as far as that goes.
+#[inline]
+pub(crate) fn take_while_delayed<T, R>(
+    chunk: &mut Chunk<Message<T>>,
+    mut take: impl FnMut(Message<T>) -> Result<R, Message<T>>,
+) {
+    while chunk.front().is_some_and(Message::has_only_delay) {
+        let Some(message) = chunk.pop_front() else { return };
+        if let Err(message) = take(message) {
+            return chunk.push_front(message);
+        }
     }
 }
 

@@ -7,6 +7,7 @@ mod builder;
 mod deferred;
 #[cfg(feature = "sqlite")]
 mod durably;
+mod later;
 mod once;
 mod publish;
 mod route;

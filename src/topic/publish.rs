@@ -7,6 +7,7 @@ use crate::deadlock::QueueRef;
 use crate::error::{PublishError, Refused};
 use crate::message::{Message, MessageId, Stamp, Text};
 use crate::queue::core::{Core, Patience, Refusal};
+use crate::queue::take_while_delayed;
 use crate::queue::throttle::Throttle;
 use crate::runtime::thread_slot;
 use crate::subscriber::ring::{Ring, Waste};
@@ -21,8 +22,23 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         self.stamp_with(message, self.runtime.stamp_for(message), &key);
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn publish(
+        &self,
+        key: &str,
+        message: Message<T>,
+        patience: Patience,
+    ) -> Result<Receipt, PublishError<T>> {
+        // Where the compiler sees how the message was made, it knows.
+        if message.has_only_delay() {
+            self.publish_delayed(key, message, patience)
+        } else {
+            self.publish_now(key, message, patience)
+        }
+    }
+
+    #[inline]
+    pub(super) fn publish_now(
         &self,
         key: &str,
         mut message: Message<T>,
@@ -160,6 +176,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             }
             return Ok(());
         }
+        take_while_delayed(chunk, |message| self.take_later(key.as_str(), message));
         self.runtime.prepare_all(chunk.iter_mut().map(|message| message.keyed(key)));
         let n = chunk.len();
         let route = self.remembered_route(key);

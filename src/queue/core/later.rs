@@ -3,7 +3,7 @@
 
 use super::{Core, Waiting};
 use crate::clock::Timestamp;
-use crate::message::Message;
+use crate::message::{Message, MessageId};
 use crate::scheduler::DelayHeap;
 use crate::sync::MutexGuard;
 
@@ -11,12 +11,22 @@ use crate::sync::MutexGuard;
 #[must_use]
 pub(crate) struct LaterPlace<'a, T>(MutexGuard<'a, DelayHeap<Waiting<T>>>);
 
+impl<T> LaterPlace<'_, T> {
+    /// Puts a message there until its time; it has been stamped, and holds a slot. Whether the scheduler has to be
+    /// [told](Core::arm) of it, which nobody does under a lock.
+    #[inline(always)]
+    pub(crate) fn put(self, due: Timestamp, message: Message<T>) -> bool {
+        let Self(mut delayed) = self;
+        delayed.push_made(due, || Waiting::Delayed(message))
+    }
+}
+
 impl<T: Send + Sync + 'static> Core<T> {
-    /// A place for a message with only a delay, in the common case: the queue is a plain one with room. Otherwise
-    /// `None`, and [`Core::accept`] finds out more. Then comes [`Core::put_later`]; until then no user code may run.
+    /// A place for a message with only a delay, in the common case: the delay is not over, the queue a plain one with
+    /// room. Otherwise `None`, and [`Core::accept`] finds out more. Then comes [`LaterPlace::put`]; until then no user code may run.
     #[inline]
-    pub(crate) fn place_for_later(&self) -> Option<LaterPlace<'_, T>> {
-        if self.settings.is_special() {
+    pub(crate) fn place_for_later(&self, now: Timestamp, due: Timestamp) -> Option<LaterPlace<'_, T>> {
+        if due <= now || self.settings.is_special() {
             return None;
         }
         // Both, so that nobody who looks for it finds it nowhere.
@@ -28,13 +38,19 @@ impl<T: Send + Sync + 'static> Core<T> {
         Some(LaterPlace(delayed))
     }
 
-    /// Until its time; it has been stamped, and holds a slot.
-    #[inline]
-    pub(crate) fn put_later(&self, LaterPlace(mut delayed): LaterPlace<'_, T>, due: Timestamp, message: Message<T>) {
-        let first = delayed.push(due, Waiting::Delayed(message));
-        drop(delayed);
-        if first {
+    /// Takes a message with only a delay by this way, or gives it back as it was.
+    #[inline(always)]
+    pub(crate) fn take_later(&self, mut message: Message<T>) -> Result<MessageId, Message<T>> {
+        let id = message.id;
+        let stamp = self.runtime.exact_stamp_for(&message);
+        let due = message.publish_later(stamp);
+        let Some(place) = self.place_for_later(stamp.at, due) else {
+            message.revoke_later(due, id);
+            return Err(message);
+        };
+        if place.put(due, message) {
             self.arm(due);
         }
+        Ok(stamp.id)
     }
 }

@@ -140,7 +140,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
     }
 
-    pub(super) fn arm(&self, due: Timestamp) {
+    pub(crate) fn arm(&self, due: Timestamp) {
         self.runtime.scheduler.arm(self.number(), due);
     }
 }
