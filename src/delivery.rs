@@ -102,8 +102,12 @@ impl<T: Send + Sync + 'static> Core<T> {
     fn finish(&self, slot: &mut Option<Message<T>>, tally: &Tally) {
         let Some(message) = slot else { return };
         let lane = message.take_lane();
-        message.handled(&self.name);
-        clear_contained(slot);
+        if message.ends_silently() {
+            std::mem::forget(slot.take());
+        } else {
+            message.handled(&self.name);
+            clear_contained(slot);
+        }
         self.free_lane(lane);
         self.settled(&tally.acked);
     }
