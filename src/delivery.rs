@@ -97,10 +97,39 @@ impl<T: Send + Sync + 'static> Core<T> {
         Ok(())
     }
 
+    /// As [`Core::ack`], whatever comes of it. If that ends the turn of a lane, this is left to the caller, at once:
+    /// [`Core::end_turn`] or [`Core::take_next_turn`].
+    #[inline]
+    pub(crate) fn ack_in_turn(&self, slot: &mut Option<Message<T>>, tally: &Tally) -> Option<u32> {
+        if self.settles_with_care() || self.has_ended() || self.limits_in_flight() {
+            // Too late means that it went back to its queue and was reported as left.
+            let _ = self.ack(slot, tally);
+            return None;
+        }
+        let lane = self.part_with(slot);
+        if lane.is_none() {
+            self.settled(&tally.acked);
+        }
+        lane
+    }
+
+    pub(crate) fn end_turn(&self, lane: u32, tally: &Tally) {
+        self.free_lane(Some(lane));
+        self.settled(&tally.acked);
+    }
+
     /// It is done with, whatever was noted about it elsewhere.
     #[inline]
     fn finish(&self, slot: &mut Option<Message<T>>, tally: &Tally) {
-        let Some(message) = slot else { return };
+        let lane = self.part_with(slot);
+        self.free_lane(lane);
+        self.settled(&tally.acked);
+    }
+
+    /// Drops what was handled. Which lane it has kept busy, and still does.
+    #[inline]
+    fn part_with(&self, slot: &mut Option<Message<T>>) -> Option<u32> {
+        let message = slot.as_mut()?;
         let lane = message.take_lane();
         if message.ends_silently() {
             std::mem::forget(slot.take());
@@ -108,8 +137,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             message.handled(&self.name);
             clear_contained(slot);
         }
-        self.free_lane(lane);
-        self.settled(&tally.acked);
+        lane
     }
 
     /// Does what was decided. Counting comes last, so that the message is never nowhere.

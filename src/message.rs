@@ -861,17 +861,24 @@ impl Text {
     /// A value as it shows itself, without allocating where it is short; the common kinds by a shorter way.
     #[inline]
     pub(crate) fn showing<V: fmt::Display + Any>(value: &V) -> Self {
+        let mut text = Self::EMPTY;
+        text.show(value);
+        text
+    }
+
+    /// Becomes what [`Text::showing`] gives, in its place; see [`Text::clone_from`] for why.
+    #[inline]
+    pub(crate) fn show<V: fmt::Display + Any>(&mut self, value: &V) {
         let any: &dyn Any = value;
         if let Some(&number) = any.downcast_ref::<u64>() {
-            return Self::of_number(number);
+            self.show_number(number);
+        } else if let Some(&number) = any.downcast_ref::<u32>() {
+            self.show_number(number.into());
+        } else if let Some(text) = any.downcast_ref::<String>() {
+            *self = Self::new(text);
+        } else {
+            *self = Self::of(value);
         }
-        if let Some(&number) = any.downcast_ref::<u32>() {
-            return Self::of_number(number.into());
-        }
-        if let Some(text) = any.downcast_ref::<String>() {
-            return Self::new(text);
-        }
-        Self::of(value)
     }
 
     /// Anything that shows itself.
@@ -882,19 +889,24 @@ impl Text {
         shown.into_text()
     }
 
-    fn of_number(mut number: u64) -> Self {
-        let (mut digits, mut at) = ([0; Self::INLINE], Self::INLINE);
-        loop {
-            at -= 1;
-            digits[at] = b'0' + (number % 10) as u8;
-            number /= 10;
-            if number == 0 {
-                break;
+    fn show_number(&mut self, mut number: u64) {
+        let mut bytes = [0; Self::INLINE];
+        let len = number.checked_ilog10().map_or(1, |log| log as usize + 1);
+        if len <= 8 {
+            // Put together in a register: what is written byte by byte cannot be read as a word for a while.
+            let mut digits = 0;
+            for _ in 0..len {
+                digits = digits << 8 | (u64::from(b'0') + number % 10);
+                number /= 10;
+            }
+            bytes[..8].copy_from_slice(&digits.to_le_bytes());
+        } else {
+            for byte in bytes[..len].iter_mut().rev() {
+                *byte = b'0' + (number % 10) as u8;
+                number /= 10;
             }
         }
-        let mut bytes = [0; Self::INLINE];
-        bytes[..Self::INLINE - at].copy_from_slice(&digits[at..]);
-        Self::Inline { len: (Self::INLINE - at) as u8, bytes }
+        *self = Self::Inline { len: len as u8, bytes };
     }
 
     #[inline]
@@ -997,7 +1009,7 @@ mod tests {
 
     #[test]
     fn values_show_themselves_as_their_display_does() {
-        for number in [0, 7, 10, 99, 4_294_967_295, u64::MAX] {
+        for number in [0, 7, 10, 99, 12_345_678, 99_999_999, 100_000_000, 4_294_967_295, u64::MAX] {
             assert_eq!(Text::showing(&number).as_str(), number.to_string());
         }
         assert_eq!(Text::showing(&8_u32).as_str(), "8");

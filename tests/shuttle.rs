@@ -861,6 +861,34 @@ fn whoever_sleeps_for_a_turn_is_woken_by_a_publish_or_by_a_freed_key() {
 }
 
 #[test]
+fn a_worker_that_is_stopped_amid_a_key_leaves_its_turn_to_another_receiver() {
+    explore(|| {
+        let (broker, _) = broker();
+        let queue = broker.queue("q").ordered_by(|step: &(u32, u32)| step.0).declare().unwrap();
+        let handled = Arc::new(AtomicUsize::new(0));
+        let counts = handled.clone();
+        let consumer =
+            queue.consumer().workers(1).start(move |_: &Message<_>| _ = counts.fetch_add(1, Ordering::SeqCst));
+        let consumer = consumer.unwrap();
+        let receiver = {
+            let (queue, handled) = (queue.clone(), handled.clone());
+            thread::spawn(move || {
+                while let Ok(delivery) = queue.recv() {
+                    handled.fetch_add(1, Ordering::SeqCst);
+                    delivery.ack().unwrap();
+                }
+            })
+        };
+        queue.send_batch([(0, 0), (0, 1), (0, 2)]).unwrap();
+        consumer.pause();
+        queue.close();
+        receiver.join().unwrap();
+        consumer.stop();
+        assert_eq!((handled.load(Ordering::SeqCst), queue.stats().keys), (3, 0));
+    });
+}
+
+#[test]
 fn receivers_of_a_closed_queue_end_when_the_last_turn_is_taken() {
     explore(|| {
         let (broker, _) = broker();

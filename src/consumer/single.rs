@@ -12,6 +12,15 @@ pub(super) struct One<T, C> {
     pub(super) hooks: Hooks<T>,
 }
 
+/// What a worker keeps.
+#[derive(Default)]
+pub(super) struct Hands {
+    watch: Stopwatch,
+    /// The message that was last handled keeps it busy, and counts as in flight. It is freed by the same lock by which
+    /// the next is taken, since workers of an ordered queue spend their time on handing that lock to each other.
+    lane: Option<u32>,
+}
+
 /// How a handler is called, and what its success brings about.
 pub(super) trait Call<T: Send + Sync + 'static>: Send + Sync + 'static {
     /// What a handler leaves to be done once it has succeeded.
@@ -60,21 +69,22 @@ where
 }
 
 impl<T: Send + Sync + 'static, C: Call<T>> Work<T> for One<T, C> {
-    type Hands = Stopwatch;
+    type Hands = Hands;
     type Load = Message<T>;
 
     #[inline]
-    fn take_quickly(&self, core: &Core<T>, load: &mut Option<Message<T>>) -> bool {
-        core.take_plain(load)
+    fn take_quickly(&self, core: &Core<T>, tally: &Tally, hands: &mut Hands, load: &mut Option<Message<T>>) -> bool {
+        match hands.lane.take() {
+            Some(lane) => core.take_next_turn(lane, tally, load),
+            None => core.take_plain(load),
+        }
     }
 
-    fn take(
-        &self,
-        core: &Core<T>,
-        _: &mut Stopwatch,
-        _: usize,
-        go_on: impl Fn() -> bool,
-    ) -> Result<Message<T>, Nothing> {
+    fn tidy_up(&self, core: &Core<T>, tally: &Tally, hands: &mut Hands) {
+        hands.lane.take().into_iter().for_each(|lane| core.end_turn(lane, tally));
+    }
+
+    fn take(&self, core: &Core<T>, _: &mut Hands, _: usize, go_on: impl Fn() -> bool) -> Result<Message<T>, Nothing> {
         core.take(Patience::Forever, go_on)
     }
 
@@ -82,7 +92,7 @@ impl<T: Send + Sync + 'static, C: Call<T>> Work<T> for One<T, C> {
         true
     }
 
-    fn take_now(&self, core: &Core<T>, _: &mut Stopwatch, _: usize) -> Option<Message<T>> {
+    fn take_now(&self, core: &Core<T>, _: &mut Hands, _: usize) -> Option<Message<T>> {
         core.try_take().ok()
     }
 
@@ -91,13 +101,13 @@ impl<T: Send + Sync + 'static, C: Call<T>> Work<T> for One<T, C> {
         &self,
         core: &Core<T>,
         tally: &Tally,
-        watch: &mut Stopwatch,
+        hands: &mut Hands,
         load: &mut Option<Message<T>>,
         hear: Option<&dyn Fn(Sign)>,
     ) {
         let Some(message) = load.as_mut() else { return };
         let (mut answer, mut staged) = (None, self.call.stage(core));
-        let handled = watch.time(&core.runtime.clock, tally, || {
+        let handled = hands.watch.time(&core.runtime.clock, tally, || {
             contained(|| {
                 if let Some(before) = &self.hooks.before {
                     before(message);
@@ -119,8 +129,7 @@ impl<T: Send + Sync + 'static, C: Call<T>> Work<T> for One<T, C> {
             return;
         }
         let Some(answer) = answer else {
-            // Too late means that it went back to its queue and was reported as left.
-            let _ = core.ack(load, tally);
+            hands.lane = core.ack_in_turn(load, tally);
             return;
         };
         if let Some(mut message) = load.take() {
@@ -131,7 +140,7 @@ impl<T: Send + Sync + 'static, C: Call<T>> Work<T> for One<T, C> {
     }
 
     #[cold]
-    fn give_back(&self, core: &Core<T>, _: &mut Stopwatch, message: Message<T>) {
+    fn give_back(&self, core: &Core<T>, _: &mut Hands, message: Message<T>) {
         core.restore(vec![message]);
     }
 }

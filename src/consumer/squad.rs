@@ -60,8 +60,8 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
         let tally = self.core.tallies.for_worker();
         self.core.runtime.as_worker(self.core.identity(), || {
             let (mut hands, mut load) = (W::Hands::default(), None);
-            while let Some(pass) = self.may_go_on() {
-                if !self.work.take_quickly(&self.core, &mut load) {
+            while let Some(pass) = self.may_go_on(&tally, &mut hands) {
+                if !self.work.take_quickly(&self.core, &tally, &mut hands, &mut load) {
                     match self.work.take(&self.core, &mut hands, pass.limit(), || self.may_wait(pass)) {
                         Ok(taken) => load = Some(taken),
                         Err(nothing) => {
@@ -82,12 +82,13 @@ impl<T: Send + Sync + 'static, W: Work<T>> Squad<T, W> {
     /// As what this worker is to take another message; waits while paused, or while the circuit is not
     /// closed. Has left if `None`.
     #[inline]
-    pub(super) fn may_go_on(&self) -> Option<Pass> {
-        if self.attention.load(Ordering::Acquire) { self.report() } else { Some(Pass::Free) }
+    pub(super) fn may_go_on(&self, tally: &Tally, hands: &mut W::Hands) -> Option<Pass> {
+        if self.attention.load(Ordering::Acquire) { self.report(tally, hands) } else { Some(Pass::Free) }
     }
 
     #[cold]
-    pub(super) fn report(&self) -> Option<Pass> {
+    pub(super) fn report(&self, tally: &Tally, hands: &mut W::Hands) -> Option<Pass> {
+        self.work.tidy_up(&self.core, tally, hands);
         let mut roster = self.roster.lock();
         loop {
             if roster.staff.is_too_large() {
@@ -298,6 +299,7 @@ impl<T: Send + Sync + 'static, W: Work<T>> Task for Squad<T, W> {
             let taken = load.is_some();
             if taken {
                 self.handle(pass, &mut load, &tally, &mut hands);
+                self.work.tidy_up(&self.core, &tally, &mut hands);
             }
             taken
         });

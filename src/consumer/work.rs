@@ -27,11 +27,14 @@ pub(super) trait Work<T: Send + Sync + 'static>: Send + Sync + 'static {
     type Hands: Default;
     /// What was taken, as far as it is not in the hands.
     type Load;
-    /// Takes what is there in the common case; `false` says nothing, [`Work::take`] follows.
+    /// Takes what is there in the common case, along with what the handling before has left to do; `false` says
+    /// nothing, [`Work::take`] follows.
     #[inline]
-    fn take_quickly(&self, _: &Core<T>, _: &mut Option<Self::Load>) -> bool {
+    fn take_quickly(&self, _: &Core<T>, _: &Tally, _: &mut Self::Hands, _: &mut Option<Self::Load>) -> bool {
         false
     }
+    /// Does what a handling has left to do, for a worker that may not take anything now.
+    fn tidy_up(&self, _: &Core<T>, _: &Tally, _: &mut Self::Hands) {}
     /// Waits for something to handle: at most `limit` messages.
     fn take(
         &self,

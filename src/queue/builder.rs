@@ -419,7 +419,7 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
     /// ```
     pub fn ordered_by<K: fmt::Display + 'static>(mut self, key: impl Fn(&T) -> K + Send + Sync + 'static) -> Self {
         self.settings.order = Some(Order::ByFunction);
-        self.keys.order = KeyRule::Of(Arc::new(move |payload| Text::showing(&key(payload))));
+        self.keys.order = KeyRule::Of(Arc::new(move |payload, text| text.show(&key(payload))));
         self
     }
 

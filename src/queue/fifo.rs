@@ -212,6 +212,11 @@ impl<M> Head<M> {
     }
 
     #[inline]
+    pub(crate) fn first_mut(&mut self) -> Option<&mut M> {
+        self.chunk.front_mut()
+    }
+
+    #[inline]
     pub(crate) fn pop(&mut self) -> Option<M> {
         self.chunk.pop_front()
     }

@@ -522,7 +522,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.aside.load(Ordering::Relaxed) > 0
     }
 
-    pub(super) fn limits_in_flight(&self) -> bool {
+    pub(crate) fn limits_in_flight(&self) -> bool {
         self.settings.max_in_flight.is_some()
     }
 

@@ -16,6 +16,7 @@ use crate::message::Message;
 use crate::queue::builder::Order;
 use crate::queue::fifo::{Chunk, Head};
 use crate::queue::keyed::{Key, Keyed};
+use crate::stats::Tally;
 use crate::sync::{MutexGuard, Ordering};
 
 /// Lanes in line that are enough to choose from.
@@ -43,9 +44,10 @@ impl<T> Turns<T> {
 
     #[inline]
     fn sort(&mut self, head: &mut Head<Message<T>>) {
-        while let Some(key) = self.keys.pop() {
+        while let Some(key) = self.keys.first_mut() {
             debug_assert!(!head.is_empty(), "as many as keys");
             self.keyed.push_next(key, || head.pop());
+            drop(self.keys.pop());
         }
         debug_assert!(head.is_empty());
     }
@@ -159,6 +161,22 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.note_turn(&outlet);
         self.release(outlet, released);
         next
+    }
+
+    /// As [`Core::take_in_turn`], once the turn of this lane has ended: its message is counted by then.
+    #[inline(never)]
+    pub(crate) fn take_next_turn(&self, lane: u32, tally: &Tally, slot: &mut Option<Message<T>>) -> bool {
+        let mut outlet = self.outlet.lock();
+        let arrived = outlet.free_lanes([lane]).max(self.may_miss_a_turn().into());
+        // Before another is, so that no more count as in flight than there are workers.
+        tally.acked.add(1);
+        *slot = self.take_in_turn(outlet);
+        if slot.is_none() {
+            self.wake_for_freed(arrived);
+        }
+        // Otherwise there are as many for others as before.
+        self.runtime.note_progress();
+        slot.is_some()
     }
 
     /// As [`Core::take_in_turn`], at most `max` under one lock; whether there was any.

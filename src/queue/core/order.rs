@@ -22,11 +22,20 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// no lock may be held.
     #[inline]
     fn key_of(&self, message: &Message<T>) -> Result<Text, String> {
+        let mut text = Text::EMPTY;
+        self.write_key(message, &mut text)?;
+        Ok(text)
+    }
+
+    /// As [`Core::key_of`], into an empty text.
+    #[inline]
+    fn write_key(&self, message: &Message<T>, text: &mut Text) -> Result<(), String> {
         match &self.keys {
-            KeyRule::Unordered | KeyRule::One => Ok(Text::EMPTY),
-            KeyRule::OfMessage => Ok(message.key_text().cloned().unwrap_or(Text::EMPTY)),
-            KeyRule::Of(key) => contained(|| key(message.payload())),
+            KeyRule::Unordered | KeyRule::One => {}
+            KeyRule::OfMessage => message.key_text().into_iter().for_each(|key| text.clone_from(key)),
+            KeyRule::Of(key) => contained(|| key(message.payload(), text))?,
         }
+        Ok(())
     }
 
     /// The key for a message that comes by a way where it can still be refused.
@@ -62,11 +71,14 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn place_in_order(&self, message: &mut Message<T>) -> Result<Place<'_, T>, Refusal> {
         debug_assert!(!message.is_timed());
         let known = message.extras.as_mut().and_then(|extras| extras.order_key.take());
-        let text = match known {
-            Some(text) => text,
-            None => self.key_of(message).map_err(|words| Refusal::Panicked(words.into()))?,
-        };
-        let key = Key::new(text, &self.seed);
+        let mut key = Key::NONE;
+        key.write(&self.seed, |text| match known {
+            Some(known) => {
+                *text = known;
+                Ok(())
+            }
+            None => self.write_key(message, text).map_err(|words| Refusal::Panicked(words.into())),
+        })?;
         let mut intake = self.intake.lock();
         if let Err(refusal) = self.let_in(&mut intake) {
             drop(intake);
@@ -114,7 +126,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     #[inline]
-    fn wake_for_freed(&self, arrived: usize) {
+    pub(super) fn wake_for_freed(&self, arrived: usize) {
         // Whoever sleeps has said so before it let go of the outlet.
         if arrived > 0 && self.asleep.load(Ordering::Relaxed) > 0 {
             self.wake_readers(self.intake.lock(), arrived);

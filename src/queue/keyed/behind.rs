@@ -146,7 +146,7 @@ impl<M> Keyed<M> {
             return Err(message);
         }
         let mut message = Some(message);
-        self.push_next(key.clone(), || message.take());
+        self.push_next(&mut key.clone(), || message.take());
         Ok(())
     }
 

@@ -11,7 +11,7 @@ pub(crate) enum KeyRule<T> {
     OfMessage,
     /// All have the same.
     One,
-    Of(Arc<dyn Fn(&T) -> Text + Send + Sync>),
+    Of(Arc<dyn Fn(&T, &mut Text) + Send + Sync>),
 }
 
 impl<T> Clone for KeyRule<T> {
@@ -33,9 +33,24 @@ pub(crate) struct Key {
 }
 
 impl Key {
-    #[inline]
+    /// Without a text, until one is [written](Key::write).
+    pub(crate) const NONE: Self = Self { hash: 0, text: Text::EMPTY };
+
     pub(crate) fn new(text: Text, seed: &RandomState) -> Self {
         Self { hash: seed.hash_one(&text) as u32, text }
+    }
+
+    /// What `write` puts there becomes the key, in its place: moving it at once takes longer than finding it, for a
+    /// processor does not read quickly what it has just written in other pieces.
+    #[inline]
+    pub(crate) fn write<E>(
+        &mut self,
+        seed: &RandomState,
+        write: impl FnOnce(&mut Text) -> Result<(), E>,
+    ) -> Result<(), E> {
+        write(&mut self.text)?;
+        self.hash = seed.hash_one(&self.text) as u32;
+        Ok(())
     }
 
     #[cfg(feature = "sqlite")]

@@ -122,15 +122,15 @@ impl<M> Keyed<M> {
 
     /// Behind all of its key.
     #[cfg(test)]
-    pub(crate) fn push(&mut self, key: Key, message: M) {
+    pub(crate) fn push(&mut self, mut key: Key, message: M) {
         let mut message = Some(message);
-        self.push_next(key, || message.take());
+        self.push_next(&mut key, || message.take());
     }
 
     /// As [`Keyed::push`], what `next` gives. It is put straight into its place, since it may be large; so is
-    /// what [`Keyed::pop`] gives taken straight out of it.
+    /// what [`Keyed::pop`] gives taken straight out of it. Of the key there may be nothing left.
     #[inline]
-    pub(crate) fn push_next(&mut self, key: Key, next: impl FnOnce() -> Option<M>) {
+    pub(crate) fn push_next(&mut self, key: &mut Key, next: impl FnOnce() -> Option<M>) {
         let id = self.lane_of(key);
         let lane = &mut self.lanes[id];
         let (in_lane, arrived) = (lane.messages.at_end(), self.arrival.at_end());
@@ -287,13 +287,13 @@ impl<M> Keyed<M> {
     }
 
     #[inline]
-    fn lane_of(&mut self, key: Key) -> u32 {
-        if let Some(lane) = self.find(&key) {
+    fn lane_of(&mut self, key: &mut Key) -> u32 {
+        if let Some(lane) = self.find(key) {
             return lane;
         }
         let hash = key.hash;
         let lane = self.lanes.claim(Lane::empty);
-        self.lanes[lane].key = key;
+        std::mem::swap(&mut self.lanes[lane].key, key);
         self.by_key.insert(hash, lane);
         lane
     }
@@ -430,8 +430,7 @@ impl<M> fmt::Debug for Keyed<M> {
 impl Lane {
     /// As [`Keyed::forget`] leaves one behind.
     fn empty() -> Self {
-        let key = Key { hash: 0, text: Text::EMPTY };
-        Self { key, messages: List::EMPTY, waiting: 0, state: State::Open, turn: Links::NOWHERE }
+        Self { key: Key::NONE, messages: List::EMPTY, waiting: 0, state: State::Open, turn: Links::NOWHERE }
     }
 
     fn turn(&mut self) -> &mut Links {
