@@ -78,14 +78,20 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Acks a message where it lies: it may be large. `slot` is empty afterwards, whatever comes of it.
     #[inline]
     pub(crate) fn ack(&self, slot: &mut Option<Message<T>>, tally: &Tally) -> Result<(), SettleError> {
-        if self.acks_plainly.load(Ordering::Relaxed) && slot.as_ref().is_some_and(Message::ends_plainly) {
-            // Most messages do, and the way through a destructor that finds nothing is a long one.
+        if self.ack_plainly(slot, tally) { Ok(()) } else { self.ack_otherwise(slot, tally) }
+    }
+
+    /// Acks a message of which nobody has to be told, as of most.
+    #[inline]
+    fn ack_plainly(&self, slot: &mut Option<Message<T>>, tally: &Tally) -> bool {
+        let plainly = self.acks_plainly.load(Ordering::Relaxed) && slot.as_ref().is_some_and(Message::ends_plainly);
+        if plainly {
+            // The way through a destructor that finds nothing is a long one.
             std::mem::forget(slot.take());
             tally.acked.add(1);
             self.runtime.note_progress();
-            return Ok(());
         }
-        self.ack_otherwise(slot, tally)
+        plainly
     }
 
     #[inline(never)]
@@ -101,6 +107,9 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// [`Core::end_turn`] or [`Core::take_next_turn`].
     #[inline]
     pub(crate) fn ack_in_turn(&self, slot: &mut Option<Message<T>>, tally: &Tally) -> Option<u32> {
+        if self.ack_plainly(slot, tally) {
+            return None;
+        }
         if self.settles_with_care() || self.has_ended() || self.limits_in_flight() {
             // Too late means that it went back to its queue and was reported as left.
             let _ = self.ack(slot, tally);
