@@ -9,6 +9,7 @@ use crate::queue::fifo::Chunk;
 use crate::request::Fate;
 use crate::retry::{Decision, decide};
 use crate::stats::Tally;
+use crate::sync::Ordering;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -77,6 +78,24 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Acks a message where it lies: it may be large. `slot` is empty afterwards, whatever comes of it.
     #[inline]
     pub(crate) fn ack(&self, slot: &mut Option<Message<T>>, tally: &Tally) -> Result<(), SettleError> {
+        if self.ack_plainly(slot, tally) { Ok(()) } else { self.ack_otherwise(slot, tally) }
+    }
+
+    /// Acks a message of which nobody has to be told, as of most.
+    #[inline]
+    fn ack_plainly(&self, slot: &mut Option<Message<T>>, tally: &Tally) -> bool {
+        let plainly = self.acks_plainly.load(Ordering::Relaxed) && slot.as_ref().is_some_and(Message::ends_plainly);
+        if plainly {
+            // The way through a destructor that finds nothing is a long one.
+            std::mem::forget(slot.take());
+            tally.acked.add(1);
+            self.runtime.note_progress();
+        }
+        plainly
+    }
+
+    #[inline(never)]
+    fn ack_otherwise(&self, slot: &mut Option<Message<T>>, tally: &Tally) -> Result<(), SettleError> {
         if self.settles_with_care() || self.has_ended() {
             return slot.take().map_or(Ok(()), |message| self.settle(message, Verdict::Ack, tally));
         }
@@ -88,6 +107,9 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// [`Core::end_turn`] or [`Core::take_next_turn`].
     #[inline]
     pub(crate) fn ack_in_turn(&self, slot: &mut Option<Message<T>>, tally: &Tally) -> Option<u32> {
+        if self.ack_plainly(slot, tally) {
+            return None;
+        }
         if self.settles_with_care() || self.has_ended() || self.limits_in_flight() {
             // Too late means that it went back to its queue and was reported as left.
             let _ = self.ack(slot, tally);
@@ -119,7 +141,6 @@ impl<T: Send + Sync + 'static> Core<T> {
         let message = slot.as_mut()?;
         let lane = message.take_lane();
         if message.ends_silently() {
-            // Most messages do, and the way through a destructor that finds nothing is a long one.
             std::mem::forget(slot.take());
         } else {
             message.handled(&self.name);
@@ -221,13 +242,11 @@ impl<T: Send + Sync + 'static> Delivery<T> {
         Self { message: Some(message), core }
     }
 
-    /// For a message that is put into its slot before anybody sees it.
-    pub(crate) fn none_yet(core: Arc<Core<T>>) -> Self {
-        Self { message: None, core }
-    }
-
-    pub(crate) fn slot(&mut self) -> &mut Option<Message<T>> {
-        &mut self.message
+    /// For a message in a slot of its own, which stays where it lies.
+    #[inline]
+    pub(crate) fn of(message: Option<Message<T>>, core: Arc<Core<T>>) -> Self {
+        debug_assert!(message.is_some());
+        Self { message, core }
     }
 
     /// Done: the message is gone.
@@ -286,6 +305,12 @@ impl<T: Send + Sync + 'static> Delivery<T> {
         self.settle(verdict)
     }
 
+    #[cold]
+    #[inline(never)]
+    fn abandon(&mut self) {
+        self.message.take().into_iter().for_each(|message| abandon(&self.core, message));
+    }
+
     fn settle(&mut self, verdict: Verdict) -> Result<(), SettleError> {
         let message = self.message.take().expect("settled once");
         self.core.settle(message, verdict, &self.core.tallies.common)
@@ -293,9 +318,10 @@ impl<T: Send + Sync + 'static> Delivery<T> {
 }
 
 impl<T: Send + Sync + 'static> Drop for Delivery<T> {
+    #[inline]
     fn drop(&mut self) {
-        if let Some(message) = self.message.take() {
-            abandon(&self.core, message);
+        if self.message.is_some() {
+            self.abandon();
         }
     }
 }

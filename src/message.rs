@@ -209,6 +209,7 @@ pub(crate) trait Keeps<T>: Send + Sync {
 
 impl<T> Message<T> {
     /// A message with this payload and nothing else set.
+    #[inline]
     #[must_use]
     pub fn new(payload: T) -> Self {
         Self {
@@ -221,6 +222,25 @@ impl<T> Message<T> {
             routing_key: Text::EMPTY,
             extras: None,
             body: Body::Own(payload),
+        }
+    }
+
+    /// One that has nothing but a payload, as [`Message::stamp`] leaves it.
+    #[inline(always)]
+    pub(crate) fn stamped(Stamp { id, at }: Stamp, payload: T) -> Self {
+        Self { id, published_at: at, holds_slot: true, ..Self::new(payload) }
+    }
+
+    /// The payload of one that has nothing else, and has never been anywhere. Where the compiler sees how a message was
+    /// made, it knows, and does not make it.
+    #[inline(always)]
+    pub(crate) fn into_bare(self) -> Result<T, Self> {
+        let fresh = self.id == MessageId::default() && self.lane == LaneMark::NONE;
+        match self {
+            Self { extras: None, routing_key: Text::Inline { len: 0, .. }, body: Body::Own(payload), .. } if fresh => {
+                Ok(payload)
+            }
+            message => Err(message),
         }
     }
 
@@ -305,6 +325,8 @@ impl<T> Message<T> {
         if let Body::Own(payload) = &self.body { payload } else { self.payload_elsewhere() }
     }
 
+    #[cold]
+    #[inline(never)]
     fn payload_elsewhere(&self) -> &T {
         match &self.body {
             Body::Own(payload) => payload,
@@ -723,6 +745,12 @@ impl<T> Message<T> {
             && matches!((&self.routing_key, &self.body), (Text::Inline { .. }, Body::Own(_)))
     }
 
+    /// The same of one that keeps no lane busy either.
+    #[inline]
+    pub(crate) fn ends_plainly(&self) -> bool {
+        self.lane == LaneMark::NONE && self.ends_silently()
+    }
+
     /// With this routing key.
     #[inline]
     pub(crate) fn keyed(&mut self, key: &Text) -> &mut Self {
@@ -794,6 +822,7 @@ impl<T> Deref for Message<T> {
 }
 
 impl<T> From<T> for Message<T> {
+    #[inline]
     fn from(payload: T) -> Self {
         Self::new(payload)
     }

@@ -282,6 +282,12 @@ impl Runtime {
         Stamp { id, at: self.stamp() }
     }
 
+    /// For one that has no id.
+    #[inline]
+    pub(crate) fn next_stamp(&self) -> Stamp {
+        Stamp { id: self.next_id().into(), at: self.stamp() }
+    }
+
     /// The same for one whose delay counts from then on.
     #[inline]
     pub(crate) fn exact_stamp_for<T>(&self, message: &Message<T>) -> Stamp {
@@ -411,10 +417,16 @@ impl Runtime {
     #[inline]
     pub(crate) fn note_progress(&self) {
         if self.watchers.load(Ordering::SeqCst) > 0 {
-            // Taken so that a watcher between its look and its wait does not miss the call.
-            drop(self.watched.lock());
-            self.moved.notify_all();
+            self.tell_watchers();
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn tell_watchers(&self) {
+        // Taken so that a watcher between its look and its wait does not miss the call.
+        drop(self.watched.lock());
+        self.moved.notify_all();
     }
 
     /// Waits until `done`, looking again after each progress, at most until `deadline`.

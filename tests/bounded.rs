@@ -209,6 +209,17 @@ fn max_in_flight_bounds_what_is_handed_out() {
 }
 
 #[test]
+fn each_ack_lets_one_more_be_in_flight() {
+    let queue: Queue<u32> = QueueBuilder::new("q").max_in_flight(1).declare().unwrap();
+    (0..5).for_each(|n| _ = queue.send(n).unwrap());
+    for n in 0..5 {
+        let delivery = queue.try_recv().unwrap();
+        assert_eq!((*delivery.payload(), queue.try_recv().is_err()), (n, true));
+        delivery.ack().unwrap();
+    }
+}
+
+#[test]
 fn on_a_manual_clock_each_of_several_waits_for_room_times_out() {
     for _ in 0..20 {
         let clock = ManualClock::new();

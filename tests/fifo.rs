@@ -229,3 +229,29 @@ fn a_batch_that_was_sent_as_one_comes_as_one() {
     [40, 64, 64].into_iter().for_each(send);
     assert_eq!([take(100), take(100)], [100, 68], "where they have to be split anyway");
 }
+
+#[test]
+fn what_alone_is_set_on_a_message_comes_along_to_an_empty_queue() {
+    let queue = queue(1);
+    let set = [
+        Message::new(1),
+        Message::new(2).with_id(77),
+        Message::new(3).with_key("user-7"),
+        Message::new(4).with_header("tenant", "acme"),
+        Message::new(5).with_priority(3),
+        Message::new(6).with_ttl(LONG),
+    ];
+    for message in set {
+        let (given, payload) = (message.id().get(), *message.payload());
+        let asked = (message.key().map(String::from), message.header("tenant").map(String::from), message.priority());
+        let id = queue.send(message).unwrap();
+        assert!(given == 0 && id.get() > 0 || id.get() == given);
+        let delivery = queue.try_recv().unwrap();
+        assert_eq!((delivery.id(), *delivery.payload(), delivery.attempt()), (id, payload, 1));
+        let got = (delivery.key().map(String::from), delivery.header("tenant").map(String::from), delivery.priority());
+        assert_eq!(got, asked);
+        assert_eq!(delivery.expires_at().is_some(), payload == 6);
+        delivery.ack().unwrap();
+    }
+    assert_eq!((queue.stats().acked, queue.stats().unaccounted()), (6, 0));
+}

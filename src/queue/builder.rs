@@ -156,6 +156,12 @@ impl Settings {
         self.ttl.is_some() || self.priority_levels > 1 || self.order.is_some() || self.durable.is_some()
     }
 
+    /// Whether nothing is noted of a message when it is handed out or acked, but that it was.
+    pub(crate) fn acks_plainly(&self) -> bool {
+        let noted = self.ack_timeout.is_some() || self.idempotent.is_some() || self.max_in_flight.is_some();
+        !noted && self.durable.is_none()
+    }
+
     /// Each setting that differs, as "setting: here, there".
     pub(crate) fn differences(&self, other: &Self) -> Vec<String> {
         let mut found = Vec::new();

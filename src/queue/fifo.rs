@@ -31,6 +31,8 @@ pub(crate) const fn chunk_len<M>() -> usize {
 pub(crate) struct Tail<M, Like = M> {
     full: VecDeque<Chunk<M>>,
     filling: Chunk<M>,
+    /// The only message of both halves, if it came in by [`Tail::lone_place`].
+    lone: Option<M>,
     spare: Vec<Chunk<M>>,
     /// The head may have messages.
     fed: bool,
@@ -44,7 +46,8 @@ pub(crate) struct Head<M> {
 
 impl<M, Like> Tail<M, Like> {
     pub(crate) fn new() -> Self {
-        Self { full: VecDeque::new(), filling: VecDeque::new(), spare: Vec::new(), fed: false, like: PhantomData }
+        let (full, filling, spare) = (VecDeque::new(), VecDeque::new(), Vec::new());
+        Self { full, filling, lone: None, spare, fed: false, like: PhantomData }
     }
 
     #[inline]
@@ -55,10 +58,33 @@ impl<M, Like> Tail<M, Like> {
     /// The chunk for the next message.
     #[inline]
     pub(crate) fn chunk(&mut self) -> &mut Chunk<M> {
+        self.join_lone();
         if self.filling.len() >= chunk_len::<Like>() {
             self.close_chunk();
         }
         &mut self.filling
+    }
+
+    /// Where the next message may stand by itself, if it is the only one. It is put in there and taken out in one piece
+    /// each; a chunk takes it by way of another copy.
+    #[inline]
+    pub(crate) fn lone_place(&mut self) -> Option<&mut Option<M>> {
+        let free = !self.fed && self.lone.is_none() && self.filling.is_empty() && self.full.is_empty();
+        free.then_some(&mut self.lone)
+    }
+
+    /// The message that stands by itself.
+    #[inline]
+    pub(crate) fn lone(&mut self) -> &mut Option<M> {
+        &mut self.lone
+    }
+
+    /// It is to have company.
+    #[inline]
+    fn join_lone(&mut self) {
+        if self.lone.is_some() {
+            self.filling.extend(self.lone.take());
+        }
     }
 
     /// Appends a chunk without moving its messages.
@@ -66,6 +92,7 @@ impl<M, Like> Tail<M, Like> {
         if chunk.is_empty() {
             return;
         }
+        self.join_lone();
         if !self.filling.is_empty() {
             self.close_chunk();
         }
@@ -88,16 +115,17 @@ impl<M, Like> Tail<M, Like> {
     /// How many messages, counted chunk by chunk.
     #[cfg(feature = "sqlite")]
     pub(crate) fn about(&self) -> usize {
-        self.full.iter().map(VecDeque::len).sum::<usize>() + self.filling.len()
+        self.full.iter().map(VecDeque::len).sum::<usize>() + self.filling.len() + usize::from(self.lone.is_some())
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.filling.is_empty() && self.full.is_empty()
+        self.lone.is_none() && self.filling.is_empty() && self.full.is_empty()
     }
 
     /// Moves the oldest chunk to an empty head. `false` if there is none.
     pub(crate) fn refill(&mut self, head: &mut Head<M>) -> bool {
         debug_assert!(head.chunk.is_empty());
+        self.join_lone();
         if let Some(next) = self.full.pop_front() {
             let emptied = std::mem::replace(&mut head.chunk, next);
             self.recycle(emptied);
@@ -113,10 +141,10 @@ impl<M, Like> Tail<M, Like> {
     #[inline]
     pub(crate) fn alone(&self) -> Option<Option<&M>> {
         let alone = !self.fed && self.filling.len() <= 1 && self.full.is_empty();
-        alone.then(|| self.filling.front())
+        alone.then(|| self.lone.as_ref().or(self.filling.front()))
     }
 
-    /// Takes it.
+    /// Takes it, unless it stands by itself.
     #[inline]
     pub(crate) fn pop_alone(&mut self) -> Option<M> {
         self.filling.pop_front()
@@ -129,12 +157,14 @@ impl<M, Like> Tail<M, Like> {
 
     /// Puts a message before all others.
     pub(crate) fn push_front(&mut self, head: &mut Head<M>, message: M) {
+        self.join_lone();
         head.chunk.push_front(message);
         self.fed = true;
     }
 
     /// Takes everything, oldest first.
     pub(crate) fn take_all(&mut self, head: &mut Head<M>) -> Vec<M> {
+        self.join_lone();
         let mut all: Vec<M> = std::mem::take(&mut head.chunk).into();
         for chunk in self.full.drain(..) {
             all.extend(chunk);
@@ -146,7 +176,7 @@ impl<M, Like> Tail<M, Like> {
     /// Visits everything, oldest first.
     pub(crate) fn iter_mut<'a>(&'a mut self, head: &'a mut Head<M>) -> impl Iterator<Item = &'a mut M> {
         let full = self.full.iter_mut().flatten();
-        head.chunk.iter_mut().chain(full).chain(self.filling.iter_mut())
+        head.chunk.iter_mut().chain(full).chain(self.filling.iter_mut()).chain(&mut self.lone)
     }
 
     fn close_chunk(&mut self) {
@@ -224,7 +254,16 @@ mod tests {
         let (mut tail, mut head, mut model) = (Tail::new(), Head::new(), VecDeque::new());
         for n in 0..100_000 {
             match random.below(20) {
-                0..=9 => {
+                0..=4 => {
+                    let place = tail.lone_place();
+                    assert!(place.is_none() || model.is_empty());
+                    match place {
+                        Some(place) => *place = Some(n),
+                        None => tail.push(n),
+                    }
+                    model.push_back(n);
+                }
+                5..=9 => {
                     tail.push(n);
                     model.push_back(n);
                 }
@@ -232,6 +271,18 @@ mod tests {
                     let chunk: Chunk<u64> = (n..n + random.below(300)).collect();
                     model.extend(chunk.iter());
                     tail.push_chunk(chunk);
+                }
+                12 if head.is_empty() => {
+                    tail.note_drained();
+                    if let Some(alone) = tail.alone() {
+                        assert_eq!(alone.copied(), model.front().copied());
+                        let taken = tail.lone().take().or_else(|| tail.pop_alone());
+                        assert_eq!(taken, model.pop_front());
+                    }
+                }
+                13 if n % 7 == 0 => {
+                    tail.push_front(&mut head, n);
+                    model.push_front(n);
                 }
                 11 if n % 50 == 0 => assert_eq!(tail.take_all(&mut head), model.drain(..).collect::<Vec<_>>()),
                 _ => (0..random.below(40)).for_each(|_| assert_eq!(pop(&mut tail, &mut head), model.pop_front())),

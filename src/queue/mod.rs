@@ -194,8 +194,25 @@ impl<T: Send + Sync + 'static> Queue<T> {
 
     #[inline(always)]
     fn send_with(&self, message: Message<T>, patience: Patience) -> Result<MessageId, (Message<T>, Refusal)> {
-        // Where the compiler sees how the message was made, it knows.
-        if message.has_only_delay() { self.send_delayed(message, patience) } else { self.send_now(message, patience) }
+        match message.into_bare() {
+            Ok(payload) => self.send_bare(payload, patience),
+            Err(message) if message.has_only_delay() => self.send_delayed(message, patience),
+            Err(message) => self.send_now(message, patience),
+        }
+    }
+
+    #[inline(never)]
+    fn send_bare(&self, payload: T, patience: Patience) -> Result<MessageId, (Message<T>, Refusal)> {
+        if self.core.is_special {
+            return self.send_now(Message::new(payload), patience);
+        }
+        let stamp = self.core.runtime.next_stamp();
+        if let Some(mut place) = self.core.place_for_bare() {
+            place.put_bare(stamp, payload);
+            self.core.placed(place);
+            return Ok(stamp.id);
+        }
+        self.send_now(Message::stamped(stamp, payload), patience)
     }
 
     #[inline(never)]
@@ -246,15 +263,13 @@ impl<T: Send + Sync + 'static> Queue<T> {
     #[inline]
     pub fn recv(&self) -> Result<Delivery<T>, RecvError> {
         self.core.note_receiver();
-        let mut delivery = Delivery::none_yet(Arc::clone(&self.core));
-        if !self.core.take_plain(delivery.slot()) {
-            let next = self.core.take(Patience::Forever, || true).map_err(|nothing| match nothing {
-                Nothing::Deadlock => RecvError::Deadlock,
-                _ => RecvError::Closed,
-            })?;
-            *delivery.slot() = Some(next);
+        let mut slot = None;
+        if !self.core.take_plain(&mut slot)
+            && let Err(nothing) = self.core.take_into(&mut slot, Patience::Forever)
+        {
+            return Err(if nothing == Nothing::Deadlock { RecvError::Deadlock } else { RecvError::Closed });
         }
-        Ok(delivery)
+        Ok(Delivery::of(slot, Arc::clone(&self.core)))
     }
 
     /// The next message, if one is ready now.
@@ -264,15 +279,13 @@ impl<T: Send + Sync + 'static> Queue<T> {
     #[inline]
     pub fn try_recv(&self) -> Result<Delivery<T>, TryRecvError> {
         self.core.note_receiver();
-        let mut delivery = Delivery::none_yet(Arc::clone(&self.core));
-        if !self.core.take_plain(delivery.slot()) {
-            let next = self.core.try_take().map_err(|nothing| match nothing {
-                Nothing::Closed => TryRecvError::Closed,
-                _ => TryRecvError::Empty,
-            })?;
-            *delivery.slot() = Some(next);
+        let mut slot = None;
+        if !self.core.take_plain(&mut slot)
+            && let Err(nothing) = self.core.take_into(&mut slot, Patience::None)
+        {
+            return Err(if nothing == Nothing::Closed { TryRecvError::Closed } else { TryRecvError::Empty });
         }
-        Ok(delivery)
+        Ok(Delivery::of(slot, Arc::clone(&self.core)))
     }
 
     /// The next message, waiting at most `timeout` on the broker's clock.

@@ -5,7 +5,7 @@ use super::{Accepted, Admission, Core, Gate, Intake, Need, Outlet, Patience, Ple
 use crate::clock::Timestamp;
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::deadlock::{Awaited, QueueRef};
-use crate::message::Message;
+use crate::message::{Message, Stamp};
 use crate::queue::builder::Overflow;
 use crate::queue::fifo::{Chunk, chunk_len};
 use crate::queue::throttle::Throttle;
@@ -31,6 +31,16 @@ pub(crate) enum Waking {
 pub(crate) struct Place<'a, T>(pub(super) MutexGuard<'a, Intake<T>>);
 
 impl<T> Place<'_, T> {
+    /// Puts a message there that is nothing but its payload. It is put together where it goes to, or else what has just
+    /// been written in pieces would be read back as a whole, and such a read has to wait.
+    #[inline]
+    pub(crate) fn put_bare(&mut self, stamp: Stamp, payload: T) {
+        match self.0.tail.lone_place() {
+            Some(place) => std::mem::forget(place.replace(Message::stamped(stamp, payload))),
+            None => self.0.tail.chunk().push_back(Message::stamped(stamp, payload)),
+        }
+    }
+
     /// Where the message goes: to the back.
     #[inline]
     pub(crate) fn chunk(&mut self) -> &mut Chunk<Message<T>> {
@@ -62,12 +72,18 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// [`Core::placed`]; until then no user code may run.
     #[inline]
     pub(crate) fn place_for(&self, message: &Message<T>) -> Option<Place<'_, T>> {
-        if message.extras.is_some() || self.settings.is_special() {
-            return None;
-        }
         // It holds a slot since it was stamped, before the lock, not between that and the copy into the queue: reading
         // what has been written a moment ago in smaller pieces would stall.
         debug_assert!(message.holds_slot);
+        if message.extras.is_some() { None } else { self.place_for_bare() }
+    }
+
+    /// The same for a message that is nothing but a payload.
+    #[inline]
+    pub(crate) fn place_for_bare(&self) -> Option<Place<'_, T>> {
+        if self.is_special {
+            return None;
+        }
         let mut intake = self.intake.lock();
         self.let_in(&mut intake).ok()?;
         intake.slots += 1;

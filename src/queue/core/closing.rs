@@ -44,6 +44,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn end(&self) {
         self.close();
         self.ended.store(true, Ordering::Relaxed);
+        self.acks_plainly.store(false, Ordering::Relaxed);
         self.end_waiting();
         self.end_requests();
         self.end_alarms();

@@ -78,10 +78,14 @@ impl<T: Send + Sync + 'static> Core<T> {
         if self.looks_aside() || intake.writers > 0 || self.settings.ttl.is_some() {
             return None;
         }
-        if intake.tail.alone()?.is_none_or(|message| message.extras.is_some()) {
+        if intake.tail.lone().as_ref().is_some_and(|message| message.extras.is_none()) {
+            // Nobody asks what it is on the way, or it would be copied in other pieces than those in which it is read.
+            std::mem::forget(std::mem::replace(slot, intake.tail.lone().take()));
+        } else if intake.tail.alone()?.is_none_or(|message| message.extras.is_some()) {
             return intake.tail.is_empty().then_some(false);
+        } else {
+            std::mem::forget(std::mem::replace(slot, intake.tail.pop_alone()));
         }
-        std::mem::forget(std::mem::replace(slot, intake.tail.pop_alone()));
         let message = slot.as_mut()?;
         intake.handed += 1;
         intake.slots -= u64::from(hand_out(message));
@@ -395,6 +399,19 @@ impl<T: Send + Sync + 'static> Core<T> {
     #[cold]
     pub(crate) fn take(&self, patience: Patience, go_on: impl Fn() -> bool) -> Result<Message<T>, Nothing> {
         self.take_by(patience, go_on, || self.try_take())
+    }
+
+    /// As [`Core::take`], where the message is to lie. A caller who moved it there himself would put it together from
+    /// what two ways leave behind, in other pieces than those in which it is read back.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn take_into(&self, slot: &mut Option<Message<T>>, patience: Patience) -> Result<(), Nothing> {
+        let next = match patience {
+            Patience::None => self.try_take(),
+            patience => self.take(patience, || true),
+        };
+        *slot = Some(next?);
+        Ok(())
     }
 
     /// As [`Core::take`], up to `max` messages; `batch` must be empty.

@@ -81,6 +81,8 @@ pub(crate) use together::{Pledges, Putting, Released};
 pub(crate) struct Core<T> {
     pub(crate) name: Arc<str>,
     pub(crate) settings: Settings,
+    /// [`Settings::is_special`].
+    pub(crate) is_special: bool,
     pub(crate) keys: KeyRule<T>,
     /// What of it is in the broker's file, set before anybody knows of a durable queue.
     pub(crate) filed: OnceLock<Filed<T>>,
@@ -134,6 +136,8 @@ pub(crate) struct Core<T> {
     by_hand: AtomicBool,
     /// Shutdown has reported what was left; settling comes too late.
     ended: AtomicBool,
+    /// Nobody has to be told of a message that is acked, or could object. Never again once it has ended.
+    pub(crate) acks_plainly: AtomicBool,
 }
 
 /// The producers' side.
@@ -345,10 +349,12 @@ impl<T: Send + Sync + 'static> Core<T> {
     ) -> Arc<Self> {
         let Keys { order: keys, claim } = keys.into();
         let claims = settings.idempotent.map(|(window, _)| Claims::new(window, claim));
+        let acks_plainly = settings.acks_plainly();
         let (intake, outlet) = (Intake::new(&settings), Outlet::new(settings.order));
         let core = Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             name,
+            is_special: settings.is_special(),
             settings,
             keys,
             filed: OnceLock::new(),
@@ -381,6 +387,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             draining: AtomicBool::new(false),
             by_hand: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            acks_plainly: AtomicBool::new(acks_plainly),
         });
         let timed: Weak<dyn Timed> = Arc::downgrade(&(Arc::clone(&core) as Arc<dyn Timed>));
         let _ = core.timed.set(core.runtime.scheduler.register(timed));
