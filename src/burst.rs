@@ -5,7 +5,7 @@
 //! apart from each other and no more.
 
 use crate::heap::Deadline;
-use std::cmp::Ordering;
+use std::cmp::Reverse;
 
 /// Up to so many are sorted at once.
 const PIECE: usize = 4096;
@@ -21,11 +21,13 @@ pub(crate) struct Burst {
     pieces: Vec<usize>,
     /// From here on they are in order; never the end unless nothing is left.
     ordered: usize,
+    /// All of them came before the one with this sequence.
+    next: u32,
 }
 
 impl Burst {
-    pub(crate) fn new(nodes: Vec<Deadline>) -> Self {
-        let mut burst = Self { ordered: nodes.len(), nodes, pieces: Vec::new() };
+    pub(crate) fn new(nodes: Vec<Deadline>, next: u32) -> Self {
+        let mut burst = Self { ordered: nodes.len(), nodes, pieces: Vec::new(), next };
         burst.order_next();
         burst
     }
@@ -56,7 +58,7 @@ impl Burst {
     pub(crate) fn retain(&mut self, keep: impl FnMut(&Deadline) -> bool) {
         let mut nodes = std::mem::take(&mut self.nodes);
         nodes.retain(keep);
-        *self = Self::new(nodes);
+        *self = Self::new(nodes, self.next);
     }
 
     /// Puts the last piece in order, dividing it while it is too large.
@@ -65,21 +67,18 @@ impl Burst {
         if self.nodes.is_empty() {
             return *self = Self::default();
         }
+        let latest_first = |deadline: &Deadline| Reverse(deadline.in_order(self.next));
         let mut start = self.pieces.pop().unwrap_or(0);
         while self.nodes.len() - start > PIECE {
             self.pieces.push(start);
             let rest = &mut self.nodes[start..];
             let middle = rest.len() - rest.len() / PART;
-            rest.select_nth_unstable_by(middle, latest_first);
+            rest.select_nth_unstable_by_key(middle, latest_first);
             start += middle;
         }
-        self.nodes[start..].sort_unstable_by(latest_first);
+        self.nodes[start..].sort_unstable_by_key(latest_first);
         self.ordered = start;
     }
-}
-
-fn latest_first(one: &Deadline, other: &Deadline) -> Ordering {
-    Deadline::earliest_first(other, one)
 }
 
 #[cfg(test)]
@@ -107,8 +106,18 @@ mod tests {
             let deadlines = random(n, times);
             let mut model: Vec<_> = deadlines.iter().map(|deadline| (deadline.due, deadline.sequence())).collect();
             model.sort_unstable();
-            assert_eq!(all(Burst::new(deadlines)), model);
+            assert_eq!(all(Burst::new(deadlines, n as u32)), model);
         }
+    }
+
+    #[test]
+    fn those_of_one_time_keep_their_order_however_long_ago_the_first_came() {
+        // Three quarters of all numbers apart, with some in between: less than half of them between one and the next.
+        let sequence = |n: u32| (n / 3_000).wrapping_mul(1 << 30).wrapping_add(n);
+        let deadlines: Vec<_> = (0..12_000).rev().map(|n| Deadline::new(1, sequence(n), n)).collect();
+        let mut burst = Burst::new(deadlines, sequence(11_999) + 1);
+        let order: Vec<_> = std::iter::from_fn(|| burst.pop()).map(|deadline| deadline.slot()).collect();
+        assert_eq!(order, (0..12_000).collect::<Vec<_>>());
     }
 
     #[test]
@@ -116,7 +125,7 @@ mod tests {
         let deadlines = random(50_000, 1 << 20);
         let mut model: Vec<_> = deadlines.iter().map(|deadline| (deadline.due, deadline.sequence())).collect();
         model.sort_unstable();
-        let mut burst = Burst::new(deadlines);
+        let mut burst = Burst::new(deadlines, 50_000);
         let first: Vec<_> = (0..10_000).filter_map(|_| burst.pop()).map(|d| (d.due, d.sequence())).collect();
         assert_eq!(first, model[..10_000]);
         burst.retain(|deadline| deadline.sequence() % 3 > 0);

@@ -1142,7 +1142,7 @@
 //! **What cannot be decoded.** Programs change, and their files do not. Say which version of its type a payload is, and
 //! how to make one of the bytes of an earlier version (`schema`, for queues, half messages and logs). A message whose
 //! bytes are refused all the same, by the upgrade or the codec, be it with a panic, or that was in a row of the file
-//! which is damaged, is a dead letter of its bytes when its turn comes to be read: `Queue::undecodable`, a queue named `<queue>.undecodable`. It has everything but the
+//! that several messages share and that is damaged, is a dead letter of its bytes when its turn comes to be read: `Queue::undecodable`, a queue named `<queue>.undecodable`. It has everything but the
 //! payload, with the codec's words as the last error; it moves there in one commit, an
 //! [event](crate::Event::Undecodable) tells, and `dead_lettered` counts it. List them, look at the bytes, mend the codec,
 //! and [redrive](crate::Queue::redrive) them, at a rate if they are many: each is decoded again and goes back to its

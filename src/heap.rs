@@ -7,7 +7,6 @@
 //! If a good part of a large one is due at once, it leaves the heap together, to be sorted: see [`Burst`].
 
 use crate::burst::Burst;
-use std::cmp::Ordering;
 
 /// When, in which order among equals, and where the rest is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,12 +53,11 @@ impl Deadline {
         (self.due < other.due) | ((self.due == other.due) & (behind < 0))
     }
 
+    /// By what to sort, where `next` is the sequence of the one to come: an order of all of them, however far apart, which
+    /// [`Deadline::is_before`] is not.
     #[inline]
-    pub(crate) fn earliest_first(one: &Self, other: &Self) -> Ordering {
-        if one.is_before(other) {
-            return Ordering::Less;
-        }
-        if other.is_before(one) { Ordering::Greater } else { Ordering::Equal }
+    pub(crate) fn in_order(&self, next: u32) -> (u64, u64) {
+        (self.due, self.rank.wrapping_sub(u64::from(next) << 32))
     }
 }
 
@@ -97,8 +95,9 @@ impl DeadlineHeap {
         Some(top)
     }
 
-    /// More are due than have been asked for: if they are a good part of all, the next ones will come faster.
-    pub(crate) fn expect_more(&mut self, now: u64) {
+    /// More are due than have been asked for: if they are a good part of all, the next ones will come faster. `next` is
+    /// the sequence of the one to come.
+    pub(crate) fn expect_more(&mut self, now: u64, next: u32) {
         if self.burst.len() > 0 || !self.is_largely_due(now) {
             return;
         }
@@ -109,7 +108,7 @@ impl DeadlineHeap {
             !is_due
         });
         self.nodes.shrink_to(2 * self.nodes.len());
-        self.burst = Burst::new(due);
+        self.burst = Burst::new(due, next);
     }
 
     fn is_largely_due(&self, now: u64) -> bool {
@@ -215,7 +214,7 @@ mod tests {
             if sequence % 20_000 != 19_999 {
                 continue;
             }
-            heap.expect_more(random.below(1 << 16));
+            heap.expect_more(random.below(1 << 16), sequence + 1_000_000);
             bursts += u32::from(heap.burst.len() > 0);
             heap.retain(|deadline| deadline.sequence() % 7 > 0);
             model.retain(|(_, sequence)| sequence % 7 > 0);
@@ -243,7 +242,7 @@ mod tests {
         };
         for (n, now, together) in [(100, 100, 0), (10_000, 500, 0), (10_000, 4999, 5000), (10_000, 20_000, 10_000)] {
             let mut heap = heap_of(n);
-            heap.expect_more(now);
+            heap.expect_more(now, n);
             assert_eq!((heap.burst.len(), heap.len()), (together, n as usize));
         }
     }
@@ -254,7 +253,7 @@ mod tests {
         let sequence = |n: u32| (u32::MAX - 50).wrapping_add(n);
         for n in [100, 10_000] {
             (0..n).for_each(|n| _ = heap.push(at(7, sequence(n))));
-            heap.expect_more(7);
+            heap.expect_more(7, sequence(n));
             let order: Vec<_> = std::iter::from_fn(|| heap.pop()).map(|d| d.sequence()).collect();
             assert_eq!(order, (0..n).map(sequence).collect::<Vec<_>>());
         }

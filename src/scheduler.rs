@@ -155,7 +155,7 @@ impl<E> DelayHeap<E> {
             run.extend(self.heap.pop());
         }
         if run.len() == max {
-            self.heap.expect_more(now.0);
+            self.heap.expect_more(now.0, self.sequence as u32);
         }
         // All are looked at before the first is moved, which waits for what it finds.
         let mut fetched = false;
@@ -213,7 +213,7 @@ impl<E> DelayHeap<E> {
     /// The deadlines of all entries, earliest first.
     fn in_order(&self) -> Vec<Deadline> {
         let mut order: Vec<_> = self.heap.iter().filter(|deadline| stands(&self.marks, deadline)).copied().collect();
-        order.sort_unstable_by(Deadline::earliest_first);
+        order.sort_unstable_by_key(|deadline| deadline.in_order(self.sequence as u32));
         order
     }
 

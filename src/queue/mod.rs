@@ -475,7 +475,8 @@ impl<T: Send + Sync + 'static> Queue<T> {
     }
 
     /// Up to `max` of the delayed messages with the time each becomes ready, earliest first: delays,
-    /// retries, and those held back by a rate limit per key. They share their payloads with those waiting.
+    /// retries, and those held back by a rate limit per key. They share their payloads with those waiting. Of a durable
+    /// queue's backlog, those that memory has: fewer, or none, while earlier ones are only in the file.
     #[must_use]
     pub fn list_delayed(&self, max: usize) -> Vec<(SystemTime, Message<T>)> {
         self.core.list_delayed(max)

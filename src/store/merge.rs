@@ -53,11 +53,11 @@ impl Packed<'_> {
     fn peek(&mut self) -> Result<Option<i64>, StoreError> {
         while self.left.is_empty() {
             let Some(row) = self.rows.next()? else { return Ok(None) };
-            let (head, pack): (Reads<Head>, Reads<Pack>) = match self.damaged {
-                Damaged::Fails => (Head::from_row, Pack::from_row),
-                Damaged::Shows => (Head::salvaged, Pack::salvaged),
+            let pack: Reads<Pack> = match self.damaged {
+                Damaged::Fails => Pack::from_row,
+                Damaged::Shows => Pack::salvaged,
             };
-            let head = head(row)?;
+            let head = Head::from_row(row)?;
             let asked_for = |row: &i64| self.span.contains(row);
             let priority = match self.damaged {
                 Damaged::Fails => row.get::<_, u16>(Pack::PRIORITY)?,
@@ -204,7 +204,7 @@ pub(super) fn count_packed(
     let mut statement = packs_within(connection, Pack::HEAD_AND_PRIORITY)?;
     let mut rows = statement.query(bounds(span))?;
     while let Some(row) = rows.next()? {
-        let (head, priority) = (Head::salvaged(row)?, row.get(3).unwrap_or_default());
+        let (head, priority) = (Head::from_row(row)?, row.get(3).unwrap_or_default());
         let mut left = head.left().filter(|row| span.contains(row)).map(seq_of_row);
         let Some(first) = left.next() else { continue };
         let last = left.next_back().unwrap_or(first);

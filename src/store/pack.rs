@@ -9,7 +9,6 @@
 
 use super::error::StoreError;
 use super::item::{Item, Row, from_column, seq_of_row, to_column};
-use rusqlite::types::ValueRef;
 use std::sync::Arc;
 
 /// Items in a pack, at most.
@@ -134,25 +133,6 @@ impl Head {
         Ok(Self { first, gone, is_noted: noted.is_some() })
     }
 
-    /// The same of a damaged one, as far as can be told: what is not noted as gone is there.
-    pub(super) fn salvaged(row: &rusqlite::Row<'_>) -> Result<Self, StoreError> {
-        let sound = Self::from_row(row);
-        if sound.is_ok() {
-            return sound;
-        }
-        let noted = row.get_ref(2)?.as_bytes_or_null().unwrap_or_default();
-        let counts = [row.get_ref(1)?.as_i64().unwrap_or(0), noted.map_or(1, |noted| noted.len() as i64), 1];
-        let counts = counts.into_iter().filter_map(|count| usize::try_from(count).ok());
-        let count = counts.into_iter().find(|count| (1..=MOST).contains(count)).unwrap_or(1);
-        let mut gone = Gone(vec![IS_THERE; count]);
-        let letters = noted.unwrap_or_default().iter().enumerate();
-        letters.filter(|(_, letter)| **letter == IS_GONE).for_each(|(at, _)| gone.remove(at));
-        if gone.left().next().is_none() {
-            gone = Gone(vec![IS_THERE; count]);
-        }
-        Ok(Self { first: row.get(0)?, gone, is_noted: row.get_ref(2)? != ValueRef::Null })
-    }
-
     pub(super) fn last(&self) -> i64 {
         self.first + self.gone.0.len() as i64 - 1
     }
@@ -207,10 +187,10 @@ impl Pack {
         Self::with_head(Head::from_row(row)?, row)
     }
 
-    /// The same of a damaged one. If nobody can say which part of it belongs to which item, the first that is left has
-    /// all of it, and the others nothing.
+    /// The same of one whose contents are damaged. If nobody can say which part of it belongs to which item, the first
+    /// that is left has all of it, and the others nothing. How many there are has to be known: that is counted on.
     pub(super) fn salvaged(row: &rusqlite::Row<'_>) -> Result<Self, StoreError> {
-        let head = Head::salvaged(row)?;
+        let head = Head::from_row(row)?;
         let error = match Self::with_head(head.clone(), row) {
             Err(error) => error,
             sound => return sound,

@@ -1,5 +1,5 @@
-//! The writer's side of packs: made, thinned out, taken apart. A damaged one does not keep it from writing: what is left
-//! of it is taken for what can be told.
+//! The writer's side of packs: made, thinned out, taken apart. One whose contents are damaged does not keep it from
+//! writing: what is left of them is taken for what can be told.
 
 use super::error::StoreError;
 use super::item::{Item, StreamId, to_column};
@@ -107,5 +107,5 @@ impl<'c> Packs<'c> {
 }
 
 fn first(mut rows: Rows<'_>) -> Result<Option<Head>, StoreError> {
-    rows.next()?.map(Head::salvaged).transpose()
+    rows.next()?.map(Head::from_row).transpose()
 }

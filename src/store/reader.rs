@@ -313,13 +313,13 @@ impl Reader<'_> {
     }
 
     /// Times and places of those that rest until `until` at the latest, behind `after`, and of which nothing else is
-    /// noted, or that have been attempted if those are wanted too: by that time, then by place; at most `limit`.
+    /// noted, or that stand before `attempted_before` and have been attempted: by that time, then by place; at most `limit`.
     pub(crate) fn due_places(
         &self,
         stream: StreamId,
         after: (u64, Seq),
         until: u64,
-        attempted: bool,
+        attempted_before: Seq,
         limit: usize,
     ) -> Result<Vec<(u64, Seq)>, StoreError> {
         // As in `read_due_after`.
@@ -328,12 +328,18 @@ impl Reader<'_> {
         for end in ends {
             let sql = format!(
                 "SELECT due_at, id FROM postroom_item INDEXED BY postroom_item_due WHERE id >> 48 = ?1 AND {end} \
-                 AND due_at <= ?4 AND (extra IS NULL OR ?6 AND attempts > 0) ORDER BY due_at, id LIMIT ?5"
+                 AND due_at <= ?4 AND (extra IS NULL OR id < ?6 AND attempts > 0) ORDER BY due_at, id LIMIT ?5"
             );
             let mut statement = self.sql().prepare_cached(&sql)?;
             let left = i64::try_from(limit - found.len()).unwrap_or(i64::MAX);
-            let values =
-                params![stream.get(), to_column(after.0), stream.row(after.1), to_column(until), left, attempted];
+            let values = params![
+                stream.get(),
+                to_column(after.0),
+                stream.row(after.1),
+                to_column(until),
+                left,
+                stream.row(attempted_before)
+            ];
             let places = statement.query_map(values, |row| Ok((from_column(row.get(0)?), seq_of_row(row.get(1)?))))?;
             found.extend(places.collect::<Result<Vec<_>, _>>()?);
         }

@@ -21,30 +21,26 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         self.take_later(key, message).or_else(|message| self.publish_now(key, message, patience))
     }
 
-    /// In the common case: its key is known to lead to one plain queue, which has room. Otherwise gives it back as it
-    /// was.
+    /// In the common case: its key is known to lead to one plain queue, which has room. Otherwise gives it back, with
+    /// another routing key at most.
     pub(super) fn take_later(&self, key: &str, mut message: Message<T>) -> Result<Receipt, Message<T>> {
         if self.limited.load(Ordering::Relaxed) {
             return Err(message);
         }
-        let mut lane = self.lanes[thread_slot() % LANES].lock();
-        let Some(Known { route: Route::One(queue), key: known, published }) = lane.known(self, key) else {
-            return Err(message);
+        let queue = {
+            let mut lane = self.lanes[thread_slot() % LANES].lock();
+            let Some(Known { route: Route::One(queue), key: known, published }) = lane.known(self, key) else {
+                return Err(message);
+            };
+            message.routing_key.clone_from(known);
+            *published += 1;
+            // Whoever lists or clears what is delayed keeps others waiting, who must not have the lane meanwhile.
+            Arc::clone(queue)
         };
-        let id = message.id;
-        let stamp = self.runtime.exact_stamp_for(&message);
-        let due = message.publish_later(stamp);
-        let Some(place) = queue.place_for_later(stamp.at, due) else {
-            message.revoke_later(due, id);
-            return Err(message);
-        };
-        message.routing_key.clone_from(known);
-        *published += 1;
-        let to_arm = place.put(due, message).then(|| Arc::clone(queue));
-        drop(lane);
-        if let Some(queue) = to_arm {
-            queue.arm(due);
+        let taken = queue.take_later(message);
+        if taken.is_err() {
+            self.lanes[thread_slot() % LANES].lock().published -= 1;
         }
-        Ok(Receipt { id: stamp.id, routed: 1 })
+        taken.map(|id| Receipt { id, routed: 1 })
     }
 }

@@ -51,7 +51,7 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
             return self.publish_limited(message, given, patience);
         }
         // The common case: a key that is known to lead to one plain queue, which has room. No user code runs
-        // under these locks, and nothing waits.
+        // under these locks, and nobody keeps them for long.
         // What it replaces in a ring is dropped after the lane's lock.
         let _waste: Waste<T>;
         let mut lane = self.lanes[thread_slot() % LANES].lock();

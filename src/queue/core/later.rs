@@ -13,7 +13,7 @@ pub(crate) struct LaterPlace<'a, T>(MutexGuard<'a, DelayHeap<Waiting<T>>>);
 
 impl<T> LaterPlace<'_, T> {
     /// Puts a message there until its time; it has been stamped, and holds a slot. Whether the scheduler has to be
-    /// [told](Core::arm) of it, which nobody does under a lock.
+    /// [told](Core::arm) of it, which is left to the caller, once the lock is free.
     #[inline(always)]
     pub(crate) fn put(self, due: Timestamp, message: Message<T>) -> bool {
         let Self(mut delayed) = self;

@@ -2,7 +2,8 @@
 //! memory runs out of them, or their time comes.
 //!
 //! Everything up to one moment has been read, and everything behind it has not. Told by its row, what may be unread
-//! is a message with a time of which nothing else is noted, or that has failed: when the file is opened, nobody has it.
+//! is a message with a time of which nothing else is noted, or that had failed when the file was opened: then nobody has
+//! it.
 //! What has a timer, or was redriven, has more in its row but no attempt, is in memory as a whole, and is passed over
 //! by whoever reads; in a queue ordered by key, so is what has failed.
 //!
@@ -26,7 +27,7 @@ use crate::message::Message;
 use crate::outcome::drop_contained;
 use crate::queue::durable::put_apart;
 use crate::scheduler::DelayHeap;
-use crate::store::{Item, Limit, Row, Seq, StoreError};
+use crate::store::{Limit, Row, Seq, StoreError};
 use crate::sync::MutexGuard;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -56,8 +57,10 @@ pub(super) struct Rest {
     resident: usize,
     /// Not to be read though they look like it: they are in memory, or gone.
     elsewhere: BTreeSet<At>,
-    /// The same by their places alone: they have come back.
+    /// The same by their places alone: they have come back. Only places [before](Self::failed_before) one are noted.
     returned: Returned,
+    /// What has failed and stands before is from an earlier run, and may be unread. Any other is in memory, or gone.
+    failed_before: Seq,
     /// Nothing that has been forgotten was due later.
     latest: Timestamp,
     reading: bool,
@@ -83,6 +86,7 @@ impl Default for Rest {
             resident: 0,
             elsewhere: BTreeSet::new(),
             returned: Returned::default(),
+            failed_before: 0,
             latest: Timestamp(0),
             reading: false,
             turn: 0,
@@ -223,7 +227,14 @@ impl Rest {
         self.reading = true;
         self.turn += 1;
         let from = self.read_to.unwrap_or_default();
-        Ask { from, looked: self.looked.max(from), begin: self.begin, shown: self.shown, turn: self.turn }
+        Ask {
+            from,
+            looked: self.looked.max(from),
+            begin: self.begin,
+            shown: self.shown,
+            failed_before: self.failed_before,
+            turn: self.turn,
+        }
     }
 
     /// Ends a reading, if it was not taken over.
@@ -249,10 +260,16 @@ struct Ask {
     looked: At,
     begin: Seq,
     shown: Seq,
+    failed_before: Seq,
     turn: u64,
 }
 
 impl Ask {
+    /// Whether more is noted of it than its time, so that it is in memory as a whole, unless it failed in an earlier run.
+    fn is_known(&self, row: &Row) -> bool {
+        row.item.extra.is_some() && (row.item.attempts == 0 || row.seq >= self.failed_before)
+    }
+
     fn covers(&self, place: Seq) -> bool {
         (self.begin..self.shown).contains(&place)
     }
@@ -279,12 +296,6 @@ fn at_of_row(row: &Row) -> At {
 fn resting<T>(waiting: &Waiting<T>) -> Option<(At, bool)> {
     let Waiting::Delayed(message) = waiting else { return None };
     Some((at_of(message)?, message.is_fresh()))
-}
-
-/// Whether more is noted of it than its time, so that it is in memory as a whole. What has failed is not, but where the
-/// order is by key, which it keeps busy.
-fn is_known(item: &Item, ordered: bool) -> bool {
-    item.extra.is_some() && (item.attempts == 0 || ordered)
 }
 
 fn may_leave<T>(waiting: &Waiting<T>) -> Option<At> {
@@ -346,8 +357,10 @@ impl<T: Send + Sync + 'static> Core<T> {
             return;
         }
         let mut intake = self.intake.lock();
-        let now = self.runtime.clock.now();
-        intake.spill.rest.note_returned((due, place), now);
+        let rest = &mut intake.spill.rest;
+        if place < rest.failed_before {
+            rest.note_returned((due, place), self.runtime.clock.now());
+        }
     }
 
     /// Sees to those in the file: reads them if there is room for them, and counts what is due. Answers when to look
@@ -440,7 +453,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             let mut rows =
                 filed.depot.store.reader()?.read_due_after(filed.stream, Some((due.0, place)), u64::MAX, portion)?;
             read.last = rows.last().map(at_of_row);
-            rows.retain(|row| !is_known(&row.item, self.is_ordered()) && ask.covers(row.seq));
+            rows.retain(|row| !ask.is_known(row) && ask.covers(row.seq));
             self.leave_out_elsewhere(&mut rows);
             for row in rows {
                 let at @ (due, _) = at_of_row(&row);
@@ -525,7 +538,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let filed = self.filed();
         let reader = filed.depot.store.reader()?;
         let (looked, limit) = ((ask.looked.0.0, ask.looked.1), window.max(1024));
-        let places = reader.due_places(filed.stream, looked, now.0, !self.is_ordered(), limit)?;
+        let places = reader.due_places(filed.stream, looked, now.0, ask.failed_before, limit)?;
         let more = places.last().filter(|_| places.len() == limit).map(|&(due, place)| (Timestamp(due), place));
         let next = if more.is_some() { Some(now.0) } else { reader.next_due_after(filed.stream, now.0)? };
         let pause = if more.is_some() || self.runtime.clock.is_manual() { Duration::ZERO } else { COUNT_PAUSE };
@@ -557,6 +570,8 @@ impl<T: Send + Sync + 'static> Core<T> {
         intake.recovered += overdue + waiting;
         intake.spill.old_before = if was_at_rest { 0 } else { next };
         let rest = &mut intake.spill.rest;
+        // Where the order is by key, what has failed keeps its key busy, and is in memory.
+        rest.failed_before = if self.is_ordered() { 0 } else { next };
         rest.shown = next;
         if overdue + waiting > 0 {
             (rest.overdue, rest.waiting) = (overdue, waiting);
