@@ -112,7 +112,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
         if self.settles_with_care() || self.has_ended() || self.limits_in_flight() {
             // Too late means that it went back to its queue and was reported as left.
-            let _ = self.ack(slot, tally);
+            let _ = self.ack_otherwise(slot, tally);
             return None;
         }
         let lane = self.part_with(slot);

@@ -151,21 +151,13 @@ fn of_each_priority_a_window_is_in_memory() {
 
 const SECOND: u64 = 1_000_000_000;
 
-#[test]
-fn what_has_a_delay_is_read_when_its_time_comes_near() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let many = many();
-    // A thousand a second, in no order.
-    let due = |n: u64, now: u64| now + SECOND + n.wrapping_mul(7_919) % many * SECOND / 1_000;
-    let world = World::holding(many, plain, |n, now| Item { due_at: Some(due(n, now)), published_at: now, ..item(n) });
-    let (broker, simulation) = world.broker();
-    let queue = measure(&format!("{many} delayed"), || {
-        let queue = plain(&broker);
-        assert_eq!((queue.delayed() as u64, queue.len()), (many, 0));
-        simulation.advance(Duration::from_secs(1));
-        queue.recv().unwrap().ack().unwrap();
-        queue
-    });
+/// A thousand a second, in no order.
+fn due_in_no_order(n: u64, many: u64, now: u64) -> u64 {
+    now + SECOND + n.wrapping_mul(7_919) % many * SECOND / 1_000
+}
+
+/// Those of the ten seconds that follow the first come, and no others.
+fn ten_seconds_of_them_come(queue: &Queue<u64>, simulation: &Simulation, many: u64) {
     measure_taking("ten seconds of them", || {
         for _ in 0..100 {
             simulation.advance(Duration::from_millis(100));
@@ -177,6 +169,26 @@ fn what_has_a_delay_is_read_when_its_time_comes_near() {
     let came = many.min(10_001);
     assert_eq!((queue.stats().acked, queue.delayed() as u64), (came, many - came));
     assert_eq!(queue.stats().unaccounted(), 0);
+}
+
+#[test]
+fn what_has_a_delay_is_read_when_its_time_comes_near() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let many = many();
+    let world = World::holding(many, plain, |n, now| Item {
+        due_at: Some(due_in_no_order(n, many, now)),
+        published_at: now,
+        ..item(n)
+    });
+    let (broker, simulation) = world.broker();
+    let queue = measure(&format!("{many} delayed"), || {
+        let queue = plain(&broker);
+        assert_eq!((queue.delayed() as u64, queue.len()), (many, 0));
+        simulation.advance(Duration::from_secs(1));
+        queue.recv().unwrap().ack().unwrap();
+        queue
+    });
+    ten_seconds_of_them_come(&queue, &simulation, many);
 }
 
 #[test]
@@ -251,9 +263,10 @@ fn what_waits_for_its_next_attempt_is_read_when_its_time_comes_near() {
         queue.declare().unwrap()
     };
     for (what, declare) in [("waiting", plain as fn(&Broker) -> _), ("waiting, of four priorities", levels)] {
-        // A thousand a second, in no order.
-        let due = |n: u64, now: u64| now + SECOND + n.wrapping_mul(7_919) % many * SECOND / 1_000;
-        let world = World::holding(many, declare, |n, now| Item { priority: (n % 4) as u8, ..failed(n, due(n, now)) });
+        let world = World::holding(many, declare, |n, now| Item {
+            priority: (n % 4) as u8,
+            ..failed(n, due_in_no_order(n, many, now))
+        });
         let (broker, simulation) = world.broker();
         let queue = measure(&format!("{many} {what}"), || {
             let queue = declare(&broker);
@@ -264,17 +277,7 @@ fn what_waits_for_its_next_attempt_is_read_when_its_time_comes_near() {
             delivery.ack().unwrap();
             queue
         });
-        measure_taking("ten seconds of them", || {
-            for _ in 0..100 {
-                simulation.advance(Duration::from_millis(100));
-                while let Ok(delivery) = queue.try_recv() {
-                    delivery.ack().unwrap();
-                }
-            }
-        });
-        let came = many.min(10_001);
-        assert_eq!((queue.stats().acked, queue.delayed() as u64), (came, many - came));
-        assert_eq!(queue.stats().unaccounted(), 0);
+        ten_seconds_of_them_come(&queue, &simulation, many);
     }
 }
 

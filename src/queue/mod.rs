@@ -643,7 +643,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         if self.is_durable() {
             return self.accept_chunk_durably(chunk);
         }
-        let singly = self.settings.is_special()
+        let singly = self.is_special
             || self.settings.admission.is_some()
             || chunk.iter().any(|message| message.extras.is_some());
         while !chunk.is_empty() {

@@ -340,7 +340,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         portion: Portion,
     ) -> Result<(), Nothing> {
         debug_assert!(batch.is_empty() && max > 0);
-        let plain = !self.settings.is_special() && self.settings.ack_timeout.is_none();
+        let plain = !self.is_special && self.settings.ack_timeout.is_none();
         loop {
             while plain && !self.looks_aside() && batch.len() < max {
                 match self.take_run(max, batch, portion) {

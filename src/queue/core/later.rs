@@ -26,7 +26,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// room. Otherwise `None`, and [`Core::accept`] finds out more. Then comes [`LaterPlace::put`]; until then no user code may run.
     #[inline]
     pub(crate) fn place_for_later(&self, now: Timestamp, due: Timestamp) -> Option<LaterPlace<'_, T>> {
-        if due <= now || self.settings.is_special() {
+        if due <= now || self.is_special {
             return None;
         }
         // Both, so that nobody who looks for it finds it nowhere.

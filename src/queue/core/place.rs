@@ -31,7 +31,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     #[inline]
     pub(super) fn put(&self, intake: &mut Intake<T>, message: Message<T>) {
         intake.entered += 1;
-        if message.extras.is_some() || self.settings.is_special() {
+        if message.extras.is_some() || self.is_special {
             self.put_specially(intake, message);
         } else {
             intake.tail.push(message);
@@ -39,11 +39,10 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     #[cold]
-    pub(super) fn put_specially(&self, intake: &mut Intake<T>, message: Message<T>) {
+    pub(super) fn put_specially(&self, intake: &mut Intake<T>, mut message: Message<T>) {
         if self.is_ordered() {
             return self.put_keyful(intake, message);
         }
-        let mut message = message;
         if !self.put_in_window(intake, &mut message) {
             return intake.keep_waste(message);
         }

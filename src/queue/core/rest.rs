@@ -3,9 +3,8 @@
 //!
 //! Everything up to one moment has been read, and everything behind it has not. Told by its row, what may be unread
 //! is a message with a time of which nothing else is noted, or that had failed when the file was opened: then nobody has
-//! it.
-//! What has a timer, or was redriven, has more in its row but no attempt, is in memory as a whole, and is passed over
-//! by whoever reads; in a queue ordered by key, so is what has failed.
+//! it. What has a timer, or was redriven, has more in its row but no attempt, is in memory as a whole, and is passed over
+//! by whoever reads; so is what has failed since, and in a queue ordered by key whatever has failed.
 //!
 //! Of each row that may be unread, one of three is true at any moment, whatever the file has heard by then: nobody has
 //! its message in memory, and it is counted as unread; its time is not behind the moment up to which all has been read;
@@ -353,7 +352,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// A message has come back, to be delivered again then; the file will hear of it after this. It stays in memory.
     pub(crate) fn note_returned(&self, place: Seq, due: Timestamp) {
         if self.is_ordered() {
-            // There, what has come back is not read.
+            // There, what has come back is not read; and the caller may have the intake.
             return;
         }
         let mut intake = self.intake.lock();
