@@ -150,7 +150,7 @@ mod dispatch {
                 let online = online.clone();
                 online.fetch_add(1, Ordering::SeqCst);
                 thread::spawn(move || {
-                    push(&subscriber, connection);
+                    push(subscriber, connection);
                     online.fetch_sub(1, Ordering::SeqCst);
                 });
             }
@@ -158,7 +158,8 @@ mod dispatch {
         Ok(address)
     }
 
-    fn push(jobs: &Subscriber<Job>, mut driver: TcpStream) {
+    /// Returns when the line is dead or the topic closed, and has unsubscribed by then.
+    fn push(jobs: Subscriber<Job>, mut driver: TcpStream) {
         loop {
             let sent = match jobs.recv() {
                 Ok(job) => writeln!(driver, "{} {} -> {}", job.number, job.from, job.to),
