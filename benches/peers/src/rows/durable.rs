@@ -2,7 +2,8 @@
 
 use super::{Figure, Row};
 use crate::work::durable::{
-    self, Engine, Task, Way, bare::Bare, fjall::Fjall, group, postroom, redb::Redb, reopen, sqlite::Sqlite, yaque,
+    self, Engine, Task, Way, bare::Bare, fjall::Fjall, group, packed::Packed, postroom, redb::Redb, reopen,
+    sqlite::Sqlite, yaque,
 };
 
 const REOPEN: &[Figure] = &[
@@ -51,6 +52,7 @@ fn all(name: &'static str, about: &'static str, n: u64, task: Task) -> Row {
         .entry(postroom::SELF, move |n| postroom::run(n, task))
         .entry(Bare::SELF, move |n| group::run::<Bare>(n, task))
         .entry(Sqlite::SELF, move |n| group::run::<Sqlite>(n, task))
+        .entry(Packed::SELF, move |n| group::run::<Packed>(n, task))
         .entry(Redb::SELF, move |n| group::run::<Redb>(n, task))
         .note(if task.sync { Redb::SELF.note } else { IN_MEMORY })
         .entry(Fjall::SELF, move |n| group::run::<Fjall>(n, task))

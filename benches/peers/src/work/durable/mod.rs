@@ -14,6 +14,7 @@ use super::Contestant;
 pub mod bare;
 pub mod fjall;
 pub mod group;
+pub mod packed;
 pub mod postroom;
 pub mod redb;
 pub mod reopen;

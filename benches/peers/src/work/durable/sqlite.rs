@@ -20,20 +20,14 @@ impl Engine for Sqlite {
     };
 
     fn open(folder: &Path) -> Self {
-        let db = Connection::open(folder.join("rows.db")).expect("a database");
-        db.pragma_update(None, "journal_mode", "WAL").expect("WAL mode");
-        db.pragma_update(None, "synchronous", "FULL").expect("synced commits");
+        let db = open(&folder.join("rows.db"));
         db.execute_batch("CREATE TABLE IF NOT EXISTS message (number INTEGER PRIMARY KEY, bytes BLOB NOT NULL)")
             .expect("a table");
         Sqlite { db, syncs: true }
     }
 
     fn commit(&mut self, writes: &Writes, sync: bool) {
-        if sync != self.syncs {
-            let mode = if sync { "FULL" } else { "NORMAL" };
-            self.db.pragma_update(None, "synchronous", mode).expect("a mode");
-            self.syncs = sync;
-        }
+        set_sync(&self.db, &mut self.syncs, sync);
         let transaction = self.db.transaction().expect("nobody else writes");
         {
             let mut insert = transaction.prepare_cached("INSERT INTO message VALUES (?1, ?2)").expect("valid");
@@ -51,5 +45,20 @@ impl Engine for Sqlite {
     fn first(&self) -> Option<Bytes> {
         let sql = "SELECT bytes FROM message ORDER BY number LIMIT 1";
         self.db.query_row(sql, [], |row| row.get(0)).optional().expect("it can be read")
+    }
+}
+
+/// With the write-ahead log, and synced commits.
+pub fn open(path: &Path) -> Connection {
+    let db = Connection::open(path).expect("a database");
+    db.pragma_update(None, "journal_mode", "WAL").expect("WAL mode");
+    db.pragma_update(None, "synchronous", "FULL").expect("synced commits");
+    db
+}
+
+pub fn set_sync(db: &Connection, is: &mut bool, sync: bool) {
+    if sync != *is {
+        db.pragma_update(None, "synchronous", if sync { "FULL" } else { "NORMAL" }).expect("a mode");
+        *is = sync;
     }
 }
