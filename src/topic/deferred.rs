@@ -25,8 +25,8 @@ pub struct Ticket<T: Send + Sync + 'static> {
 enum State<T: Send + Sync + 'static> {
     /// A refusal in a box, since tickets are kept by the thousand.
     Known(Result<Receipt, Box<PublishError<T>>>),
-    /// With the queue that would refuse, and the topic that counts.
-    Pending(Pending<Delivered<T>>, Arc<Core<T>>, Option<Arc<TopicCore<T>>>),
+    /// With the topic that counts.
+    Pending(Pending<Delivered<T>>, Option<Arc<TopicCore<T>>>),
 }
 
 impl<T: Send + Sync + 'static> Ticket<T> {
@@ -40,7 +40,7 @@ impl<T: Send + Sync + 'static> Ticket<T> {
         core: &Arc<Core<T>>,
         topic: Option<Arc<TopicCore<T>>>,
     ) -> Self {
-        let state = State::Pending(pending, Arc::clone(core), topic);
+        let state = State::Pending(pending, topic);
         let mut ticket = Self { id, state: Some(state) };
         if core.runtime.is_simulated() {
             // So that the same seed gives the same run.
@@ -76,7 +76,7 @@ impl<T: Send + Sync + 'static> Ticket<T> {
     fn conclude(&mut self) -> Result<Receipt, PublishError<T>> {
         match self.state.take().expect("asked once") {
             State::Known(result) => result.map_err(|refused| *refused),
-            State::Pending(pending, core, topic) => concluded(self.id, pending.wait(), &core, topic.as_deref()),
+            State::Pending(pending, topic) => concluded(self.id, pending.wait(), topic.as_deref()),
         }
     }
 
@@ -85,8 +85,8 @@ impl<T: Send + Sync + 'static> Ticket<T> {
         let id = self.id;
         match self.state.take().expect("asked once") {
             State::Known(result) => tell(result.map_err(|refused| *refused)),
-            State::Pending(pending, core, topic) => {
-                pending.then(move |delivered| tell(concluded(id, delivered, &core, topic.as_deref())));
+            State::Pending(pending, topic) => {
+                pending.then(move |delivered| tell(concluded(id, delivered, topic.as_deref())));
             }
         }
     }
@@ -95,17 +95,18 @@ impl<T: Send + Sync + 'static> Ticket<T> {
 fn concluded<T: Send + Sync + 'static>(
     id: MessageId,
     delivered: Delivered<T>,
-    core: &Core<T>,
     topic: Option<&TopicCore<T>>,
 ) -> Result<Receipt, PublishError<T>> {
-    let routed = delivered.routed.map_err(|refused| refusal_error(core, *refused))?;
+    let Delivered { routed, queues } = delivered;
+    let refusing = || durably::first_durable(&queues).expect("one of them has refused");
+    let routed = routed.map_err(|refused| refusal_error(refusing(), *refused))?;
     topic.iter().for_each(|topic| topic.count(1));
     Ok(Receipt { id, routed })
 }
 
 impl<T: Send + Sync + 'static> Drop for Ticket<T> {
     fn drop(&mut self) {
-        if let Some(State::Pending(_, _, Some(topic))) = &self.state {
+        if let Some(State::Pending(_, Some(topic))) = &self.state {
             topic.count(1);
         }
     }

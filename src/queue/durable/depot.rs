@@ -6,7 +6,7 @@ use crate::outcome::{contained, drop_contained};
 use crate::runtime::{Registration, Runtime};
 use crate::scheduler::Timed;
 use crate::store::{Batch, Durability, Seq, Sleeper, Store, StoreError, StreamId, Submission, Wake};
-use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering};
+use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, Padded};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
@@ -19,8 +19,10 @@ pub(crate) struct Depot {
     simulated: bool,
     errands: Arc<Errands>,
     arrivals: Arc<Arrivals>,
-    /// Commits whose outcome has not been shown.
-    under_way: AtomicUsize,
+    /// Commits handed in, and those of them whose outcome has been shown: two numbers, since one that publishers and the
+    /// writer both change would be on its way between two cores all the time.
+    begun: Padded<AtomicUsize>,
+    ended: Padded<AtomicUsize>,
     alarm: Registration,
     runtime: Arc<Runtime>,
     /// For messages that get a place in the file.
@@ -74,18 +76,18 @@ impl Depot {
             let queue = hears.0.lock().get(&stream.get()).and_then(Weak::upgrade);
             queue.into_iter().for_each(|queue| queue.arrived(places.start, places.end));
         });
-        let (under_way, order) = (AtomicUsize::new(0), Mutex::new(()));
         let runtime = Arc::clone(runtime);
         Arc::new(Self {
             store,
             simulated,
             errands,
             arrivals,
-            under_way,
+            begun: Padded::default(),
+            ended: Padded::default(),
             alarm,
             runtime,
             spares: Spares::default(),
-            order,
+            order: Mutex::new(()),
         })
     }
 
@@ -122,25 +124,27 @@ impl Depot {
         durability: Durability,
         show: impl FnOnce(Result<&[Seq], StoreError>, &mut Vec<Errand>) -> R + Send + 'static,
     ) -> Pending<R> {
-        self.commit_shown(batch, durability, Some(show))
+        Arc::clone(self).commit_shown(batch, durability, Some(show))
     }
 
     /// The same for what is shown where it lies.
     pub(super) fn commit_shown<R: Send + 'static>(
-        self: &Arc<Self>,
+        self: Arc<Self>,
         batch: Batch,
         durability: Durability,
         show: impl Show<R> + 'static,
     ) -> Pending<R> {
-        let is_alone = self.under_way.fetch_add(1, Ordering::SeqCst) == 0;
+        // Read before the other one is raised: those that have ended are among those begun before this.
+        let ended = self.ended.load(Ordering::SeqCst);
+        let is_alone = self.begun.fetch_add(1, Ordering::SeqCst) == ended;
         let slot = Slot { state: Mutex::new(State::Waiting), came: Condvar::new() };
         let has_nothing = batch.is_empty();
-        let order = Arc::new(Order { slot, show: Mutex::new(show), batch, depot: Arc::clone(self) });
+        let order = Arc::new(Order { slot, show: Mutex::new(show), batch, depot: self });
         if has_nothing && is_alone {
             drop(Arc::clone(&order).done(Ok(&[])));
-            self.store.call_now();
+            order.depot.store.call_now();
         } else {
-            self.store.submit_shared(Arc::clone(&order) as Arc<dyn Submission>, durability);
+            order.depot.store.submit_shared(Arc::clone(&order) as Arc<dyn Submission>, durability);
         }
         Pending { order, taken: false }
     }
@@ -337,7 +341,7 @@ struct Unfinished<'a, R> {
 
 impl<R> Drop for Unfinished<'_, R> {
     fn drop(&mut self) {
-        self.depot.under_way.fetch_sub(1, Ordering::SeqCst);
+        self.depot.ended.fetch_add(1, Ordering::SeqCst);
         if self.is_given {
             return;
         }

@@ -171,6 +171,9 @@ impl From<Failed> for Attempt {
 /// why its key is parked because of it.
 pub(super) fn extra_of<T>(message: &Message<T>, letter: Option<Letter>, hold: Option<&Hold>) -> Option<Vec<u8>> {
     let extras = message.extras.as_deref();
+    if extras.is_none() && letter.is_none() && hold.is_none() && !message.redelivered {
+        return None;
+    }
     let counts_from = extras.and_then(|extras| extras.counts_from).map(|from| from.0);
     let history: Vec<Failed> = message.history().iter().map(Failed::from).collect();
     let held = hold.map(|hold| Held { reason: hold.reason.clone(), since: hold.since.0 });

@@ -84,8 +84,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             if let (true, Ok(&[place, ..])) = (stored, result) {
                 message.set_fresh_place(place);
             }
-            let core = Arc::clone(&me);
-            core.redeem_quietly(pledge, message, errands);
+            me.redeem_quietly(pledge, message, errands);
             errands.push(Box::new(move || drop(me)));
         });
         if filed.depot.is_simulated() {
@@ -113,7 +112,7 @@ impl<T: Send + Sync + 'static> Core<T> {
                     if let (true, Some(&place)) = (stored, places.first()) {
                         message.set_fresh_place(place);
                     }
-                    Arc::clone(&me).redeem_quietly(pledge, message, errands);
+                    me.redeem_quietly(pledge, message, errands);
                     Ok(())
                 }
                 Err(_) => {

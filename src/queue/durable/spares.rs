@@ -5,7 +5,7 @@
 //! the cache lines of all that stands in it. So workers give them back, and only the line with the place goes to and fro.
 
 use crate::message::Extras;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Padded};
 
 /// So many are kept on either side, at most.
 const MOST: usize = 512;
@@ -14,8 +14,8 @@ const MOST: usize = 512;
 #[expect(clippy::vec_box, reason = "the boxes are what is used again")]
 pub(super) struct Spares {
     /// What the writer takes from, by a lock that hardly anybody else wants.
-    at_hand: Mutex<Vec<Box<Extras>>>,
-    returned: Mutex<Vec<Box<Extras>>>,
+    at_hand: Padded<Mutex<Vec<Box<Extras>>>>,
+    returned: Padded<Mutex<Vec<Box<Extras>>>>,
 }
 
 impl Spares {

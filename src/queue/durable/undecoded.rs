@@ -210,7 +210,7 @@ impl Apart {
                 Ok(places) => {
                     for ((pledge, mut letter), &place) in letters.into_iter().zip(places) {
                         letter.set_fresh_place(place);
-                        Arc::clone(&me).redeem_quietly(pledge, letter, errands);
+                        me.redeem_quietly(pledge, letter, errands);
                     }
                     Ok(())
                 }
