@@ -1,5 +1,6 @@
 //! What to change, all of it or nothing.
 
+use super::brief::Brief;
 use super::error::{MAX_ITEM_BYTES, StoreError};
 use super::item::{Change, Item, Seq, StreamId};
 use super::live::LiveMark;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(super) enum Op {
     Insert(StreamId, Box<Item>),
+    InsertBrief(StreamId, Brief),
     Delete(StreamId, Seq),
     Update(StreamId, Seq, Change),
     Move { from: StreamId, seq: Seq, to: StreamId, change: Change },
@@ -54,6 +56,12 @@ impl Batch {
         let item = item.into();
         let bytes = item.bytes() + size_of::<Item>();
         self.with(Op::Insert(stream, item), bytes)
+    }
+
+    /// As [`Batch::insert`].
+    pub(crate) fn insert_brief(self, stream: StreamId, brief: Brief) -> Self {
+        let bytes = brief.bytes();
+        self.with(Op::InsertBrief(stream, brief), bytes)
     }
 
     /// Deletes an item; one that is gone already is no error.
@@ -182,6 +190,7 @@ impl Op {
             Self::Declare { .. } => (None, None),
             Self::Move { from, to, .. } => (Some(from), Some(to)),
             Self::Insert(stream, _)
+            | Self::InsertBrief(stream, _)
             | Self::Delete(stream, _)
             | Self::Update(stream, ..)
             | Self::Trim(stream, _)
@@ -198,6 +207,7 @@ impl Op {
     fn bytes(&self) -> usize {
         match self {
             Self::Insert(_, item) => item.bytes(),
+            Self::InsertBrief(_, brief) => brief.bytes(),
             Self::Update(_, _, change) | Self::Move { change, .. } => change.bytes(),
             Self::Mark(_, name, value) => name.len() + value.len(),
             _ => 0,

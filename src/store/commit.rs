@@ -1,13 +1,14 @@
 //! From a pile of batches to one transaction.
 
 use super::batch::Op;
+use super::brief::Plain;
 use super::error::StoreError;
 use super::inbox::{Entry, Pile};
 use super::item::{Change, Item, MAX_STREAMS, Seq, StreamId};
 use super::options::Durability;
 use super::pack::{Crowd, FEWEST};
 use super::packs::Packs;
-use super::statements::{Bound, Statements, bind_item, change};
+use super::statements::{Bound, Statements, bind_item, bind_plain, change};
 use rusqlite::{Connection, ErrorCode, Statement};
 use std::collections::{BTreeMap, btree_map};
 use std::ops::Range;
@@ -204,10 +205,16 @@ impl<'c> Committer<'c> {
     fn apply<'p>(&mut self, op: &'p Op, seqs: &mut Vec<Seq>, crowds: &mut Crowds<'p>) -> Result<(), StoreError> {
         match op {
             Op::Insert(stream, item) => {
-                let seq = self.take_place(*stream)?;
-                self.gather(stream.row(seq), item, crowds)?;
-                self.inserted += 1;
-                self.grow(stream.index(), 1);
+                let seq = self.take_place_for_one(*stream)?;
+                match Plain::of(item) {
+                    Some(plain) => self.gather(stream.row(seq), plain, crowds)?,
+                    None => self.insert(stream.row(seq), item)?,
+                }
+                seqs.push(seq);
+            }
+            Op::InsertBrief(stream, brief) => {
+                let seq = self.take_place_for_one(*stream)?;
+                self.gather(stream.row(seq), brief.as_plain(), crowds)?;
                 seqs.push(seq);
             }
             Op::Delete(stream, seq) => self.doom(*stream, *seq),
@@ -261,9 +268,9 @@ impl<'c> Committer<'c> {
     }
 
     /// Keeps an item back for a moment, in case its neighbours come too.
-    fn gather<'p>(&mut self, row: i64, item: &'p Item, crowds: &mut Crowds<'p>) -> Result<(), StoreError> {
-        if !Crowd::suits(item) {
-            return self.insert(row, item);
+    fn gather<'p>(&mut self, row: i64, item: Plain<'p>, crowds: &mut Crowds<'p>) -> Result<(), StoreError> {
+        if !Crowd::suits(&item) {
+            return self.insert_plain(row, &item);
         }
         match crowds.entry(StreamId::of_row(row)) {
             btree_map::Entry::Vacant(entry) => drop(entry.insert(Crowd::of_one(row, item))),
@@ -281,7 +288,13 @@ impl<'c> Committer<'c> {
         if crowd.items.len() >= FEWEST {
             return self.packs.insert(crowd);
         }
-        (crowd.first..).zip(&crowd.items).try_for_each(|(row, item)| self.insert(row, item))
+        (crowd.first..).zip(&crowd.items).try_for_each(|(row, item)| self.insert_plain(row, item))
+    }
+
+    fn insert_plain(&mut self, row: i64, item: &Plain<'_>) -> Result<(), StoreError> {
+        bind_plain(&mut self.sql.insert, &mut self.bound, row, item)?;
+        self.sql.insert.raw_execute()?;
+        Ok(())
     }
 
     fn insert(&mut self, row: i64, item: &Item) -> Result<(), StoreError> {
@@ -313,6 +326,14 @@ impl<'c> Committer<'c> {
         let found = self.stream_mut(stream.index()).ok_or(StoreError::UnknownStream(stream))?;
         let seq = found.next;
         found.next += 1;
+        Ok(seq)
+    }
+
+    /// For an item that is inserted there, which is counted.
+    fn take_place_for_one(&mut self, stream: StreamId) -> Result<Seq, StoreError> {
+        let seq = self.take_place(stream)?;
+        self.inserted += 1;
+        self.grow(stream.index(), 1);
         Ok(seq)
     }
 

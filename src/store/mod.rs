@@ -130,6 +130,7 @@ mod item;
 mod options;
 mod live;
 mod batch;
+mod brief;
 mod ticket;
 mod inbox;
 mod turn;
@@ -150,6 +151,7 @@ mod same_file;
 mod inspector;
 
 pub use batch::Batch;
+pub(crate) use brief::Brief;
 pub use error::{MAX_ITEM_BYTES, StoreError};
 pub use inspector::Inspector;
 pub use item::{Change, Item, MAX_STREAMS, Row, Seq, StreamId, StreamInfo};

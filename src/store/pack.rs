@@ -7,6 +7,7 @@
 //! with the last of them. An item that is to be changed or moved is taken out first, and is a row of its own from then
 //! on.
 
+use super::brief::Plain;
 use super::error::StoreError;
 use super::item::{Item, Row, from_column, seq_of_row, to_column};
 use std::sync::Arc;
@@ -24,31 +25,26 @@ const LARGEST: usize = BYTES / 8;
 #[derive(Debug)]
 pub(super) struct Crowd<'p> {
     pub(super) first: i64,
-    pub(super) items: Vec<&'p Item>,
+    pub(super) items: Vec<Plain<'p>>,
     bytes: usize,
 }
 
 impl<'p> Crowd<'p> {
-    pub(super) fn of_one(row: i64, item: &'p Item) -> Self {
+    pub(super) fn of_one(row: i64, item: Plain<'p>) -> Self {
         Self { first: row, items: vec![item], bytes: item.payload.len() }
     }
 
-    /// Whether there is nothing to say about the item that a pack has no place for.
-    pub(super) fn suits(item: &Item) -> bool {
-        let Item { attempts, due_at, expires_at, key, headers, extra, payload, .. } = item;
-        let times = due_at.is_some() || expires_at.is_some();
-        let words = key.is_some() || extra.is_some() || !headers.is_empty();
-        *attempts == 0 && !times && !words && payload.len() <= LARGEST
+    /// Whether a pack has a place for the item.
+    pub(super) fn suits(item: &Plain<'_>) -> bool {
+        item.payload.len() <= LARGEST
     }
 
     /// Whether the item was added: it is the next one, like the others, and there is room.
-    pub(super) fn takes(&mut self, row: i64, item: &'p Item) -> bool {
+    pub(super) fn takes(&mut self, row: i64, item: Plain<'p>) -> bool {
         let Some(first) = self.items.first() else { return false };
         let is_next = self.first + self.items.len() as i64 == row;
-        let is_alike =
-            first.priority == item.priority && first.schema == item.schema && first.routing_key == item.routing_key;
         let fits = self.items.len() < MOST && self.bytes + item.payload.len() <= BYTES;
-        if is_next && is_alike && fits {
+        if is_next && fits && first.is_like(&item) {
             self.bytes += item.payload.len();
             self.items.push(item);
             return true;
@@ -64,7 +60,7 @@ impl<'p> Crowd<'p> {
         for item in &self.items {
             let (id, later) = (item.id.cast_signed(), to_column(item.published_at) - first);
             all.push(About(id, later, payload.len(), item.payload.len()));
-            payload.extend_from_slice(&item.payload);
+            payload.extend_from_slice(item.payload);
         }
         serde_json::to_string(&all).map_err(|error| StoreError::other(error.to_string()))
     }
@@ -270,12 +266,13 @@ mod tests {
             ("extra", Item { extra: Some(Vec::new()), ..plain.clone() }),
             ("payload", Item { payload: vec![0; LARGEST + 1], ..plain.clone() }),
         ];
-        assert!(Crowd::suits(&plain));
+        let suits = |item: &Item| Plain::of(item).is_some_and(|plain| Crowd::suits(&plain));
+        assert!(suits(&plain));
         for (what, item) in odd {
-            assert!(!Crowd::suits(&item), "{what}");
+            assert!(!suits(&item), "{what}");
         }
         let alike = Item { priority: 3, schema: 2, routing_key: "a.b".into(), payload: vec![0; LARGEST], ..plain };
-        assert!(Crowd::suits(&alike), "the first says it for all");
+        assert!(suits(&alike), "the first says it for all");
     }
 
     #[test]
@@ -286,17 +283,19 @@ mod tests {
             Item { schema: 1, ..two.clone() },
             Item { routing_key: "a".into(), ..two.clone() },
         ];
-        let mut crowd = Crowd::of_one(70, &one);
-        assert!(!crowd.takes(72, &two) && !crowd.takes(70, &two), "not the next place");
-        assert!(strangers.iter().all(|stranger| !crowd.takes(71, stranger)));
-        assert!(crowd.takes(71, &two));
+        let (one, two) = (Plain::part_of(&one), Plain::part_of(&two));
+        let mut crowd = Crowd::of_one(70, one);
+        assert!(!crowd.takes(72, two) && !crowd.takes(70, two), "not the next place");
+        assert!(strangers.iter().all(|stranger| !crowd.takes(71, Plain::part_of(stranger))));
+        assert!(crowd.takes(71, two));
         assert_eq!(crowd.items.len(), 2);
 
         let large = item(3, &[0; LARGEST]);
-        let mut crowd = Crowd::of_one(0, &large);
-        assert_eq!((1..100).take_while(|&row| crowd.takes(row, &large)).count(), BYTES / LARGEST - 1);
-        let mut crowd = Crowd::of_one(0, &two);
-        assert_eq!((1..1000).take_while(|&row| crowd.takes(row, &two)).count(), MOST - 1);
+        let large = Plain::part_of(&large);
+        let mut crowd = Crowd::of_one(0, large);
+        assert_eq!((1..100).take_while(|&row| crowd.takes(row, large)).count(), BYTES / LARGEST - 1);
+        let mut crowd = Crowd::of_one(0, two);
+        assert_eq!((1..1000).take_while(|&row| crowd.takes(row, two)).count(), MOST - 1);
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl<'c> Packs<'c> {
         self.insert.raw_bind_parameter(3, to_column(first.published_at))?;
         self.insert.raw_bind_parameter(4, first.priority)?;
         self.insert.raw_bind_parameter(5, first.schema)?;
-        self.insert.raw_bind_parameter(6, first.routing_key.as_str())?;
+        self.insert.raw_bind_parameter(6, first.routing_key)?;
         self.insert.raw_bind_parameter(7, items)?;
         self.insert.raw_bind_parameter(8, self.payload.as_slice())?;
         self.insert.raw_execute()?;

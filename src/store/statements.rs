@@ -1,5 +1,6 @@
 //! The statements a commit consists of, prepared once.
 
+use super::brief::Plain;
 use super::error::StoreError;
 use super::item::{Change, Item, Row, from_column, headers_from_text, headers_to_text, seq_of_row, to_column};
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
@@ -22,20 +23,37 @@ impl Default for Bound {
 
 /// Binds an item to [`INSERT`].
 pub(super) fn bind_item(insert: &mut Statement<'_>, bound: &mut Bound, row: i64, item: &Item) -> rusqlite::Result<()> {
-    insert.raw_bind_parameter(1, row)?;
-    insert.raw_bind_parameter(2, item.id.cast_signed())?;
-    insert.raw_bind_parameter(3, to_column(item.published_at))?;
+    bind_plain_part(insert, row, &Plain::part_of(item))?;
     insert.raw_bind_parameter(4, item.attempts)?;
-    insert.raw_bind_parameter(7, item.priority)?;
-    insert.raw_bind_parameter(8, item.schema)?;
-    insert.raw_bind_parameter(10, item.routing_key.as_str())?;
-    insert.raw_bind_parameter(13, item.payload.as_slice())?;
     let [due, expires, key, headers, extra] = &mut bound.0;
     bind_optional(insert, due, 5, item.due_at.map(to_column))?;
     bind_optional(insert, expires, 6, item.expires_at.map(to_column))?;
     bind_optional(insert, key, 9, item.key.as_deref())?;
     bind_optional(insert, headers, 11, headers_to_text(&item.headers))?;
     bind_optional(insert, extra, 12, item.extra.as_deref())
+}
+
+/// The same for an item about which nothing else is to be said.
+pub(super) fn bind_plain(
+    insert: &mut Statement<'_>,
+    bound: &mut Bound,
+    row: i64,
+    item: &Plain<'_>,
+) -> rusqlite::Result<()> {
+    bind_plain_part(insert, row, item)?;
+    insert.raw_bind_parameter(4, 0)?;
+    let columns = [5, 6, 9, 11, 12];
+    bound.0.iter_mut().zip(columns).try_for_each(|(bound, column)| bind_optional(insert, bound, column, None::<i64>))
+}
+
+fn bind_plain_part(insert: &mut Statement<'_>, row: i64, item: &Plain<'_>) -> rusqlite::Result<()> {
+    insert.raw_bind_parameter(1, row)?;
+    insert.raw_bind_parameter(2, item.id.cast_signed())?;
+    insert.raw_bind_parameter(3, to_column(item.published_at))?;
+    insert.raw_bind_parameter(7, item.priority)?;
+    insert.raw_bind_parameter(8, item.schema)?;
+    insert.raw_bind_parameter(10, item.routing_key)?;
+    insert.raw_bind_parameter(13, item.payload)
 }
 
 fn bind_optional(

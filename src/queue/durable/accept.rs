@@ -2,6 +2,7 @@
 
 use super::depot::{Depot, Errand, Pending, Show};
 use super::filed::Filed;
+use super::format::Written;
 use crate::message::{Message, Text};
 use crate::queue::builder::Overflow;
 use crate::queue::core::{Accepted, Core, Patience, Pledge, Refusal, Waking};
@@ -217,7 +218,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         depot.store.wait_for_room();
         let (mut batch, mut mode) = (Batch::new(), Durability::Buffered);
         if stored {
-            (batch, mode) = (batch.insert(filed.stream, item), filed.durability);
+            (batch, mode) = (item.add_to(batch, filed.stream), filed.durability);
             if let Some(rider) = message.take_rider() {
                 batch = rider.join(batch, &depot);
             }
@@ -279,7 +280,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     }
 
     fn prepare(&self, message: Message<T>, patience: Patience) -> Result<Prepared<T>, (Message<T>, Refusal)> {
-        let found = self.order_key(&message).and_then(|key| Ok((key, self.filed().item(&message)?)));
+        let found = self.order_key(&message).and_then(|key| Ok((key, self.filed().written(&message)?)));
         match found.and_then(|(key, item)| Ok((key, item, self.pledge_patiently(patience)?))) {
             Ok((key, item, pledge)) => Ok(Prepared { message, key, item, pledge }),
             Err(refusal) => Err((message, refusal)),
@@ -293,7 +294,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         for Prepared { message, key, item, pledge } in together {
             let stored = self.keeps(&pledge);
             if stored {
-                batch = batch.insert(filed.stream, item);
+                batch = item.add_to(batch, filed.stream);
             }
             promised.push((message, key, pledge, stored));
         }
@@ -371,13 +372,13 @@ fn only<A: smallvec::Array>(item: A::Item) -> SmallVec<A> {
 struct Prepared<T> {
     message: Message<T>,
     key: Option<Text>,
-    item: Box<Item>,
+    item: Written,
     pledge: Pledge,
 }
 
 impl<T> Prepared<T> {
     fn bytes(&self) -> usize {
-        self.item.payload.len()
+        self.item.payload_bytes()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::declare::WINDOW;
 use super::depot::Depot;
-use super::format::{Coding, Format, Plain, extra_of, item_of, message_of};
+use super::format::{Coding, Format, Plain, Written, extra_of, item_of, message_of};
 use super::undecoded::Apart;
 use crate::clock::Timestamp;
 use crate::idempotency::DoneStream;
@@ -45,6 +45,11 @@ impl<T> Filed<T> {
     /// In a box, since it is handed on several times. Runs the user's codec, so no lock may be held.
     pub(crate) fn item(&self, message: &Message<T>) -> Result<Box<Item>, Refusal> {
         item_of(&*self.format, message).map_err(|words| Refusal::Unencodable(words.into()))
+    }
+
+    /// The same for a message that is published.
+    pub(super) fn written(&self, message: &Message<T>) -> Result<Written, Refusal> {
+        Written::of(&*self.format, message).map_err(|words| Refusal::Unencodable(words.into()))
     }
 
     /// Runs the user's codec, so no lock may be held.

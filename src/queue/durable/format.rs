@@ -7,7 +7,7 @@ use crate::dead_letter::{DeadLetter, Origin, Reason};
 use crate::message::{Attempt, Message, Text};
 use crate::outcome::contained;
 use crate::queue::keyed::Hold;
-use crate::store::Item;
+use crate::store::{Batch, Brief, Item, StreamId};
 use crate::sync::Mutex;
 use crate::timer::TimerRef;
 use serde::{Deserialize, Serialize};
@@ -196,6 +196,47 @@ pub(super) fn known_extra<T>(message: &Message<T>) -> Vec<u8> {
 
 /// The item of a stamped message. Runs the user's codec, so no lock may be held.
 pub(super) fn item_of<T>(format: &dyn Format<T>, message: &Message<T>) -> Result<Box<Item>, String> {
+    item_with(format, message, format.letter(message))
+}
+
+/// The item of a message that is published: in a box, unless there is little to say.
+pub(super) enum Written {
+    Brief(Brief),
+    Item(Box<Item>),
+}
+
+impl Written {
+    /// As [`item_of`].
+    pub(super) fn of<T>(format: &dyn Format<T>, message: &Message<T>) -> Result<Self, String> {
+        let letter = format.letter(message);
+        if message.extras.is_some() || message.attempt > 0 || message.redelivered || letter.is_some() {
+            return item_with(format, message, letter).map(Self::Item);
+        }
+        Ok(Self::Brief(Brief {
+            id: message.id.get(),
+            published_at: message.published_at.0,
+            routing_key: message.routing_key.clone(),
+            schema: format.version(message),
+            payload: format.payload(message)?,
+        }))
+    }
+
+    pub(super) fn add_to(self, batch: Batch, stream: StreamId) -> Batch {
+        match self {
+            Self::Brief(brief) => batch.insert_brief(stream, brief),
+            Self::Item(item) => batch.insert(stream, item),
+        }
+    }
+
+    pub(super) fn payload_bytes(&self) -> usize {
+        match self {
+            Self::Brief(brief) => brief.payload.len(),
+            Self::Item(item) => item.payload.len(),
+        }
+    }
+}
+
+fn item_with<T>(format: &dyn Format<T>, message: &Message<T>, letter: Option<Letter>) -> Result<Box<Item>, String> {
     Ok(Box::new(Item {
         id: message.id.get(),
         published_at: message.published_at.0,
@@ -208,7 +249,7 @@ pub(super) fn item_of<T>(format: &dyn Format<T>, message: &Message<T>) -> Result
         headers: message.headers().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
         schema: format.version(message),
         payload: format.payload(message)?,
-        extra: extra_of(message, format.letter(message), None),
+        extra: extra_of(message, letter, None),
     }))
 }
 
