@@ -206,13 +206,15 @@ impl<T: Send + Sync + 'static> Core<T> {
         patience: Patience,
     ) -> Result<Pending<Delivered<T>>, (Message<T>, Refusal)> {
         let Some(me) = self.weak().upgrade() else { return Err((message, Refusal::Closed)) };
-        let prepared = self.prepare(message, patience)?;
-        Ok(me.send_prepared(prepared))
+        match self.prepare(&message, patience) {
+            Ok(prepared) => Ok(me.send_prepared(message, prepared)),
+            Err(refusal) => Err((message, refusal)),
+        }
     }
 
     /// As [`Parcel::send`].
-    fn send_prepared(self: Arc<Self>, prepared: Prepared<T>) -> Pending<Delivered<T>> {
-        let Prepared { mut message, key, item, pledge } = prepared;
+    fn send_prepared(self: Arc<Self>, mut message: Message<T>, prepared: Prepared) -> Pending<Delivered<T>> {
+        let Prepared { key, item, pledge } = prepared;
         let (filed, stored) = (self.filed(), self.keeps(&pledge));
         let depot = Arc::clone(&filed.depot);
         depot.store.wait_for_room();
@@ -243,24 +245,27 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// refused stays in `chunk`.
     pub(crate) fn accept_chunk_durably(&self, chunk: &mut Chunk<Message<T>>) -> Result<(), (Message<T>, Refusal)> {
         while let Some(message) = chunk.pop_front() {
-            let first = self.prepare(message, Patience::Forever)?;
+            let first = match self.prepare(&message, Patience::Forever) {
+                Ok(first) => first,
+                Err(refusal) => return Err((message, refusal)),
+            };
             let mut bytes = first.bytes();
-            let mut together = vec![first];
+            let mut together = vec![(message, first)];
             let mut refused = None;
             while together.len() < TOGETHER && bytes < BYTES_TOGETHER {
                 let Some(message) = chunk.pop_front() else { break };
-                match self.prepare(message, Patience::None) {
+                match self.prepare(&message, Patience::None) {
                     Ok(next) => {
                         bytes += next.bytes();
-                        together.push(next);
+                        together.push((message, next));
                     }
                     // The next round waits for room.
-                    Err((message, Refusal::Full)) if self.settings.overflow == Overflow::Wait => {
+                    Err(Refusal::Full) if self.settings.overflow == Overflow::Wait => {
                         chunk.push_front(message);
                         break;
                     }
                     Err(other) => {
-                        refused = Some(other);
+                        refused = Some((message, other));
                         break;
                     }
                 }
@@ -279,19 +284,17 @@ impl<T: Send + Sync + 'static> Core<T> {
         Ok(())
     }
 
-    fn prepare(&self, message: Message<T>, patience: Patience) -> Result<Prepared<T>, (Message<T>, Refusal)> {
-        let found = self.order_key(&message).and_then(|key| Ok((key, self.filed().written(&message)?)));
-        match found.and_then(|(key, item)| Ok((key, item, self.pledge_patiently(patience)?))) {
-            Ok((key, item, pledge)) => Ok(Prepared { message, key, item, pledge }),
-            Err(refusal) => Err((message, refusal)),
-        }
+    fn prepare(&self, message: &Message<T>, patience: Patience) -> Result<Prepared, Refusal> {
+        let key = self.order_key(message)?;
+        let item = self.filed().written(message)?;
+        Ok(Prepared { key, item, pledge: self.pledge_patiently(patience)? })
     }
 
-    fn commit_together(&self, together: Vec<Prepared<T>>) -> Result<(), (Vec<Message<T>>, StoreError)> {
+    fn commit_together(&self, together: Vec<(Message<T>, Prepared)>) -> Result<(), (Vec<Message<T>>, StoreError)> {
         let (filed, me) = (self.filed(), self.weak().upgrade().expect("alive while it is called"));
         let mut batch = Batch::new();
         let mut promised = Vec::with_capacity(together.len());
-        for Prepared { message, key, item, pledge } in together {
+        for (message, Prepared { key, item, pledge }) in together {
             let stored = self.keeps(&pledge);
             if stored {
                 batch = item.add_to(batch, filed.stream);
@@ -368,15 +371,14 @@ fn only<A: smallvec::Array>(item: A::Item) -> SmallVec<A> {
     all
 }
 
-/// A message about to get into the file.
-struct Prepared<T> {
-    message: Message<T>,
+/// What a message about to get into the file goes there with. Apart from it, since that is large.
+struct Prepared {
     key: Option<Text>,
     item: Written,
     pledge: Pledge,
 }
 
-impl<T> Prepared<T> {
+impl Prepared {
     fn bytes(&self) -> usize {
         self.item.payload_bytes()
     }
