@@ -67,7 +67,8 @@ pub(crate) struct Parcel<T> {
 pub(crate) struct Delivered<T> {
     /// How many queues took it, or the message and why none did.
     pub(crate) routed: Result<usize, Box<(Message<T>, Refusal)>>,
-    /// All it was for. Perhaps the last handles, and then their messages go with them, which the writer's thread is no place for.
+    /// All it was for. Perhaps the last handles, and then their messages go with them, which the writer's thread is no
+    /// place for.
     pub(crate) queues: SmallVec<[Arc<Core<T>>; 2]>,
 }
 
@@ -152,7 +153,7 @@ impl<T: Send + Sync + 'static> Show<Delivered<T>> for Sent<T> {
     }
 }
 
-/// As [`Sent`], to one queue and to nothing beside it, which most messages are: a third of the memory, and no loops.
+/// As [`Sent`], to one queue and to nothing beside it, which most messages are: in less memory, and without loops.
 struct Alone<T> {
     /// Taken out once it is shown, as the next two.
     queue: Option<Arc<Core<T>>>,
@@ -219,9 +220,10 @@ impl<T: Send + Sync + 'static> Core<T> {
         let depot = Arc::clone(&filed.depot);
         depot.store.wait_for_room();
         let (mut batch, mut mode) = (Batch::new(), Durability::Buffered);
+        let rider = message.take_rider();
         if stored {
             (batch, mode) = (item.add_to(batch, filed.stream), filed.durability);
-            if let Some(rider) = message.take_rider() {
+            if let Some(rider) = rider {
                 batch = rider.join(batch, &depot);
             }
         }

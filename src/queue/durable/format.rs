@@ -332,3 +332,46 @@ impl<T: Send + Sync + 'static> Format<DeadLetter<T>> for Letters<T> {
         Ok(letter.restore(item, payload, origin))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Json;
+
+    fn message() -> Message<u32> {
+        let mut message = Message::new(7);
+        (message.id, message.published_at) = (3.into(), Timestamp(5));
+        message.routing_key = Text::new("a.b");
+        message
+    }
+
+    #[test]
+    fn a_message_about_which_there_is_little_to_say_is_written_in_brief_as_in_full() {
+        let format = Plain(Coding::new(Json));
+        let Written::Brief(brief) = Written::of(&format, &message()).unwrap() else { panic!("in full") };
+        let Brief { id, published_at, routing_key, schema, payload } = brief;
+        let routing_key = routing_key.as_str().to_owned();
+        let in_full = Item { id, published_at, routing_key, schema, payload, ..Item::default() };
+        assert_eq!(*item_of(&format, &message()).unwrap(), in_full);
+    }
+
+    #[test]
+    fn a_message_about_which_there_is_more_to_say_is_written_in_full() {
+        let changes: [fn(&mut Message<u32>); 6] = [
+            |message| message.extras_mut().key = Some(Text::new("user-7")),
+            |message| message.extras_mut().headers.push((Text::new("tenant"), Text::new("acme"))),
+            |message| message.extras_mut().priority = 3,
+            |message| message.extras_mut().expires = Some(Timestamp(9)),
+            |message| message.attempt = 1,
+            |message| message.redelivered = true,
+        ];
+        let format = Plain(Coding::new(Json));
+        for (at, change) in changes.into_iter().enumerate() {
+            let mut message = message();
+            change(&mut message);
+            let Written::Item(item) = Written::of(&format, &message).unwrap() else { panic!("{at}: in brief") };
+            assert_eq!(item, item_of(&format, &message).unwrap(), "{at}");
+            assert_ne!(item.bytes(), 0);
+        }
+    }
+}
