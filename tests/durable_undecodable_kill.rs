@@ -68,7 +68,7 @@ fn each_is_somewhere_and_only_there_after_kill_9() {
     drop((broker, queue));
     for round in 0..ROUNDS {
         let task = Task { file: folder.file(), mode: String::new(), first: 0 };
-        task.killed(|_| None::<()>, |_| thread::sleep(Duration::from_micros(round * 7_370 % 200_000)));
+        task.killed(|_| None::<()>, |_, _| thread::sleep(Duration::from_micros(round * 7_370 % 200_000)));
     }
     let store = Store::open(folder.file(), Options::new()).unwrap();
     let (reader, mut found, mut kinds) = (store.reader().unwrap(), BTreeMap::new(), BTreeMap::new());

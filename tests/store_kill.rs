@@ -60,7 +60,7 @@ fn what_was_answered_survives_kill_9_at_any_moment() {
         // It begins, because the file is free the moment its holder is dead.
         let pause = Duration::from_micros(round * 1_700 % 23_000);
         let before = answered.len();
-        answered.extend(task(&folder).killed(read, |_| thread::sleep(pause)));
+        answered.extend(task(&folder).killed(read, |_, _| thread::sleep(pause)));
         most = most.max(answered.len() - before);
 
         let store = Store::open(folder.file(), Options::new()).unwrap();
@@ -88,7 +88,7 @@ fn what_was_answered_survives_kill_9_at_any_moment() {
 #[test]
 fn another_process_is_told_who_has_the_file_and_gets_it_when_that_one_is_killed() {
     let folder = Folder::new();
-    task(&folder).killed(read, |child| {
+    task(&folder).killed(read, |child, _| {
         let refused = Store::open(folder.file(), Options::new()).unwrap_err();
         let StoreError::InUse { holder, .. } = &refused else { panic!("{refused}") };
         assert_eq!(holder.pid, child.id());
