@@ -252,7 +252,7 @@ mod direct {
 
 const ORDERS_PLACED: u64 = 1_000;
 const DIRECT_ORDERS: u64 = 100;
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let file = durable::path_argument(include_str!("01_decoupling.rs"));

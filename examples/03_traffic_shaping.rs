@@ -249,7 +249,7 @@ const REQUESTS: u64 = 200_000;
 const BUYERS: u64 = 50_000;
 const THREADS: u64 = 32;
 const WINDOW: Duration = Duration::from_millis(100);
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     common::takes_no_arguments(include_str!("03_traffic_shaping.rs"));

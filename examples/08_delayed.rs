@@ -202,6 +202,7 @@ mod polling {
     }
 }
 
+const PATIENCE: Duration = Duration::from_secs(60);
 const TO_PAY: Duration = Duration::from_secs(30 * 60);
 const ORDERS: u64 = 1_000;
 /// One order every 3.6 s: an hour of orders. They do not come on the full second, as those of people do not.
@@ -459,7 +460,7 @@ fn on_the_real_clock(broker: &Broker, file: Option<&Path>) -> Result<(), Box<dyn
     let exact_late = SystemTime::now().duration_since(**exact).unwrap_or_default();
     exact.ack()?;
 
-    assert!(broker.wait_idle(Duration::from_secs(10)), "the timers did not fire in time");
+    assert!(broker.wait_idle(PATIENCE), "the timers did not fire in time");
     let stats = queue.stats();
     assert_eq!((stats.acked, stats.panicked), (stats.published + found, 0), "a timer was lost or early");
     assert!(fired.lock().unwrap().numbers.iter().copied().eq(0..TIMERS), "a timer was lost");
@@ -469,7 +470,7 @@ fn on_the_real_clock(broker: &Broker, file: Option<&Path>) -> Result<(), Box<dyn
         println!("   never early; late by {typical:.0?} typically, by {most:.0?} or less for 99 of 100");
     }
     println!("   a message for an exact time of the wall clock was late by {exact_late:.0?}");
-    assert!(broker.shutdown(Duration::from_secs(5)).is_clean());
+    assert!(broker.shutdown(PATIENCE).is_clean());
     sent.forget()?;
     fired.lock().unwrap().forget()?;
     Ok(())

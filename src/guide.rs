@@ -1152,6 +1152,11 @@
 //! half messages have `<topic>.half.undecodable`, and are open again once they are redriven. A log's record leaves a gap
 //! at its offset.
 //!
+//! **What cannot be read** at all, as a row of a single message that is damaged, or a file on a disk that fails, is tried
+//! again every second, and what is behind it waits. An [event](crate::Event::NotRead) tells when that begins, and
+//! [another](crate::Event::ReadAgain) when it is over; until then `QueueStats::trouble`, or `GroupStats::trouble` of a
+//! log, says why.
+//!
 //! **A backlog** stays in the file. Memory has the first few thousand messages of a queue, so opening a file with
 //! millions takes no longer than opening an empty one. Of what is delayed, memory has those due soonest; of
 //! a queue with priorities, the first of each level; in a queue ordered by key, what stands behind thousands of a key

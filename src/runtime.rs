@@ -121,6 +121,24 @@ pub enum Event {
         /// What its codec said.
         error: String,
     },
+    /// Messages of a durable queue, or records of a durable log for a group, cannot be read from the broker's file:
+    /// perhaps one of them is damaged, or the file is. It is tried again every second. Told once until they can be; see
+    /// `QueueStats::trouble` and `GroupStats::trouble`.
+    NotRead {
+        /// The queue, or the log and the group as `log/group`.
+        queue: String,
+        /// The log's partition.
+        partition: Option<usize>,
+        /// What went wrong.
+        error: String,
+    },
+    /// What could not be read from the broker's file can be.
+    ReadAgain {
+        /// The queue, or the log and the group as `log/group`.
+        queue: String,
+        /// The log's partition.
+        partition: Option<usize>,
+    },
     /// A relay cannot do its work on an outbox's table; it goes on trying. Told once until it recovers.
     OutboxFailing {
         /// The table.

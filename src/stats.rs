@@ -254,6 +254,10 @@ pub struct QueueStats {
     pub oldest_age: Option<Duration>,
     /// How long handlers took.
     pub handling: HandlingTime,
+    /// Of a durable queue: why some of its messages cannot be read from the broker's file now, if so. It is tried again
+    /// every second; see [`Event::NotRead`](crate::Event::NotRead).
+    #[serde(default)]
+    pub trouble: Option<String>,
 }
 
 impl QueueStats {
@@ -380,6 +384,10 @@ pub struct GroupStats {
     pub committed: Vec<u64>,
     /// Per partition, how many offsets lie between that and the end.
     pub lag: Vec<u64>,
+    /// Of a durable log: why some records cannot be read from the broker's file for the group now, if so. It is tried
+    /// again every second; see [`Event::NotRead`](crate::Event::NotRead).
+    #[serde(default)]
+    pub trouble: Option<String>,
 }
 
 impl GroupStats {

@@ -5,7 +5,9 @@
 mod common;
 
 use common::{eventually, within};
-use postroom::{Broker, CircuitBreaker, Event, Message, Queue, QueueBuilder, Retry, SettleError, Simulation};
+use postroom::{
+    Broker, CircuitBreaker, Event, ManualClock, Message, Queue, QueueBuilder, Retry, SettleError, Simulation,
+};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -170,10 +172,16 @@ fn the_limit_in_flight_is_freed_once() {
     is_conserved(&queue);
 }
 
+/// Threads on a clock that stands still: however long one of them is held up, it is no later than a test says.
+fn threaded() -> (Broker, ManualClock) {
+    let clock = ManualClock::new();
+    (Broker::builder().clock(clock.clone()).build().unwrap(), clock)
+}
+
 #[test]
 fn a_handler_still_running_does_not_hinder_the_redelivery() {
     within(secs(30), || {
-        let broker = Broker::new();
+        let (broker, clock) = threaded();
         let builder = broker.queue("q").ack_timeout(millis(30)).retry(Retry::immediate(3));
         let queue: Queue<u32> = builder.declare().unwrap();
         let (go, gone) = mpsc::channel::<()>();
@@ -186,10 +194,12 @@ fn a_handler_still_running_does_not_hinder_the_redelivery() {
         };
         queue.consumer().workers(2).start(handler).unwrap();
         queue.send(1).unwrap();
+        eventually("the first handling", || queue.in_flight() == 1);
+        clock.advance(millis(30));
         eventually("the second handling", || queue.stats().acked == 1);
         go.send(()).unwrap();
         eventually("the late one", || queue.stats().settled_late == 1);
-        assert!(broker.shutdown(secs(5)).is_clean());
+        assert!(broker.shutdown(secs(30)).is_clean());
         assert_eq!((queue.stats().acked, queue.stats().timed_out), (1, 1));
         is_conserved(&queue);
     });
@@ -198,12 +208,12 @@ fn a_handler_still_running_does_not_hinder_the_redelivery() {
 #[test]
 fn a_handler_that_asks_for_time_keeps_its_message() {
     within(secs(30), || {
-        let broker = Broker::new();
-        let queue: Queue<u32> = broker.queue("q").ack_timeout(millis(200)).declare().unwrap();
-        let handler = |message: &Message<u32>| {
+        let (broker, clock) = threaded();
+        let queue: Queue<u32> = broker.queue("q").ack_timeout(secs(10)).declare().unwrap();
+        let handler = move |message: &Message<u32>| {
             for _ in 0..5 {
                 message.extend_ack(secs(60)).unwrap();
-                thread::sleep(millis(60));
+                clock.advance(secs(59));
             }
         };
         queue.consumer().workers(2).start(handler).unwrap();
@@ -216,12 +226,13 @@ fn a_handler_that_asks_for_time_keeps_its_message() {
 #[test]
 fn shutdown_meanwhile_leaves_one_copy_and_no_more() {
     within(secs(30), || {
-        let broker = Broker::new();
+        let (broker, clock) = threaded();
         let builder = broker.queue("q").ack_timeout(millis(20)).retry(Retry::fixed(secs(3600)));
         let queue: Queue<u32> = builder.declare().unwrap();
         queue.send_batch(0..2).unwrap();
         let [first, second] = [queue.recv().unwrap(), queue.recv().unwrap()];
         second.extend_ack(secs(3600)).unwrap();
+        clock.advance(millis(20));
         eventually("taken back", || queue.delayed() == 1);
         let report = broker.shutdown(millis(50));
         assert_eq!(report.undelivered[0].total(), 2);
@@ -236,7 +247,7 @@ fn shutdown_meanwhile_leaves_one_copy_and_no_more() {
 #[test]
 fn what_an_open_circuit_gives_back_is_not_taken_back_too() {
     within(secs(30), || {
-        let broker = Broker::new();
+        let (broker, clock) = threaded();
         let builder = broker.queue("q").ack_timeout(millis(50)).retry(Retry::fixed(secs(3600)));
         let queue: Queue<u32> = builder.declare().unwrap();
         let breaker = CircuitBreaker::new(4, 0.5).pause(secs(3600));
@@ -244,7 +255,8 @@ fn what_an_open_circuit_gives_back_is_not_taken_back_too() {
         queue.consumer().workers(4).circuit_breaker(breaker).start(handler).unwrap();
         queue.send_batch(0..64).unwrap();
         eventually("the circuit opens and hands are empty", || queue.delayed() >= 2 && queue.in_flight() == 0);
-        thread::sleep(millis(120));
+        clock.advance(millis(120));
+        thread::sleep(millis(20));
         assert_eq!((queue.len() + queue.delayed(), queue.stats().timed_out), (64, 0));
         is_conserved(&queue);
     });
@@ -282,7 +294,7 @@ fn every_message_is_settled_in_time_once_whoever_is_slow() {
         queue.consumer().workers(4).start(handler).unwrap();
         queue.send_batch(0..MESSAGES).unwrap();
         eventually("all settled", || queue.stats().acked == u64::from(MESSAGES) && queue.in_flight() == 0);
-        assert!(broker.shutdown(secs(5)).is_clean());
+        assert!(broker.shutdown(secs(30)).is_clean());
         let stats = queue.stats();
         let handled: usize = seen.lock().unwrap().values().sum();
         assert_eq!(handled as u64, stats.acked + stats.settled_late);

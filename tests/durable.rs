@@ -341,7 +341,7 @@ fn what_the_file_refuses_leaves_no_trace_in_the_queues() {
         assert_eq!((durable.stats().unaccounted(), memory.stats().unaccounted(), topic.stats().published), (0, 0, 0));
         memory.purge();
         memory.consumer().start(|_: &Message<String>| ()).unwrap();
-        assert!(broker.wait_idle(Duration::from_secs(5)), "a promise is left over");
+        assert!(broker.wait_idle(LIMIT / 2), "a promise is left over");
     });
 }
 

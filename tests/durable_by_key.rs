@@ -478,22 +478,26 @@ fn a_purge_leaves_no_key_waiting_for_what_it_took() {
 
 #[test]
 fn receivers_see_the_end_though_what_their_keys_miss_cannot_be_read_any_more() {
-    within(Duration::from_secs(20), || {
-        let folder = Folder::new();
-        let broker = broker(&folder);
-        let queue = queue(&broker, |queue| queue.window(1));
-        queue.send_batch((0..50).chain(100..150)).unwrap();
-        // Of both keys, all was passed over while one of each was in hand.
-        let in_hand: Vec<_> = (0..2).map(|_| queue.recv().unwrap()).collect();
-        assert!(queue.try_recv().is_err());
-        let sleeper = thread::spawn({
-            let queue = queue.clone();
-            move || queue.recv().is_err()
-        });
-        // It closes the file.
-        broker.shutdown(Duration::ZERO);
-        assert!(sleeper.join().unwrap());
-        assert!(queue.recv().is_err() && queue.recv_timeout(Duration::from_secs(1)).is_err());
-        drop(in_hand);
+    within(LIMIT, || {
+        // In some rounds a sleeper has looked after the queue was closed and before it had ended.
+        for _ in 0..20 {
+            let folder = Folder::new();
+            let broker = broker(&folder);
+            let queue = queue(&broker, |queue| queue.window(1));
+            queue.send_batch((0..50).chain(100..150)).unwrap();
+            // Of both keys, all was passed over while one of each was in hand.
+            let in_hand: Vec<_> = (0..2).map(|_| queue.recv().unwrap()).collect();
+            assert!(queue.try_recv().is_err());
+            let sleepers = [0; 8].map(|_| {
+                let queue = queue.clone();
+                thread::spawn(move || queue.recv().is_err())
+            });
+            thread::sleep(Duration::from_millis(2));
+            // It closes the file.
+            broker.shutdown(Duration::ZERO);
+            assert!(sleepers.into_iter().all(|sleeper| sleeper.join().unwrap()));
+            assert!(queue.recv().is_err() && queue.recv_timeout(Duration::from_secs(1)).is_err());
+            drop(in_hand);
+        }
     });
 }

@@ -9,6 +9,7 @@ use common::within;
 use postroom::store::rusqlite::Connection;
 use postroom::store::{Batch, Change, Durability, Item, Limit, Options, Store};
 use postroom::{Broker, Queue, QueueBuilder, Reason};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -54,9 +55,16 @@ fn filled(settings: Settings, damage: &str) -> Folder {
     folder
 }
 
+/// Until there are none left, in memory or in the file.
 fn take_all(queue: &Queue<u32>) -> Vec<u32> {
-    let take = || queue.recv_timeout(Duration::from_millis(200)).ok();
-    std::iter::from_fn(|| take().map(|delivery| (**delivery, delivery.ack().unwrap()).0)).collect()
+    let mut all = Vec::new();
+    while !queue.is_empty() {
+        if let Ok(delivery) = queue.recv_timeout(Duration::from_millis(50)) {
+            all.push(**delivery);
+            delivery.ack().unwrap();
+        }
+    }
+    all
 }
 
 #[test]
@@ -73,6 +81,8 @@ fn its_messages_become_dead_letters_and_all_others_come() {
                 let letters = queue.undecodable().list(100);
                 assert_eq!((letters.len(), told.lock().unwrap().len()), (9, 9), "{kind}: {damage}");
                 assert!(letters.iter().all(|letter| *letter.reason() == Reason::Undecodable));
+                let ids: BTreeSet<_> = letters.iter().map(|letter| letter.message().id()).collect();
+                assert_eq!(ids.len(), 9, "{kind}: {damage}");
                 // All that there was.
                 let first = letters[0].message().payload().bytes();
                 assert!(first == b"101112131415161718" || damage.contains("payload"), "{kind}: {damage}");
@@ -87,6 +97,23 @@ fn its_messages_become_dead_letters_and_all_others_come() {
                 assert_eq!((queue.len(), queue.undecodable().len()), (0, 9), "{kind}: {damage}");
             }
         }
+    });
+}
+
+#[test]
+fn each_of_its_messages_is_another_to_an_idempotent_queue() {
+    within(LIMIT, || {
+        let settings: Settings = |queue| queue.idempotent(Duration::from_secs(3600));
+        let folder = filled(settings, DAMAGES[1]);
+        let (broker, queue, _) = open(&folder, settings);
+        assert_eq!(take_all(&queue).len(), 20);
+        drop((queue, broker));
+        // Their ids are the same in another run.
+        let (_broker, queue, _) = open(&folder, settings);
+        let mended = queue.undecodable().redrive().edit(|letter| letter.payload().clone().with_bytes("7")).run();
+        assert_eq!(mended.unwrap().moved, 9);
+        assert_eq!(take_all(&queue), [7; 9]);
+        assert_eq!((queue.stats().duplicates, queue.stats().unaccounted()), (0, 0));
     });
 }
 

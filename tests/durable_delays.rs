@@ -10,6 +10,8 @@ use postroom::store::Durability;
 use postroom::store::rusqlite::Connection;
 use postroom::{Broker, Expired, ManualClock, Message, Overflow, Queue, Retry, Simulation, Timer};
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -318,12 +320,15 @@ fn none_is_lost_early_or_twice_while_many_send_and_take() {
                     })
                 })
                 .collect();
+            let left = Arc::new(AtomicUsize::new(3_000));
             let takers: Vec<_> = (0..2)
                 .map(|_| {
-                    let queue = queue.clone();
+                    let (queue, left) = (queue.clone(), left.clone());
                     thread::spawn(move || {
                         let mut seen = Vec::new();
-                        while let Ok(delivery) = queue.recv_timeout(Duration::from_secs(1)) {
+                        while left.load(Ordering::SeqCst) > 0 {
+                            let Ok(delivery) = queue.recv_timeout(Duration::from_millis(50)) else { continue };
+                            left.fetch_sub(1, Ordering::SeqCst);
                             assert!(begin.elapsed() >= due(**delivery), "{} is early", **delivery);
                             seen.push(**delivery);
                             delivery.ack().unwrap();
@@ -364,13 +369,19 @@ fn what_fails_again_and_again_comes_as_often_as_it_failed_in_however_many_runs()
                     }
                 }
             });
+            let left = Arc::new(AtomicUsize::new(1_800 - acked.len()));
             let takers: Vec<_> = (0..2)
                 .map(|_| {
-                    let queue = queue.clone();
+                    let (queue, left) = (queue.clone(), left.clone());
                     thread::spawn(move || {
                         let (mut acked, mut failed) = (Vec::new(), Vec::new());
                         // All but the last run end before all is done.
-                        while let Ok(delivery) = queue.recv_timeout(Duration::from_millis(500)) {
+                        while left.load(Ordering::SeqCst) > 0 {
+                            let delivery = match queue.recv_timeout(Duration::from_millis(200)) {
+                                Ok(delivery) => delivery,
+                                Err(_) if run < 5 => break,
+                                Err(_) => continue,
+                            };
                             let (n, attempt) = (**delivery, delivery.attempt());
                             if attempt <= n % 5 {
                                 let wait = u64::from(n.wrapping_mul(attempt).wrapping_mul(104_729) % 30_000);
@@ -379,6 +390,7 @@ fn what_fails_again_and_again_comes_as_often_as_it_failed_in_however_many_runs()
                             } else {
                                 acked.push((n, attempt));
                                 delivery.ack().unwrap();
+                                left.fetch_sub(1, Ordering::SeqCst);
                             }
                             if run < 5 && acked.len() + failed.len() >= 400 {
                                 break;

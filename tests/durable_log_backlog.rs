@@ -226,10 +226,13 @@ fn what_retention_removes_is_skipped_and_counted_and_nothing_else_is_missing() {
         let retain = Retention::count(50);
         let log: Log<u64> = broker.log("short").retain(retain).durable(BUFFERED).window(WINDOW).declare().unwrap();
         let group = earliest(&log, "slow");
-        let seen = Seen::default();
-        let sees = Arc::clone(&seen);
+        let (seen, appended) = (Seen::default(), Arc::new(AtomicU64::new(0)));
+        let (sees, progress) = (Arc::clone(&seen), Arc::clone(&appended));
         let slow = move |record: &Record<u64>| {
             assert_eq!(***record, record.offset());
+            if record.offset() == 0 {
+                eventually("it is behind", || progress.load(Ordering::SeqCst) > 2_000);
+            }
             if record.offset().is_multiple_of(64) {
                 thread::sleep(Duration::from_millis(3));
             }
@@ -238,6 +241,7 @@ fn what_retention_removes_is_skipped_and_counted_and_nothing_else_is_missing() {
         group.consumer().start(slow).unwrap();
         for from in (0..8_000).step_by(20) {
             log.append_batch(from..from + 20).unwrap();
+            appended.fetch_add(20, Ordering::SeqCst);
         }
         assert!(broker.wait_idle(LIMIT));
         let (seen, stats) = (seen.lock().unwrap(), group.stats());

@@ -8,6 +8,8 @@ use common::store::Folder;
 use common::{eventually, within};
 use postroom::store::Durability;
 use postroom::{Broker, Expired, Message, Overflow, Queue, QueueBuilder};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -155,18 +157,21 @@ fn nothing_is_lost_or_comes_twice_while_many_send_and_take() {
                 })
             })
             .collect();
+        let left = Arc::new(AtomicUsize::new(6_000));
         let takers: Vec<_> = (0..3)
             .map(|_| {
-                let queue = queue.clone();
+                let (queue, left) = (queue.clone(), left.clone());
                 thread::spawn(move || {
                     let mut seen = Vec::new();
-                    while let Ok(delivery) = queue.recv_timeout(Duration::from_secs(1)) {
+                    while left.load(Ordering::SeqCst) > 0 {
+                        let Ok(delivery) = queue.recv_timeout(Duration::from_millis(50)) else { continue };
                         if **delivery % 7 == 0 && delivery.attempt() == 1 {
                             delivery.retry_after(Duration::ZERO).unwrap();
                             continue;
                         }
                         seen.push(**delivery);
                         delivery.ack().unwrap();
+                        left.fetch_sub(1, Ordering::SeqCst);
                     }
                     seen
                 })

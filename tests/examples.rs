@@ -33,7 +33,7 @@ fn decoupling_holds() {
 fn asynchronous_processing_holds() {
     run("02_async_processing", &[], "").succeeds().says(&[
         "workers transcoded",
-        "499 users were told",
+        "1499 users were told",
         "attempt 3: panicked: encoder crashed on video 13",
         "encoder fixed, 1 redriven",
         "shut down: nothing left",
@@ -555,16 +555,29 @@ mod durable {
 
     #[test]
     fn decoupling_goes_on_where_it_was_killed() {
-        let file = fresh("decoupling");
+        let (mut file, mut in_time) = (String::new(), false);
+        for _ in 0..TRIES {
+            file = fresh("decoupling");
+            let args = ["--durable", &file];
+            let first = start_until("01_decoupling", &args, "recommendations, joined");
+            let holder = format!("process {}", first.child.id());
+            let refused = run("01_decoupling", &args, "");
+            let inspected = run("inspect", &[&file], "");
+            // If it still runs, the others have found it at work; on a busy machine it may have come to its end.
+            if !first.kill() {
+                continue;
+            }
+            refused.ends_with(2).complains(&["01_decoupling: ", "is in use by", &holder]);
+            inspected.succeeds().says(&["held by", &holder, "stock", "dead letters   email.dead"]);
+            run("inspect", &[&file], "").succeeds().says(&["held by  nobody"]);
+            // Soon after the start, when it has found what was there.
+            in_time = start_until("01_decoupling", &args, "found from before").kill();
+            if in_time {
+                break;
+            }
+        }
+        assert!(in_time, "it always came to its end before anybody could look");
         let args = ["--durable", &file];
-        let first = start_until("01_decoupling", &args, "recommendations, joined");
-        let holder = format!("process {}", first.child.id());
-        run("01_decoupling", &args, "").ends_with(2).complains(&["01_decoupling: ", "is in use by", &holder]);
-        run("inspect", &[&file], "").succeeds().says(&["held by", &holder, "stock", "dead letters   email.dead"]);
-        first.kill();
-        run("inspect", &[&file], "").succeeds().says(&["held by  nobody"]);
-        // Soon after the start, when it has found what was there.
-        start_until("01_decoupling", &args, "found from before").kill();
         run("01_decoupling", &args, "").succeeds().says(&[
             "found from before: ",
             "in email",
@@ -577,9 +590,14 @@ mod durable {
 
     #[test]
     fn delays_go_on_where_they_were_killed() {
-        let file = fresh("delayed");
+        let mut file = String::new();
+        let in_time = (0..TRIES).any(|_| {
+            file = fresh("delayed");
+            start_until("08_delayed", &["--durable", &file], "all are on their way").kill()
+                && !run("inspect", &[&file, "timers"], "").stdout.contains("queue timers: 0 items")
+        });
+        assert!(in_time, "all timers always fired before it was killed");
         let args = ["--durable", &file];
-        start_until("08_delayed", &args, "all are on their way").kill();
         let found = ["found from before: ", " in timers", "never early"];
         run("08_delayed", &args, "").succeeds().says(&found);
         run("inspect", &[&file, "timers"], "").succeeds().says(&["queue timers: 0 items"]);
@@ -587,18 +605,27 @@ mod durable {
 
     #[test]
     fn transactions_go_on_where_they_were_killed() {
-        let file = fresh("transactions");
-        let args = ["--durable", &file];
-        let rows = |table| {
+        let mut file = String::new();
+        let rows_of = |file: &str, table| {
             let count = format!("SELECT count(*) FROM {table}");
-            Connection::open(&file).unwrap().query_row(&count, [], |row| row.get::<_, i64>(0)).unwrap()
+            Connection::open(file).unwrap().query_row(&count, [], |row| row.get::<_, i64>(0))
         };
-        start_until("10_transactions", &args, "half of them are dealt with").kill();
-        let placed = rows("placed");
-        assert!(placed >= 400 && placed >= rows("billed"), "{placed} placed, {} billed", rows("billed"));
-        // Early, when it has told of what it has found, or while it looks.
-        start_until("10_transactions", &args, "4. The same orders").kill();
-        let placed = rows("placed");
+        // Its tables are gone when it has come to its end.
+        let in_time = (0..TRIES).any(|_| {
+            file = fresh("transactions");
+            start_until("10_transactions", &["--durable", &file], "half of them are dealt with").kill()
+                && rows_of(&file, "placed").is_ok_and(|placed| {
+                    let billed = rows_of(&file, "billed").unwrap();
+                    assert!(placed >= 400 && placed >= billed, "{placed} placed, {billed} billed");
+                    placed < 844
+                })
+                // Early, when it has told of what it has found, or while it looks.
+                && start_until("10_transactions", &["--durable", &file], "4. The same orders").kill()
+                && rows_of(&file, "placed").is_ok()
+        });
+        assert!(in_time, "it always came to its end before it was killed");
+        let args = ["--durable", &file];
+        let placed = rows_of(&file, "placed").unwrap();
         run("10_transactions", &args, "").succeeds().says(&[
             &format!("{placed} orders were placed before, and {} now", 844 - placed),
             "one file:     844 saved,   0 of them lost,   0 invented",
@@ -612,24 +639,32 @@ mod durable {
     #[test]
     fn the_shop_goes_on_where_it_was_killed() {
         for mode in [&["--threads"][..], &[]] {
-            let file = fresh("shop");
-            let args = [&["--orders", "300", "--durable", &file], mode].concat();
-            let first = start_until("shop", &args, "each is placed when");
-            let holder = format!("process {}", first.child.id());
-            run("shop", &args, "").ends_with(2).complains(&["shop: ", "is in use by", &holder]);
-            let placed = || {
+            let mut file = String::new();
+            let placed_in = |file: &str| {
                 let count =
                     |db: Connection| db.query_row("SELECT count(*) FROM orders", [], |row| row.get::<_, i64>(0));
-                Connection::open(&file).and_then(count).unwrap_or(0)
+                Connection::open(file).and_then(count).unwrap_or(0)
             };
-            let start = Instant::now();
-            while placed() < 100 {
-                assert!(start.elapsed() < LIMIT, "100 orders are not placed");
-                thread::sleep(Duration::from_millis(1));
-            }
-            first.kill();
-            // In the middle of all that the first has left.
-            start_until("shop", &args, "found from before: ").kill();
+            let in_time = (0..TRIES).any(|_| {
+                file = fresh("shop");
+                let args = [&["--orders", "300", "--durable", &file], mode].concat();
+                let mut first = start_until("shop", &args, "each is placed when");
+                let holder = format!("process {}", first.child.id());
+                let refused = run("shop", &args, "");
+                let start = Instant::now();
+                while placed_in(&file) < 100 && first.runs() {
+                    assert!(start.elapsed() < LIMIT, "100 orders are not placed");
+                    thread::sleep(Duration::from_millis(1));
+                }
+                if !first.kill() || placed_in(&file) == 300 {
+                    return false;
+                }
+                refused.ends_with(2).complains(&["shop: ", "is in use by", &holder]);
+                // In the middle of all that the first has left.
+                start_until("shop", &args, "found from before: ").kill() && placed_in(&file) < 300
+            });
+            assert!(in_time, "it always came to its end before it was killed");
+            let (args, placed) = ([&["--orders", "300", "--durable", &file], mode].concat(), || placed_in(&file));
             let placed_by_then = placed();
             run("shop", &args, "").succeeds().says(&[
                 &format!("{placed_by_then} were placed by earlier runs; each goes on where it was"),
@@ -755,6 +790,9 @@ mod durable {
         run("inspect", &["--help"], "").succeeds().says(&["usage: inspect PATH", "Exit code 2"]);
     }
 
+    /// How often a program is started anew that came to its end before anybody could look at it.
+    const TRIES: usize = 10;
+
     /// A program under way.
     struct Started {
         child: std::process::Child,
@@ -762,10 +800,18 @@ mod durable {
     }
 
     impl Started {
-        fn kill(mut self) {
+        /// Whether it was still running.
+        fn kill(mut self) -> bool {
+            let runs = self.runs();
             self.child.kill().unwrap();
-            self.child.wait().unwrap();
+            // One that ended by itself meanwhile was not killed.
+            let killed = self.child.wait().unwrap().code().is_none();
             self.stdout.join().unwrap();
+            runs && (killed || cfg!(not(unix)))
+        }
+
+        fn runs(&mut self) -> bool {
+            self.child.try_wait().unwrap().is_none()
         }
     }
 

@@ -5,7 +5,9 @@
 mod common;
 
 use common::eventually;
-use postroom::{Broker, DeadLetter, Expired, Message, Overflow, Queue, Rate, Reason, Retry, Simulation, Topic};
+use postroom::{
+    Broker, DeadLetter, Expired, ManualClock, Message, Overflow, Queue, Rate, Reason, Retry, Simulation, Topic,
+};
 use std::time::{Duration, Instant};
 
 const fn secs(n: u64) -> Duration {
@@ -197,15 +199,21 @@ fn a_writer_that_waits_for_room_gets_what_expiry_frees() {
 
 #[test]
 fn a_writer_gets_the_room_of_one_that_expired_waiting_for_its_keys_turn() {
-    let broker = Broker::new();
+    let clock = ManualClock::new();
+    let broker = Broker::builder().clock(clock.clone()).build().unwrap();
     let builder = broker.queue("q").capacity(1).expired(Expired::Drop).rate_limit_per_key(Rate::per_minute(1));
     let queue: Queue<u64> = builder.declare().unwrap();
     queue.send(Message::new(1).with_key("k")).unwrap();
     queue.recv().unwrap().ack().unwrap();
-    queue.send(mortal(2, Duration::from_millis(30)).with_key("k")).unwrap();
+    queue.send(mortal(2, secs(30)).with_key("k")).unwrap();
     assert!(queue.try_recv().is_err());
     assert_eq!(queue.delayed(), 1);
-    queue.send_timeout(3, secs(10)).unwrap();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| queue.send_timeout(3, secs(3600)).is_ok());
+        std::thread::sleep(Duration::from_millis(20));
+        clock.advance(secs(30));
+        assert!(writer.join().unwrap());
+    });
     assert_eq!((queue.delayed(), queue.stats().expired), (0, 1));
     is_conserved(&queue);
 }

@@ -392,7 +392,8 @@ fn a_slow_listener_holds_up_no_timer() {
         half.commit().expect("the producer does not wait for the listener");
         drop(go);
         assert!(broker.shutdown(LONG).is_clean());
-        assert!(!common_threads("slow.check-back"));
+        // The system may list a joined thread for a moment longer.
+        eventually("its thread has ended", || !common_threads("slow.check-back"));
     });
 }
 

@@ -100,15 +100,15 @@ fn real_time_keeps_to_the_rate_too() {
 fn a_batch_handler_that_has_to_wait_sleeps() {
     within(secs(60), || {
         let broker = Broker::new();
-        let queue: Queue<u32> = broker.queue("q").rate_limit(Rate::per_second(2)).declare().unwrap();
+        let queue: Queue<u32> = broker.queue("sleeper").rate_limit(Rate::per_second(2)).declare().unwrap();
         queue.consumer().start_batch(8, Duration::ZERO, |_: &[Message<u32>]| {}).unwrap();
         queue.send_batch(0..3).unwrap();
         eventually("the first", || queue.stats().acked == 1);
         #[cfg(target_os = "linux")]
         {
-            let before = cpu_of_threads("q-");
+            let before = cpu_of_threads("sleeper-");
             thread::sleep(millis(300));
-            let used = cpu_of_threads("q-") - before;
+            let used = cpu_of_threads("sleeper-") - before;
             assert!(used <= 5, "{used} of 30 ticks");
         }
         eventually("the last", || queue.stats().acked == 3);

@@ -647,7 +647,7 @@ fn shutdown_drains_groups_with_consumers_and_reports_the_lag_of_others() {
     let handler = move |_: &[Record<u64>]| count.fetch_add(1, Ordering::SeqCst);
     busy.consumer().start_batch(1000, LONG, move |records| _ = handler(records)).unwrap();
     fill(&log, 0..100);
-    let report = within(LONG, move || broker.shutdown(10 * SECOND));
+    let report = within(LONG, move || broker.shutdown(LONG / 2));
     assert_eq!(report.undelivered.len(), 1, "{report}");
     assert_eq!((report.undelivered[0].queue.as_str(), report.undelivered[0].ready), ("log/idle", 100));
     assert_eq!((busy.lag(), done.load(Ordering::SeqCst)), (0, 2));
@@ -816,7 +816,7 @@ fn members_come_and_go_and_every_record_is_handled_once_in_order() {
     assert!(broker.wait_idle(LONG));
     assert_eq!(group.lag(), 0);
     book.assert_each_once_in_order(&log);
-    assert!(within(LONG, move || broker.shutdown(SECOND)).is_clean());
+    assert!(within(LONG, move || broker.shutdown(LONG / 2)).is_clean());
 }
 
 #[test]
@@ -949,7 +949,7 @@ fn a_handler_may_append_while_the_broker_drains() {
     let end = second.group("g").start(Start::Earliest).unwrap();
     end.consumer().start(|_: &Record<u64>| ()).unwrap();
     fill(&first, 0..5000);
-    let report = within(LONG, move || broker.shutdown(10 * SECOND));
+    let report = within(LONG, move || broker.shutdown(LONG / 2));
     assert!(report.is_clean(), "{report}");
     assert_eq!((second.len(), end.lag()), (5000, 0));
 }

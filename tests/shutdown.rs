@@ -3,7 +3,9 @@
 mod common;
 
 use common::{eventually, within};
-use postroom::{Broker, Message, Outcome, PublishError, Queue, QueueBuilder, RecvError, Retry, SendError, Topic};
+use postroom::{
+    Broker, ManualClock, Message, Outcome, PublishError, Queue, QueueBuilder, RecvError, Retry, SendError, Topic,
+};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
@@ -132,9 +134,10 @@ fn stuck(broker: &Broker) -> (Queue<u32>, mpsc::Sender<()>) {
     (queue, release)
 }
 
-/// Whether it takes no longer than `limit` at least once in a few times: other programs may disturb a run.
+/// Whether it takes no longer than `limit` at least once in many times: other programs may disturb a run.
 fn takes_at_most(limit: Duration, mut work: impl FnMut() -> Duration) -> bool {
-    (0..5).any(|_| work() <= limit)
+    let begin = Instant::now();
+    std::iter::from_fn(|| (begin.elapsed() < LONG / 2).then(&mut work)).any(|took| took <= limit)
 }
 
 #[test]
@@ -149,12 +152,17 @@ fn a_stuck_handler_is_left_behind_and_reported() {
         let report = broker.shutdown(SOON);
         let took = start.elapsed();
         assert!(took >= SOON, "{took:?}");
-        assert_eq!(report.stuck_workers, [("stuck".to_owned(), 1)]);
-        assert_eq!((report.undelivered.len(), report.undelivered[0].in_flight), (1, 1));
-        assert_eq!(other.stats().acked, 100);
         drop(release);
         eventually("the message comes back", || queue.len() == 1 && queue.in_flight() == 0);
         assert_eq!((queue.drain().len(), queue.stats().unaccounted()), (1, 0));
+        let told_of_other = report.undelivered.iter().any(|left| left.queue == "other")
+            || report.stuck_workers.iter().any(|(name, _)| name == "other");
+        if told_of_other {
+            return Duration::MAX; // its worker was held up, and not by the stuck one
+        }
+        assert_eq!(other.stats().acked, 100);
+        assert_eq!(report.stuck_workers, [("stuck".to_owned(), 1)]);
+        assert_eq!((report.undelivered.len(), report.undelivered[0].in_flight), (1, 1));
         took
     };
     assert!(within(LONG, move || takes_at_most(SOON + Duration::from_millis(100), attempt)));
@@ -173,7 +181,7 @@ fn dropping_the_broker_does_not_wait_for_a_handler_that_shutdown_left_behind() {
         drop(broker);
         let _ = done.send(());
     });
-    let in_time = dropped.recv_timeout(Duration::from_millis(500)).is_ok();
+    let in_time = dropped.recv_timeout(LONG).is_ok();
     drop(release);
     dropping.join().unwrap();
     assert!(in_time, "dropping the broker waited for the stuck handler");
@@ -231,7 +239,7 @@ fn blocked_producers_and_receivers_are_released() {
         thread::sleep(Duration::from_millis(30));
         let start = Instant::now();
         let report = broker.shutdown(LONG);
-        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(start.elapsed() < LONG);
         assert!(sender.join().unwrap() && publisher.join().unwrap());
         assert!(receivers.into_iter().all(|receiver| receiver.join().unwrap()));
         assert_eq!((report.undelivered.len(), report.undelivered[0].ready), (1, 1));
@@ -269,7 +277,7 @@ fn a_paused_consumer_is_not_waited_for() {
     queue.send(1).unwrap();
     let start = Instant::now();
     let report = broker.shutdown(LONG);
-    assert!(start.elapsed() < Duration::from_secs(5));
+    assert!(start.elapsed() < LONG);
     assert_eq!(report.undelivered.len() as u64 + queue.stats().acked, 1);
 }
 
@@ -277,15 +285,19 @@ fn a_paused_consumer_is_not_waited_for() {
 #[test]
 fn closing_a_queue_keeps_its_workers_until_its_retries_have_come() {
     within(LONG, || {
-        let broker = Broker::new();
-        let builder = broker.queue("q").retry(Retry::fixed(Duration::from_millis(50)));
+        let clock = ManualClock::new();
+        let broker = Broker::builder().clock(clock.clone()).build().unwrap();
+        let builder = broker.queue("q").retry(Retry::fixed(LONG));
         let queue: Queue<u32> = builder.declare().unwrap();
         let handler = |m: &Message<u32>| if m.attempt() == 1 { Outcome::Retry } else { Outcome::Ack };
         queue.consumer().start(handler).unwrap();
         queue.send(1).unwrap();
         eventually("it waits for its retry", || queue.delayed() == 1);
         queue.close();
-        let report = broker.shutdown(Duration::from_secs(2));
+        thread::sleep(SOON / 5); // for those who would leave
+        clock.advance(LONG);
+        eventually("it is handled", || queue.stats().acked == 1);
+        let report = broker.shutdown(LONG);
         assert!(report.is_clean(), "{report}");
     });
 }

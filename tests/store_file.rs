@@ -219,7 +219,7 @@ fn a_transaction_run_past_the_store_delays_commits_and_fails_none() {
     insert_in(&transaction, orders, &item("mine")).unwrap();
     let ticket = store.submit_for_ticket(Batch::new().insert(orders, item("theirs")), Durability::Sync).unwrap();
     let ticket = ticket.wait_until(Instant::now() + Duration::from_millis(1500)).expect_err("the file is locked");
-    assert!(store.stats().times_locked > 0);
+    eventually("it finds the lock", || store.stats().times_locked > 0);
     transaction.commit().unwrap();
     assert_eq!(ticket.wait().unwrap().as_slice(), [1]);
     assert_eq!(payloads(&store.reader().unwrap().read(orders, 0, ALL).unwrap()), ["mine", "theirs"]);

@@ -8,7 +8,7 @@ use postroom::{Broker, DeadLetter, RequestError, Topic};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Sales {
     questions: Topic<Question>,

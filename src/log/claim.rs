@@ -272,11 +272,33 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
         match self.shelf.fetch(partition, places) {
             Ok(None) => true,
             Ok(Some(segment)) => {
-                let before = self.lane(partition).ahead.replace(segment);
+                let (before, trouble) = {
+                    let mut lane = self.lane(partition);
+                    (lane.ahead.replace(segment), lane.trouble.take())
+                };
                 drop_contained(before);
+                if trouble.is_some() {
+                    let queue = self.full_name.to_string();
+                    self.shelf.runtime.tell(|| Event::ReadAgain { queue, partition: Some(partition) });
+                }
                 true
             }
-            Err(_) => false,
+            Err(error) => {
+                self.note_not_read(partition, error.to_string());
+                false
+            }
+        }
+    }
+
+    /// Says so, unless it could not be read before.
+    fn note_not_read(&self, partition: usize, error: String) {
+        if self.is_closed() {
+            return; // and the file has been closed with the broker
+        }
+        let before = self.lane(partition).trouble.replace(error.clone());
+        if before.is_none() {
+            let queue = self.full_name.to_string();
+            self.shelf.runtime.tell(|| Event::NotRead { queue, partition: Some(partition), error });
         }
     }
 

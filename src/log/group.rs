@@ -360,6 +360,7 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
             skipped: sum(|counts| counts.skipped),
             committed: lanes.iter().map(|(committed, _)| *committed).collect(),
             lag: (0..self.width()).map(|partition| self.lag_of(partition)).collect(),
+            trouble: (0..self.width()).find_map(|partition| self.lane(partition).trouble.clone()),
         }
     }
 

@@ -26,6 +26,8 @@ pub(super) struct Lane<T> {
     /// What was read from the file last, so that it stays in memory until the group is through with it. Not to be
     /// dropped under the lock.
     pub(super) ahead: Option<Arc<Segment<T>>>,
+    /// Why nothing could be read from the file when it was tried last.
+    pub(super) trouble: Option<String>,
     pub(super) counts: LaneCounts,
 }
 
@@ -71,6 +73,7 @@ impl<T> Lane<T> {
             given_up: None,
             linger_until: None,
             ahead: None,
+            trouble: None,
             counts: LaneCounts::default(),
         }
     }

@@ -201,7 +201,9 @@ impl Pack {
         let payload = row.get_ref(8)?.as_bytes().unwrap_or_default().to_vec();
         let first = head.gone.left().next();
         let bytes = |at| if Some(at) == first { payload.len() } else { 0 };
-        let about = (0..head.gone.0.len()).map(|at| About(0, 0, 0, bytes(at))).collect();
+        // Nobody knows their ids. These tell them apart, and are like no others.
+        let id = |at: usize| (head.first + at as i64) | i64::MIN;
+        let about = (0..head.gone.0.len()).map(|at| About(id(at), 0, 0, bytes(at))).collect();
         Ok(Self { head, model, about, payload, damaged: Some(error.to_string().into()) })
     }
 

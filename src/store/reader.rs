@@ -317,12 +317,13 @@ impl Reader<'_> {
     pub(crate) fn due_places(
         &self,
         stream: StreamId,
-        after: (u64, Seq),
+        after: Option<(u64, Seq)>,
         until: u64,
         attempted_before: Seq,
         limit: usize,
     ) -> Result<Vec<(u64, Seq)>, StoreError> {
         // As in `read_due_after`.
+        let (due, row) = after.map_or((i64::MIN, 0), |(due, seq)| (to_column(due), stream.row(seq)));
         let ends = ["due_at = ?2 AND id > ?3", "due_at > ?2 AND ?3 NOT NULL"];
         let mut found = Vec::new();
         for end in ends {
@@ -332,14 +333,7 @@ impl Reader<'_> {
             );
             let mut statement = self.sql().prepare_cached(&sql)?;
             let left = i64::try_from(limit - found.len()).unwrap_or(i64::MAX);
-            let values = params![
-                stream.get(),
-                to_column(after.0),
-                stream.row(after.1),
-                to_column(until),
-                left,
-                stream.row(attempted_before)
-            ];
+            let values = params![stream.get(), due, row, to_column(until), left, stream.row(attempted_before)];
             let places = statement.query_map(values, |row| Ok((from_column(row.get(0)?), seq_of_row(row.get(1)?))))?;
             found.extend(places.collect::<Result<Vec<_>, _>>()?);
         }

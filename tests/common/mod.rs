@@ -68,7 +68,7 @@ pub(crate) fn within<R: Send + 'static>(limit: Duration, work: impl FnOnce() -> 
 
 /// Waits until `is_so`, which other threads bring about; a generous limit, for machines under load.
 pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_secs(60);
     while !is_so() {
         assert!(Instant::now() < end, "never came: {what}");
         thread::sleep(Duration::from_millis(1));

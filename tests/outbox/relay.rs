@@ -175,9 +175,9 @@ fn everything_said_of_a_message_is_kept(lab: &impl Lab) {
     let message =
         Message::new(7).with_key("user-7").with_header("tenant", "acme").with_header("b", "é").with_priority(3);
     lab.put("orders", vec![("order.placed", message)], true);
+    let start = Instant::now();
     let late = Message::new(8).with_delay(Duration::from_millis(300));
     lab.put("orders", vec![("order.late", late)], true);
-    let start = Instant::now();
     let _relay = lab.relay(&broker).topic(&topic).start().unwrap();
     let got = queue.recv_timeout(LONG).unwrap();
     assert_eq!((*got.payload(), got.key(), got.routing_key()), (7, Some("user-7"), "order.placed"));
@@ -185,7 +185,7 @@ fn everything_said_of_a_message_is_kept(lab: &impl Lab) {
     got.ack().unwrap();
     let late = queue.recv_timeout(LONG).unwrap();
     assert_eq!(*late.payload(), 8);
-    assert!(start.elapsed() >= Duration::from_millis(150), "the delay counts from the put: {:?}", start.elapsed());
+    assert!(start.elapsed() >= Duration::from_millis(290), "the delay counts from the put: {:?}", start.elapsed());
     late.ack().unwrap();
     eventually("both are done", || lab.stats().done == 2);
 }
@@ -194,12 +194,14 @@ fn two_relays_take_turns_and_never_publish_together(lab: &impl Lab) {
     let (one, topic_of_one, queue_of_one) = post(Retry::none());
     let (other, topic_of_other, queue_of_other) = post(Retry::none());
     let (seen_by_one, seen_by_other) = (consume(&queue_of_one, 1), consume(&queue_of_other, 1));
-    let first = quick(lab.relay(&one)).topic(&topic_of_one).start().unwrap();
+    // Prolonged a few times meanwhile, and not lost when a thread is held up for a while.
+    let lease = Duration::from_millis(1_500);
+    let first = lab.relay(&one).lease(lease).topic(&topic_of_one).start().unwrap();
     eventually("it has the lease", || first.stats().leases == 1);
-    let second = quick(lab.relay(&other)).topic(&topic_of_other).start().unwrap();
+    let second = lab.relay(&other).lease(lease).topic(&topic_of_other).start().unwrap();
     for n in 0..10 {
         lab.put("orders", numbers(n * 10..n * 10 + 10), true);
-        thread::sleep(Duration::from_millis(50)); // so that leases are prolonged meanwhile
+        thread::sleep(lease * 2 / 10);
     }
     eventually("all are done", || lab.stats().waiting == 0);
     assert_eq!((seen_by_one.lock().unwrap().len(), seen_by_other.lock().unwrap().len()), (100, 0));
@@ -213,15 +215,15 @@ fn two_relays_take_turns_and_never_publish_together(lab: &impl Lab) {
 
 fn a_relay_that_vanished_is_replaced_when_its_lease_ends(lab: &impl Lab) {
     // What a process leaves behind that was killed.
+    let start = Instant::now();
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_micros();
     lab.sql(&format!("INSERT INTO outbox_relay VALUES ('orders', 'gone', 7, {}, 400000)", now + 400_000));
     let (broker, topic, queue) = post(Retry::none());
     lab.put("orders", numbers(1..2), true);
-    let start = Instant::now();
-    let relay = lab.relay(&broker).topic(&topic).start().unwrap();
+    let relay = lab.relay(&broker).lease(3 * LONG).topic(&topic).start().unwrap();
+    // That other lease, and not its own.
     queue.recv_timeout(LONG).unwrap().ack().unwrap();
-    assert!(start.elapsed() >= Duration::from_millis(250), "{:?}", start.elapsed());
-    assert!(start.elapsed() < Duration::from_secs(2), "not its own 5 s: {:?}", start.elapsed());
+    assert!(start.elapsed() >= Duration::from_millis(390), "{:?}", start.elapsed());
     assert!(relay.stop(LONG));
 }
 
@@ -297,7 +299,8 @@ fn a_full_queue_slows_its_own_topic_and_no_other(lab: &impl Lab) {
     lab.put("fast", numbers(0..20), true);
     let relay = lab.relay(&broker).topic(&slow).topic(&fast).start().unwrap();
     eventually("the fast ones are done", || lab.stats().done == 20);
-    assert_eq!((seen.lock().unwrap().len(), full.len()), (20, 2));
+    assert_eq!(seen.lock().unwrap().len(), 20);
+    eventually("the slow ones wait for room", || full.len() == 2);
     let (all, also) = (consume(&full, 1), consume(&refusing, 1));
     eventually("the slow ones are done", || lab.stats().done == 40);
     assert_eq!(*all.lock().unwrap(), (0..20).collect::<Vec<_>>());
@@ -387,7 +390,7 @@ fn a_commit_wakes_the_relay_without_a_poll(lab: &impl Lab) {
     thread::sleep(Duration::from_millis(50));
     for n in 0..5 {
         lab.put("orders", numbers(n..n + 1), true);
-        assert_eq!(*queue.recv_timeout(Duration::from_secs(3)).unwrap().payload(), n);
+        assert_eq!(*queue.recv_timeout(LONG).unwrap().payload(), n);
     }
     assert!(relay.stop(LONG));
 }
@@ -425,10 +428,11 @@ fn a_table_that_vanishes_is_an_error_that_is_told_and_waited_out(lab: &impl Lab)
     lab.put("orders", numbers(0..5), true);
     eventually("all are done", || lab.stats().done == 5);
     lab.sql("ALTER TABLE outbox RENAME TO elsewhere");
+    let start = Instant::now();
     eventually("it fails", || relay.stats().errors > 0);
     thread::sleep(Duration::from_millis(300));
-    let errors = relay.stats().errors;
-    assert!(errors < 20, "it does not hammer the database: {errors}");
+    let (errors, took) = (relay.stats().errors, start.elapsed());
+    assert!(u128::from(errors) < 20 + took.as_millis() / 50, "it does not hammer the database: {errors} in {took:?}");
     assert!(relay.stats().trouble.unwrap().contains("outbox"), "it names the table");
     lab.sql("ALTER TABLE elsewhere RENAME TO outbox");
     lab.put("orders", numbers(5..9), true);

@@ -48,6 +48,8 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.end_waiting();
         self.end_requests();
         self.end_alarms();
+        // Who looked after the queue was closed and before it had ended expects what will not come any more.
+        self.wake_everyone();
     }
 
     /// What still has to happen here before the queue is at rest, and a number that changes whenever

@@ -248,6 +248,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             parked: keyed.map_or(0, |keyed| keyed.held() as u64 + keyed.held_behind()),
             keys: keyed.map_or(0, |keyed| keyed.keys() as u64),
             handling,
+            trouble: intake.trouble(),
         }
     }
 }

@@ -30,6 +30,8 @@ mod inspect;
 mod later;
 mod leases;
 mod limits;
+#[cfg(feature = "sqlite")]
+mod not_read;
 mod order;
 pub(crate) mod place;
 #[cfg(feature = "sqlite")]

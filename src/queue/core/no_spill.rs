@@ -52,6 +52,9 @@ impl<T> Intake<T> {
     pub(super) fn unread_requests(&mut self) -> Vec<crate::request::Request> {
         Vec::new()
     }
+    pub(super) fn trouble(&self) -> Option<String> {
+        None
+    }
 }
 
 impl<T: Send + Sync + 'static> Core<T> {

@@ -18,6 +18,7 @@
 //! While somebody reads, or clears the queue, what arrives stays in memory, and is noted as
 //! [elsewhere](Rest::elsewhere) if it lies behind that moment; so does what only memory can have, and what comes back.
 
+use super::not_read::Part;
 use super::returned::Returned;
 use super::spill::{AGAIN, PORTION_BYTES};
 use super::{Core, Intake, Waiting};
@@ -34,7 +35,8 @@ use std::time::Duration;
 /// The least time between two counts of what is due and has to wait for room.
 const COUNT_PAUSE: Duration = Duration::from_millis(10);
 
-/// When a message is due, as far as the file can say, and its place: the order in which they are read.
+/// When a message is due, as far as the file can say, and the place behind its own: the order in which they are read.
+/// Nothing is at the default.
 type At = (Timestamp, Seq);
 
 /// What has a delay and is only in the file: guarded by the intake.
@@ -149,12 +151,12 @@ impl Rest {
 
     /// A row at that place need not be read, now or ever.
     pub(super) fn pass_over(&mut self, at: At) {
-        self.shown = self.shown.max(at.1 + 1);
+        self.shown = self.shown.max(at.1);
         self.elsewhere.insert(at);
     }
 
     /// A message has come back, and its row will say that it is due then.
-    fn note_returned(&mut self, (due, place): At, now: Timestamp) {
+    fn note_returned(&mut self, due: Timestamp, place: Seq, now: Timestamp) {
         let oldest = (self.returned.oldest_until(), Seq::MAX);
         if oldest.0 <= now && !self.is_behind(oldest) {
             self.latest = self.latest.max(oldest.0);
@@ -164,7 +166,7 @@ impl Rest {
     }
 
     fn is_elsewhere(&self, at: At) -> bool {
-        self.elsewhere.contains(&at) || self.returned.contains(at.1)
+        self.elsewhere.contains(&at) || self.returned.contains(at.1 - 1)
     }
 
     /// Forgets what nobody can come across any more.
@@ -284,11 +286,16 @@ struct Read<T> {
 pub(super) fn at_of<T>(message: &Message<T>) -> Option<At> {
     // Later times are cut off in the file.
     let due = message.due()?.0.min(i64::MAX as u64);
-    Some((Timestamp(due), message.place()?))
+    Some((Timestamp(due), message.place()? + 1))
 }
 
 fn at_of_row(row: &Row) -> At {
-    (Timestamp(row.item.due_at.unwrap_or_default()), row.seq)
+    (Timestamp(row.item.due_at.unwrap_or_default()), row.seq + 1)
+}
+
+/// Time and place of the last before what is to be read next, if anything can be.
+fn behind((due, next): At) -> Option<(u64, Seq)> {
+    next.checked_sub(1).map(|place| (due.0, place))
 }
 
 /// Where a message stands that waits for its time, and whether it may be only in the file.
@@ -312,13 +319,13 @@ impl<T: Send + Sync + 'static> Core<T> {
         let now = self.runtime.clock.now();
         let mut intake = self.intake.lock();
         let rest = &mut intake.spill.rest;
-        rest.shown = rest.shown.max(at.1 + 1);
+        rest.shown = rest.shown.max(at.1);
         if !rest.reading {
             rest.settle_bounds();
         }
         rest.tidy(now);
         // Of a dead letter, more than its time is noted.
-        if !message.is_fresh() || self.is_terminal() || at.1 < rest.begin {
+        if !message.is_fresh() || self.is_terminal() || at.1 <= rest.begin {
             rest.elsewhere.insert(at);
             return Some(message.known_to_memory());
         }
@@ -358,7 +365,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let mut intake = self.intake.lock();
         let rest = &mut intake.spill.rest;
         if place < rest.failed_before {
-            rest.note_returned((due, place), self.runtime.clock.now());
+            rest.note_returned(due, place, self.runtime.clock.now());
         }
     }
 
@@ -388,18 +395,24 @@ impl<T: Send + Sync + 'static> Core<T> {
                 Step::Count => self.count_due(&ask, now, window),
                 _ => self.read_rest(&ask),
             };
-            if done.is_err() {
-                self.reading_failed(turn);
+            if let Err(error) = done {
+                self.reading_failed(turn, &error);
                 return (something, None);
+            }
+            if step == Step::Read {
+                self.note_read(Part::Delayed, 0..Seq::MAX);
             }
             something = true;
         }
     }
 
-    fn reading_failed(&self, turn: u64) {
-        let rest = &mut self.intake.lock().spill.rest;
-        rest.failed |= rest.end_reading(turn);
+    fn reading_failed(&self, turn: u64, error: &StoreError) {
+        {
+            let rest = &mut self.intake.lock().spill.rest;
+            rest.failed |= rest.end_reading(turn);
+        }
         self.arm(self.runtime.clock.now().after(AGAIN));
+        self.note_not_read(Part::Delayed, 0, error);
     }
 
     /// For [`Core::load_more`]: whether it is of use to look again.
@@ -422,8 +435,9 @@ impl<T: Send + Sync + 'static> Core<T> {
             }
             rest.begin_reading()
         };
-        if self.read_rest(&ask).is_err() {
-            self.reading_failed(ask.turn);
+        match self.read_rest(&ask) {
+            Ok(()) => self.note_read(Part::Delayed, 0..Seq::MAX),
+            Err(error) => self.reading_failed(ask.turn, &error),
         }
         true
     }
@@ -448,9 +462,8 @@ impl<T: Send + Sync + 'static> Core<T> {
         let old_before = self.intake.lock().spill.old_before;
         let mut read = Read { messages: Vec::new(), undecodable: Vec::new(), last: Some(ask.from) };
         let mut refused = Vec::new();
-        while let (Some((due, place)), true) = (read.last, read.messages.is_empty()) {
-            let mut rows =
-                filed.depot.store.reader()?.read_due_after(filed.stream, Some((due.0, place)), u64::MAX, portion)?;
+        while let (Some(last), true) = (read.last, read.messages.is_empty()) {
+            let mut rows = filed.depot.store.reader()?.read_due_after(filed.stream, behind(last), u64::MAX, portion)?;
             read.last = rows.last().map(at_of_row);
             rows.retain(|row| !ask.is_known(row) && ask.covers(row.seq));
             self.leave_out_elsewhere(&mut rows);
@@ -536,9 +549,9 @@ impl<T: Send + Sync + 'static> Core<T> {
     fn count_due(&self, ask: &Ask, now: Timestamp, window: usize) -> Result<(), StoreError> {
         let filed = self.filed();
         let reader = filed.depot.store.reader()?;
-        let (looked, limit) = ((ask.looked.0.0, ask.looked.1), window.max(1024));
+        let (looked, limit) = (behind(ask.looked), window.max(1024));
         let places = reader.due_places(filed.stream, looked, now.0, ask.failed_before, limit)?;
-        let more = places.last().filter(|_| places.len() == limit).map(|&(due, place)| (Timestamp(due), place));
+        let more = places.last().filter(|_| places.len() == limit).map(|&(due, place)| (Timestamp(due), place + 1));
         let next = if more.is_some() { Some(now.0) } else { reader.next_due_after(filed.stream, now.0)? };
         let pause = if more.is_some() || self.runtime.clock.is_manual() { Duration::ZERO } else { COUNT_PAUSE };
         let delayed = self.delayed.lock();
@@ -547,7 +560,8 @@ impl<T: Send + Sync + 'static> Core<T> {
         if !rest.end_reading(ask.turn) {
             return Ok(());
         }
-        let is_unread = |&&(due, place): &&(u64, Seq)| ask.covers(place) && !rest.is_elsewhere((Timestamp(due), place));
+        let is_unread =
+            |&&(due, place): &&(u64, Seq)| ask.covers(place) && !rest.is_elsewhere((Timestamp(due), place + 1));
         let due = (places.iter().filter(is_unread).count() as u64).min(rest.waiting);
         rest.waiting -= due;
         rest.overdue += due;

@@ -10,6 +10,7 @@
 //! [`rest`](super::rest).
 
 use super::by_key::ByKey;
+use super::not_read::{NotRead, Part};
 use super::rest::{Rest, at_of};
 use super::{Core, Intake};
 use crate::clock::Timestamp;
@@ -54,6 +55,7 @@ pub(super) struct Spill<T> {
     pub(super) rest: Rest,
     /// Where the order is by key.
     pub(super) by_key: ByKey<T>,
+    pub(super) not_read: NotRead,
 }
 
 /// What of one priority level is ready and only in the file.
@@ -83,6 +85,7 @@ impl<T> Spill<T> {
             waste: Vec::new(),
             rest: Rest::default(),
             by_key: ByKey::default(),
+            not_read: NotRead::default(),
         }
     }
 }
@@ -373,12 +376,14 @@ impl<T: Send + Sync + 'static> Core<T> {
         };
         match self.read_portion(&unread) {
             Ok(loaded) => self.take_in(loaded, &unread, counted, turn),
-            Err(_) => {
+            Err(error) => {
                 self.intake.lock().spill.reading_failed(turn);
                 self.arm(self.runtime.clock.now().after(AGAIN));
+                self.note_not_read(Part::Ready(unread.level), unread.from, &error);
                 return false;
             }
         }
+        self.note_read(Part::Ready(unread.level), unread.from..Seq::MAX);
         true
     }
 

@@ -19,6 +19,7 @@ mod whole_key;
 
 pub(super) use backlog::ByKey;
 
+use super::not_read::Part;
 use super::spill::{AGAIN, PORTION_BYTES};
 use super::{Core, Intake, Outlet};
 use crate::clock::Timestamp;
@@ -174,10 +175,16 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(super) fn load_turns(&self, all: bool) -> bool {
         let Some(ask) = self.ask_for_turns(all) else { return false };
         self.drop_spilled();
+        let from = ask.from;
         match self.read_turns(&ask) {
-            Ok(portion) => self.take_in_turns(portion, ask),
-            Err(_) => {
+            Ok(portion) => {
+                let places = from..portion.end;
+                self.take_in_turns(portion, ask);
+                self.note_read(Part::Ready(0), places);
+            }
+            Err(error) => {
                 self.turns_unread(ask.turn);
+                self.note_not_read(Part::Ready(0), from, &error);
                 return false;
             }
         }
