@@ -225,10 +225,16 @@ impl<T> Intake<T> {
             return true;
         }
         self.spill.add(level, place, place, 1);
+        self.hold_room(message);
         if let Some(request) = message.take_request() {
             self.spill.requests.insert(place, request);
         }
         false
+    }
+
+    /// What is only in the file takes room, also what came back and took none.
+    pub(super) fn hold_room(&mut self, message: &Message<T>) {
+        self.slots += u64::from(!message.holds_slot);
     }
 
     /// Spilled; [`Core::drop_spilled`] drops it.

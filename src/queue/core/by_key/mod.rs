@@ -51,7 +51,8 @@ impl<T> Intake<T> {
         if let Some(place) = place {
             if spill.by_key.add(place) {
                 spill.requests.extend(message.take_request().map(|request| (place, request)));
-                spill.waste.push(message);
+                self.hold_room(&message);
+                self.spill.waste.push(message);
                 return None;
             }
             spill.by_key.pass_over(place);
@@ -216,8 +217,9 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// What memory holds of keys that have no turn goes back to where it is anyway.
     fn shed(&self, outlet: &mut Outlet<T>, intake: &mut Intake<T>) {
         let Some(keyed) = outlet.keyed_mut() else { return };
-        let spill = &mut intake.spill;
         for (place, mut message) in keyed.shed(self.filed().window / 2, unread_place) {
+            intake.hold_room(&message);
+            let spill = &mut intake.spill;
             debug_assert!(place < spill.by_key.from, "what is there has been read");
             spill.by_key.skipped.insert(place);
             spill.by_key.count += 1;
