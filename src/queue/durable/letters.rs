@@ -163,7 +163,7 @@ impl<T: Send + Sync + 'static> Core<T> {
                 elsewhere.into_iter().for_each(Along::delete);
             }
             me.come_back(message, due);
-            errands.push(Box::new(move || drop(me)));
+            errands.push(Box::new(move || me.drop_spilled()));
         })))
     }
 }
