@@ -407,7 +407,8 @@ impl<'a, T: Send + Sync + 'static> Redrive<'a, T> {
     }
 
     /// Moves them. Their attempts start again at 1, their history stays. A redriven message is a
-    /// redelivery: it needs no free capacity, so this never blocks.
+    /// redelivery: it needs no free capacity, so this never blocks. In a durable queue with a backlog it waits in the file
+    /// like the others, and then counts against the capacity until it is handed out.
     ///
     /// # Errors
     /// If the rate is not a positive, finite number; nothing has moved then.

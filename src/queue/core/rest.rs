@@ -3,8 +3,12 @@
 //!
 //! Everything up to one moment has been read, and everything behind it has not. Told by its row, what may be unread
 //! is a message with a time of which nothing else is noted, or that had failed when the file was opened: then nobody has
-//! it. What has a timer, or was redriven, has more in its row but no attempt, is in memory as a whole, and is passed over
-//! by whoever reads; so is what has failed since, and in a queue ordered by key whatever has failed.
+//! it. What has a timer, or was redriven to a later time, has more in its row but no attempt, is in memory as a whole, and
+//! is passed over by whoever reads; so is what has failed since.
+//!
+//! In a queue ordered by key, what had failed has kept its key busy since then, and goes to the front of that key once it
+//! is read and due. Of these it is known [which](super::by_key::ByKey::failed) are unread. With priorities, what was
+//! overdue when the file was opened is not for here: it is [ready](super::spill).
 //!
 //! Of each row that may be unread, one of three is true at any moment, whatever the file has heard by then: nobody has
 //! its message in memory, and it is counted as unread; its time is not behind the moment up to which all has been read;

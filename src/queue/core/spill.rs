@@ -7,7 +7,8 @@
 //!
 //! Only messages that rest until no time of theirs are read that way. What has been handed out and has come back has a
 //! time in the file, be it past, and stays in memory; for what has a delay, or came back in an earlier run, see
-//! [`rest`](super::rest).
+//! [`rest`](super::rest). With priorities, what had a time that was past when the file was opened is read by its place like
+//! the others, since nobody could tell its level otherwise: whatever comes back from then on has a later time.
 
 use super::by_key::ByKey;
 use super::rest::{Rest, at_of};
