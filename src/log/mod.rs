@@ -229,7 +229,7 @@ impl<T: Send + Sync + 'static> Log<T> {
     }
 
     /// One record; in a compacted log the first one that is still there from this offset on. If it is only in the
-    /// [file](LogBuilder::durable), it is read from there, alone: many in a row are for a group.
+    /// file of a durable log, it is read from there, alone: many in a row are for a group.
     ///
     /// # Errors
     /// [`LogError::Trimmed`], [`LogError::BeyondEnd`], [`LogError::NoSuchPartition`] or [`LogError::NotRead`].
