@@ -1161,7 +1161,8 @@
 //! ten thousand, and come in the order in which they are due, before what was never handed out. Two kinds of queues
 //! differ: with priorities, what is overdue when the file is opened comes among the others of its level, in the order in
 //! which they were sent; and in a queue ordered by key, memory has the keys of what has failed, so that nothing overtakes
-//! it, but not the messages.
+//! it, but not the messages: measured, opening with a million of them, of a key each, took 1.2 s of processor time and
+//! 96 MiB.
 //!
 //! In memory as a whole are the following; measured with a payload of 8 bytes, a routing key of 100 and one failure noted.
 //!
