@@ -10,6 +10,7 @@ use crate::queue::durable::{Along, Moving};
 use crate::rate::Rate;
 use crate::request::{End, Request};
 use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, Weak};
@@ -359,6 +360,9 @@ pub struct Redrive<'a, T> {
     to: Option<Queue<T>>,
 }
 
+/// So many letters may be on their way through the file at once.
+const UNDER_WAY: usize = 4096;
+
 /// What [`Redrive::run`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -403,7 +407,8 @@ impl<'a, T: Send + Sync + 'static> Redrive<'a, T> {
     }
 
     /// Moves them. Their attempts start again at 1, their history stays. A redriven message is a
-    /// redelivery: it needs no free capacity, so this never blocks.
+    /// redelivery: it needs no free capacity, so this never blocks. In a durable queue with a backlog it waits in the file
+    /// like the others, and then counts against the capacity until it is handed out.
     ///
     /// # Errors
     /// If the rate is not a positive, finite number; nothing has moved then.
@@ -413,7 +418,7 @@ impl<'a, T: Send + Sync + 'static> Redrive<'a, T> {
         let core = &self.letters.core;
         let mut kept = Kept { core, messages: Vec::new() };
         let mut moved = 0;
-        let mut moving = Vec::new();
+        let mut moving = VecDeque::new();
         for _ in 0..core.ready() {
             if moved == self.limit {
                 break;
@@ -442,7 +447,10 @@ impl<'a, T: Send + Sync + 'static> Redrive<'a, T> {
             }
             let along = letter.as_mut().map_or_else(Along::nothing, |letter| core.leave_file(letter));
             drop_contained(letter);
-            moving.push(back(along));
+            moving.push_back(back(along));
+            if moving.len() > UNDER_WAY {
+                moving.pop_front().into_iter().for_each(Moving::wait);
+            }
             core.free_lane(lane);
             core.settled(&core.tallies.common.acked);
             moved += 1;

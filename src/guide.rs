@@ -1160,12 +1160,27 @@
 //! **A backlog** stays in the file. Memory has the first few thousand messages of a queue, so opening a file with
 //! millions takes no longer than opening an empty one. Of what is delayed, memory has those due soonest; of
 //! a queue with priorities, the first of each level; in a queue ordered by key, what stands behind thousands of a key
-//! that is busy or parked is found all the same. What had failed and waits for its next attempt when the file is opened
-//! is read like what is delayed, and as soon: a million of them take no more memory than ten thousand, and come in the
-//! order in which they are due, before what was never handed out. In memory as a whole are messages with a timer, what
-//! was redriven, or given back without a failure, and not handed out since, what fails from then on until its next
-//! attempt, in a queue ordered by key whatever has failed, and in one with priorities whatever was delayed or has failed
-//! and is due.
+//! that is busy or parked is found all the same. What is redriven from the dead letters stays in the file until its turn,
+//! too, and then takes room of the queue's capacity until it is handed out. What had failed and waits for its next
+//! attempt when the file is opened is read like what is delayed, and as soon: a million of them take no more memory than
+//! ten thousand, and come in the order in which they are due, before what was never handed out. Two kinds of queues
+//! differ: with priorities, what is overdue when the file is opened comes among the others of its level, in the order in
+//! which they were sent; and in a queue ordered by key, memory has the keys of what has failed, so that nothing overtakes
+//! it, but not the messages: measured, opening with a million of them, of a key each, took 1.2 s of processor time and
+//! 96 MiB.
+//!
+//! In memory as a whole are the following; measured with a payload of 8 bytes, a routing key of 100 and one failure noted.
+//!
+//! | what | bytes each, about |
+//! |---|---:|
+//! | by key: what had failed when the file was opened, one of each key | 110, and a key of more than 22 bytes |
+//! | by key: what parks its key | 800 |
+//! | what fails from then on, until its next attempt | 900 |
+//! | with priorities: what falls due from then on and is not taken | 600 |
+//! | given back without a failure, or redriven at a [rate](crate::Redrive::rate), and not handed out since | 600 |
+//! | delayed with a timer | 830 |
+//! | a compacted log: the latest record of each key | 600 |
+//!
 //! A full queue that [drops its oldest](crate::Overflow::DropOldest) drops the oldest that is in memory, and the newcomer
 //! if nothing is.
 //!

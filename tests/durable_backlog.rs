@@ -390,6 +390,28 @@ fn more_dead_letters_than_fit_memory_are_redriven() {
     assert_eq!(take_all(&queue).len(), 9_000);
 }
 
+#[test]
+fn what_is_redriven_into_the_file_takes_room_until_it_is_handed_out() {
+    for by_key in [false, true] {
+        let folder = Folder::new();
+        let broker = open(&folder);
+        let queue = broker.queue("numbers").capacity(10).overflow(Overflow::Reject).durable(Durability::Buffered);
+        let queue = if by_key { queue.ordered_by(|n: &u32| n % 2) } else { queue };
+        let queue: Queue<u32> = queue.window(2).declare().unwrap();
+        let fill = || (0..100).take_while(|&n| queue.try_send(n).is_ok()).count();
+        for round in 0..3 {
+            assert_eq!(fill(), 10, "round {round}");
+            (0..10).for_each(|_| queue.recv().unwrap().dead_letter("no").unwrap());
+            assert!(broker.wait_idle(LIMIT));
+            assert_eq!(queue.dead_letters().redrive().run().unwrap().moved, 10);
+            assert_eq!(queue.len(), 10);
+            assert!(fill() < 10, "round {round}");
+            take_all(&queue);
+        }
+        assert_eq!((fill(), queue.stats().unaccounted()), (10, 0));
+    }
+}
+
 /// Resident memory of this process in bytes.
 #[cfg(target_os = "linux")]
 fn resident() -> u64 {

@@ -116,14 +116,16 @@ fn plain(broker: &Broker) -> Queue<u64> {
     broker.queue("q").capacity(10_000_000).durable(Durability::Buffered).declare().unwrap()
 }
 
+fn four_levels(broker: &Broker) -> Queue<u64> {
+    let queue = broker.queue("q").capacity(10_000_000).priority_levels(4).durable(Durability::Buffered);
+    queue.declare().unwrap()
+}
+
 #[test]
 fn of_each_priority_a_window_is_in_memory() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let many = many();
-    let declare = |broker: &Broker| -> Queue<u64> {
-        let queue = broker.queue("q").capacity(10_000_000).priority_levels(4).durable(Durability::Buffered);
-        queue.declare().unwrap()
-    };
+    let declare = four_levels;
     // The rarest are the most urgent, and the last.
     let priority = |n: u64| if n + 10 > many { 3 } else { (n % 3) as u8 };
     let world = World::holding(many, declare, |n, _| Item { priority: priority(n), ..item(n) });
@@ -258,11 +260,7 @@ fn what_has_failed_and_waited_while_nobody_ran_is_read_as_its_turn_comes() {
 fn what_waits_for_its_next_attempt_is_read_when_its_time_comes_near() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let many = many();
-    let levels = |broker: &Broker| -> Queue<u64> {
-        let queue = broker.queue("q").capacity(10_000_000).priority_levels(4).durable(Durability::Buffered);
-        queue.declare().unwrap()
-    };
-    for (what, declare) in [("waiting", plain as fn(&Broker) -> _), ("waiting, of four priorities", levels)] {
+    for (what, declare) in [("waiting", plain as fn(&Broker) -> _), ("waiting, of four priorities", four_levels)] {
         let world = World::holding(many, declare, |n, now| Item {
             priority: (n % 4) as u8,
             ..failed(n, due_in_no_order(n, many, now))
@@ -434,4 +432,121 @@ fn what_is_sent_to_a_queue_ordered_by_key_and_not_taken_stays_in_the_file() {
         delivery.ack().unwrap();
     }
     assert_eq!((queue.len(), queue.stats().unaccounted()), (0, 0));
+}
+
+#[test]
+fn of_what_has_failed_in_a_queue_ordered_by_key_only_the_keys_are_in_memory() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let many = many();
+    let limit = LIMIT + usize::try_from(many).unwrap() * 160;
+    let world = World::holding(many, by_key, |n, now| Item {
+        key: Some(format!("key-{n}")),
+        ..failed(n, due_in_no_order(n, many, now))
+    });
+    let (broker, simulation) = world.broker();
+    let queue = measure_within(limit, &format!("{many} failed of a key each, waiting"), || {
+        let queue = by_key(&broker);
+        assert_eq!((queue.delayed() as u64, queue.len()), (many, 0));
+        simulation.advance(Duration::from_secs(1));
+        let delivery = queue.recv().unwrap();
+        assert_failed_once(&delivery);
+        delivery.ack().unwrap();
+        queue
+    });
+    ten_seconds_of_them_come(&queue, &simulation, many);
+    drop((broker, simulation, queue));
+
+    let world = World::holding(many, by_key, |n, now| Item {
+        key: Some(format!("key-{n}")),
+        ..failed(n, now - SECOND - (many - n))
+    });
+    let (broker, _simulation) = world.broker();
+    let queue = measure_within(limit, &format!("{many} failed of a key each, overdue"), || {
+        let queue = by_key(&broker);
+        assert_eq!((queue.delayed() as u64, queue.len() as u64), (0, many));
+        queue.recv().unwrap().ack().unwrap();
+        queue
+    });
+    let part = (many / 2).min(30_000);
+    measure_taking("a part of them", || {
+        for n in 1..part {
+            let delivery = queue.recv().unwrap();
+            assert_eq!(**delivery, n, "in the order of their times");
+            assert_failed_once(&delivery);
+            delivery.ack().unwrap();
+        }
+    });
+    assert_eq!((queue.len() as u64, queue.stats().unaccounted()), (many - part, 0));
+}
+
+#[test]
+fn with_priorities_too_what_is_overdue_is_read_as_its_turn_comes() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let many = many();
+    let kinds: [(&str, fn(u64, u64) -> Item); 2] = [
+        ("failed, of four priorities, overdue", |n, due| Item { priority: (n % 4) as u8, ..failed(n, due) }),
+        ("delayed, of four priorities, overdue", |n, due| Item {
+            priority: (n % 4) as u8,
+            due_at: Some(due),
+            ..item(n)
+        }),
+    ];
+    for (what, item) in kinds {
+        let world = World::holding(many, four_levels, |n, now| item(n, now - SECOND - n));
+        let (broker, _simulation) = world.broker();
+        let queue = measure(&format!("{many} {what}"), || {
+            let queue = four_levels(&broker);
+            assert_eq!((queue.delayed() as u64, queue.len() as u64), (0, many));
+            let delivery = queue.recv().unwrap();
+            assert_eq!(**delivery, 3, "the first of the highest");
+            delivery.ack().unwrap();
+            queue
+        });
+        let part = (many / 2).min(30_000);
+        measure_taking("a part of them", || {
+            for n in 1..part {
+                let delivery = queue.recv().unwrap();
+                assert_eq!(delivery.priority(), 3 - (n / (many / 4)) as u8);
+                delivery.ack().unwrap();
+            }
+        });
+        assert_eq!((queue.len() as u64, queue.stats().unaccounted()), (many - part, 0));
+    }
+}
+
+#[test]
+fn what_is_redriven_stays_in_the_file_until_its_turn() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let many = many().min(15_000);
+    let settings: [(&str, fn(&Broker) -> Queue<u64>); 3] =
+        [("in order", plain), ("of four priorities", four_levels), ("by key", by_key)];
+    for (what, declare) in settings {
+        let world = World { folder: Folder::new(), clock: ManualClock::new() };
+        let (broker, simulation) = world.broker();
+        let queue = declare(&broker);
+        let source: Queue<u64> = broker.queue("source").durable(Durability::Buffered).declare().unwrap();
+        let (before, message) = (HELD.load(Ordering::Relaxed), |n: u64| postroom::Message::new(n).with_key("k"));
+        for first in (0..many).step_by(5_000) {
+            source.send_batch((first..(first + 5_000).min(many)).map(message)).unwrap();
+            while let Ok(delivery) = source.try_recv() {
+                delivery.dead_letter("no").unwrap();
+            }
+            broker.store().unwrap().flush(Durability::Buffered).unwrap();
+            source.dead_letters().redrive().to(&queue).run().unwrap();
+        }
+        broker.store().unwrap().flush(Durability::Buffered).unwrap();
+        let held = HELD.load(Ordering::Relaxed).saturating_sub(before);
+        println!("{many} redriven {what}: {} KiB", held >> 10);
+        assert!(held < LIMIT / 2, "{what}: {held} bytes");
+        assert_eq!((queue.len() as u64, queue.stats().redriven), (many, many));
+        drop((broker, simulation, queue, source));
+        let (broker, _simulation) = world.broker();
+        let queue = measure(&format!("{many} redriven {what} in an earlier run"), || declare(&broker));
+        for n in 0..many {
+            let delivery = queue.recv().unwrap();
+            assert_eq!((**delivery, delivery.attempt()), (n, 1));
+            delivery.ack().unwrap();
+        }
+        assert_eq!((queue.len(), queue.stats().unaccounted()), (0, 0));
+    }
 }

@@ -218,7 +218,7 @@ pub(super) fn count_packed(
 #[cfg(test)]
 mod tests {
     use crate::random::Random;
-    use crate::store::{Batch, Change, Durability, Item, Limit, Options, Reader, Seq, Store, StreamId};
+    use crate::store::{Batch, Change, Durability, Item, Limit, Options, Overdue, Reader, Seq, Store, StreamId};
     use std::collections::BTreeMap;
 
     type Model = BTreeMap<Seq, Item>;
@@ -274,7 +274,9 @@ mod tests {
 
             let priorities = 1..1 + rng.below(3) as u16;
             let places = from..=from + rng.below(end - from + 1);
-            let level = reader.read_level(stream, places.clone(), &priorities, Limit::items(most)).unwrap();
+            let level = reader
+                .read_level(stream, places.clone(), (&priorities, Overdue::default()), Limit::items(most))
+                .unwrap();
             let asked = model.range(places).filter(|(_, item)| priorities.contains(&item.priority.into()));
             assert!(level.iter().map(|row| (&row.seq, &row.item)).eq(asked.take(most)));
         }
@@ -283,7 +285,7 @@ mod tests {
             let count = counts.entry(item.priority).or_insert((0, seq, seq));
             *count = (count.0 + 1, count.1, seq);
         }
-        let found = reader.count_by_priority(stream).unwrap();
+        let found = reader.count_by_priority(stream, 0).unwrap();
         assert!(found.iter().map(|p| (p.priority, (p.count, p.first, p.last))).eq(counts));
     }
 

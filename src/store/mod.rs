@@ -158,7 +158,7 @@ pub use item::{Change, Item, MAX_STREAMS, Row, Seq, StreamId, StreamInfo};
 pub(crate) use live::LiveMark;
 pub use lock::Holder;
 pub use options::{Durability, Options};
-pub(crate) use reader::Priority;
+pub(crate) use reader::{FailedKey, Overdue, Priority};
 pub use reader::{Limit, Reader};
 /// The SQLite bindings, in the version this library uses.
 pub use rusqlite;

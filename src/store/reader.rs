@@ -44,6 +44,28 @@ pub(crate) struct Priority {
     pub(crate) last: Seq,
 }
 
+/// What is due by then and stands before that place, and has failed or has nothing else noted.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Overdue {
+    pub(crate) until: u64,
+    pub(crate) before: Seq,
+}
+
+/// How many, and how many of them are due.
+pub(crate) struct Known {
+    pub(crate) all: u64,
+    pub(crate) due: u64,
+}
+
+/// Where a message is that has failed, and the key it was sent with.
+pub(crate) struct FailedKey {
+    pub(crate) place: Seq,
+    pub(crate) due: u64,
+    pub(crate) key: Option<String>,
+    /// Something is noted of it that was asked for.
+    pub(crate) is_noted: bool,
+}
+
 /// Connections that are not being read with.
 pub(super) struct Readers {
     path: PathBuf,
@@ -240,7 +262,30 @@ impl Reader<'_> {
         until: u64,
         limit: Limit,
     ) -> Result<Vec<Row>, StoreError> {
-        let select = format!("SELECT {COLUMNS} FROM postroom_item INDEXED BY postroom_item_due WHERE id >> 48 = ?1");
+        self.due_after(stream, after, until, limit, "")
+    }
+
+    /// The same of those that have been attempted before, and of which more is noted.
+    pub(crate) fn read_failed_after(
+        &self,
+        stream: StreamId,
+        after: Option<(u64, Seq)>,
+        until: u64,
+        limit: Limit,
+    ) -> Result<Vec<Row>, StoreError> {
+        self.due_after(stream, after, until, limit, "AND attempts > 0 AND extra IS NOT NULL")
+    }
+
+    fn due_after(
+        &self,
+        stream: StreamId,
+        after: Option<(u64, Seq)>,
+        until: u64,
+        limit: Limit,
+        and: &str,
+    ) -> Result<Vec<Row>, StoreError> {
+        let select =
+            format!("SELECT {COLUMNS} FROM postroom_item INDEXED BY postroom_item_due WHERE id >> 48 = ?1 {and}");
         let (due, row) = after.map_or((i64::MIN, 0), |(due, seq)| (to_column(due), stream.row(seq)));
         // Two questions, since a pair would be looked for by its first half alone.
         let same = format!("{select} AND due_at = ?2 AND id > ?3 AND due_at <= ?4 ORDER BY due_at, id");
@@ -254,31 +299,34 @@ impl Reader<'_> {
         Ok(found)
     }
 
-    /// Of [`read_ready`](Self::read_ready) those with such a priority.
+    /// Of [`read_ready`](Self::read_ready) those with such a priority; with these that are overdue.
     pub(crate) fn read_level(
         &self,
         stream: StreamId,
         places: RangeInclusive<Seq>,
-        priorities: &Range<u16>,
+        (priorities, overdue): (&Range<u16>, Overdue),
         limit: Limit,
     ) -> Result<Vec<Row>, StoreError> {
         let sql = format!(
-            "SELECT {COLUMNS} FROM postroom_item WHERE id BETWEEN ?1 AND ?2 AND due_at IS NULL \
-             AND priority >= ?3 AND priority < ?4 ORDER BY id"
+            "SELECT {COLUMNS} FROM postroom_item WHERE id BETWEEN ?1 AND ?2 AND priority >= ?3 AND priority < ?4 \
+             AND (due_at IS NULL OR due_at <= ?5 AND id < ?6 AND (extra IS NULL OR attempts > 0)) ORDER BY id"
         );
         let span = stream.row(*places.start())..=stream.row(*places.end());
-        let parameters = params![span.start(), span.end(), priorities.start, priorities.end];
+        let Overdue { until, before } = overdue;
+        let (until, before) = (to_column(until), stream.row(before));
+        let parameters = params![span.start(), span.end(), priorities.start, priorities.end, until, before];
         self.merged(&sql, parameters, (span.clone(), Some(priorities.clone())), limit)
     }
 
-    /// How many rest until no time, by their priority. Looks at every item, though not at its payload.
-    pub(crate) fn count_by_priority(&self, stream: StreamId) -> Result<Vec<Priority>, StoreError> {
+    /// How many rest until no time, by their priority, with those that are overdue at `until`, have failed or have
+    /// nothing else noted. Looks at every item, though not at its payload.
+    pub(crate) fn count_by_priority(&self, stream: StreamId, until: u64) -> Result<Vec<Priority>, StoreError> {
         let sql = "SELECT priority, count(*), min(id), max(id) FROM postroom_item WHERE id BETWEEN ?1 AND ?2 \
-                   AND due_at IS NULL GROUP BY priority";
+                   AND (due_at IS NULL OR due_at <= ?3 AND (extra IS NULL OR attempts > 0)) GROUP BY priority";
         let span = stream.row(0)..=stream.last_row();
         let counts = self.at_one_moment(|| {
             let mut statement = self.sql().prepare_cached(sql)?;
-            let rows = statement.query_map(params![span.start(), span.end()], |row| {
+            let rows = statement.query_map(params![span.start(), span.end(), to_column(until)], |row| {
                 let (count, first, last) = (from_column(row.get(1)?), seq_of_row(row.get(2)?), seq_of_row(row.get(3)?));
                 let priority = row.get(0)?;
                 Ok((priority, Priority { priority, count, first, last }))
@@ -312,8 +360,49 @@ impl Reader<'_> {
         self.rows(&sql, params![stream.row(from), stream.last_row()], limit)
     }
 
+    /// Of [`read_noted`](Self::read_noted) those that have been attempted, as rows.
+    pub(crate) fn read_failed(&self, stream: StreamId, from: Seq, limit: Limit) -> Result<Vec<Row>, StoreError> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM postroom_item INDEXED BY postroom_item_noted WHERE id BETWEEN ?1 AND ?2 \
+             AND due_at IS NOT NULL AND extra IS NOT NULL AND attempts > 0 ORDER BY id"
+        );
+        self.rows(&sql, params![stream.row(from), stream.last_row()], limit)
+    }
+
+    /// Of those the places, times and keys, and whether what is noted has this in it; at most `limit`.
+    pub(crate) fn failed_keys(
+        &self,
+        stream: StreamId,
+        from: Seq,
+        noted: &[u8],
+        limit: usize,
+    ) -> Result<Vec<FailedKey>, StoreError> {
+        let sql = "SELECT id, due_at, key, instr(extra, ?3) > 0 FROM postroom_item INDEXED BY postroom_item_noted \
+                   WHERE id BETWEEN ?1 AND ?2 AND due_at IS NOT NULL AND extra IS NOT NULL AND attempts > 0 \
+                   ORDER BY id LIMIT ?4";
+        let mut statement = self.sql().prepare_cached(sql)?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let rows = statement.query_map(params![stream.row(from), stream.last_row(), noted, limit], |row| {
+            let (place, due) = (seq_of_row(row.get(0)?), from_column(row.get(1)?));
+            Ok(FailedKey { place, due, key: row.get(2)?, is_noted: row.get(3)? })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// How many there are of [`read_known`](Self::read_known).
+    pub(crate) fn count_known(&self, stream: StreamId, until: u64) -> Result<Known, StoreError> {
+        let sql = "SELECT count(*), coalesce(sum(due_at <= ?3), 0) FROM postroom_item INDEXED BY postroom_item_known \
+                   WHERE id BETWEEN ?1 AND ?2 AND due_at IS NOT NULL AND extra IS NOT NULL AND attempts = 0";
+        let mut statement = self.sql().prepare_cached(sql)?;
+        let values = params![stream.row(0), stream.last_row(), to_column(until)];
+        let known =
+            |row: &rusqlite::Row<'_>| Ok(Known { all: from_column(row.get(0)?), due: from_column(row.get(1)?) });
+        Ok(statement.query_row(values, known)?)
+    }
+
     /// Times and places of those that rest until `until` at the latest, behind `after`, and of which nothing else is
-    /// noted, or that stand before `attempted_before` and have been attempted: by that time, then by place; at most `limit`.
+    /// noted, or that stand before `attempted_before` and have been attempted, and whether more is noted: by that time,
+    /// then by place; at most `limit`.
     pub(crate) fn due_places(
         &self,
         stream: StreamId,
@@ -321,20 +410,21 @@ impl Reader<'_> {
         until: u64,
         attempted_before: Seq,
         limit: usize,
-    ) -> Result<Vec<(u64, Seq)>, StoreError> {
+    ) -> Result<Vec<(u64, Seq, bool)>, StoreError> {
         // As in `read_due_after`.
         let (due, row) = after.map_or((i64::MIN, 0), |(due, seq)| (to_column(due), stream.row(seq)));
         let ends = ["due_at = ?2 AND id > ?3", "due_at > ?2 AND ?3 NOT NULL"];
         let mut found = Vec::new();
         for end in ends {
             let sql = format!(
-                "SELECT due_at, id FROM postroom_item INDEXED BY postroom_item_due WHERE id >> 48 = ?1 AND {end} \
+                "SELECT due_at, id, extra IS NOT NULL FROM postroom_item INDEXED BY postroom_item_due WHERE id >> 48 = ?1 AND {end} \
                  AND due_at <= ?4 AND (extra IS NULL OR id < ?6 AND attempts > 0) ORDER BY due_at, id LIMIT ?5"
             );
             let mut statement = self.sql().prepare_cached(&sql)?;
             let left = i64::try_from(limit - found.len()).unwrap_or(i64::MAX);
             let values = params![stream.get(), due, row, to_column(until), left, stream.row(attempted_before)];
-            let places = statement.query_map(values, |row| Ok((from_column(row.get(0)?), seq_of_row(row.get(1)?))))?;
+            let places = statement
+                .query_map(values, |row| Ok((from_column(row.get(0)?), seq_of_row(row.get(1)?), row.get(2)?)))?;
             found.extend(places.collect::<Result<Vec<_>, _>>()?);
         }
         Ok(found)

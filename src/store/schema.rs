@@ -98,9 +98,9 @@ FROM postroom_stream s JOIN postroom_pack p ON p.id BETWEEN s.id << 48 AND (s.id
 WHERE coalesce(substr(g.gone, j.key + 1, 1), '-') <> 'x';
 ";
 
-/// Finds those of them that have not failed yet: what has a timer, was redriven, or was given back without a failure.
-/// Of what is in its file when it is opened, a queue without an order by key has these in memory, and reads the others
-/// when their time comes near.
+/// Finds those of them that have not failed yet: what has a timer, was redriven to a later time, or was given back without
+/// a failure. Of what is in its file when it is opened, a queue has these in memory, and reads the others when their time
+/// comes near.
 const FORMAT_4: &str = "
 CREATE INDEX IF NOT EXISTS postroom_item_known ON postroom_item (id)
 WHERE due_at IS NOT NULL AND extra IS NOT NULL AND attempts = 0;

@@ -209,12 +209,14 @@ impl<T: Send + Sync + 'static> Core<T> {
                 Waiting::Burial(letter) => due.letters.push(letter),
                 Waiting::Delayed(message) => arrived += self.fire_delayed(&mut intake, message, due),
                 Waiting::Retry(mut message) | Waiting::Paced(mut message) if self.is_overdue(&message) => {
+                    intake.note_fired(&mut message);
                     arrived += outlet.free_lanes(message.take_lane()).max(self.may_miss_a_turn().into());
                     outlet.moving += 1;
                     released += u64::from(message.holds_slot);
                     due.expired.push(*message);
                 }
-                Waiting::Retry(message) | Waiting::Paced(message) => {
+                Waiting::Retry(mut message) | Waiting::Paced(mut message) => {
+                    intake.note_fired(&mut message);
                     self.put_urgently(&mut outlet, &mut intake, *message);
                     arrived += 1;
                 }

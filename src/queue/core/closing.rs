@@ -63,7 +63,8 @@ impl<T: Send + Sync + 'static> Core<T> {
         let due = u64::from(earliest.is_some_and(|due| due <= horizon));
         let in_flight = outlet.delivered.saturating_sub(settled);
         let ready = outlet.keyed().map_or(intake.entered - outlet.left, |keyed| {
-            (keyed.available() + self.turns_to_fetch(&outlet, &intake)) as u64 + intake.unread_due()
+            let due = if keyed.is_stopped() { 0 } else { intake.unread_due() };
+            (keyed.available() + self.turns_to_fetch(&outlet, &intake)) as u64 + due
         });
         let moves =
             intake.accepted + intake.entered + outlet.left + settled + delayed.len() as u64 + intake.unread_delayed();

@@ -3,8 +3,12 @@
 //!
 //! Everything up to one moment has been read, and everything behind it has not. Told by its row, what may be unread
 //! is a message with a time of which nothing else is noted, or that had failed when the file was opened: then nobody has
-//! it. What has a timer, or was redriven, has more in its row but no attempt, is in memory as a whole, and is passed over
-//! by whoever reads; so is what has failed since, and in a queue ordered by key whatever has failed.
+//! it. What has a timer, or was redriven to a later time, has more in its row but no attempt, is in memory as a whole, and
+//! is passed over by whoever reads; so is what has failed since.
+//!
+//! In a queue ordered by key, what had failed has kept its key busy since then, and goes to the front of that key once it
+//! is read and due. Of these it is known [which](super::by_key::ByKey::failed) are unread. With priorities, what was
+//! overdue when the file was opened is not for here: it is [ready](super::spill).
 //!
 //! Of each row that may be unread, one of three is true at any moment, whatever the file has heard by then: nobody has
 //! its message in memory, and it is counted as unread; its time is not behind the moment up to which all has been read;
@@ -18,14 +22,16 @@
 //! While somebody reads, or clears the queue, what arrives stays in memory, and is noted as
 //! [elsewhere](Rest::elsewhere) if it lies behind that moment; so does what only memory can have, and what comes back.
 
+use super::by_key::ByKey;
 use super::not_read::Part;
 use super::returned::Returned;
-use super::spill::{AGAIN, PORTION_BYTES};
-use super::{Core, Intake, Waiting};
+use super::spill::{AGAIN, PORTION_BYTES, Spill};
+use super::{Core, Intake, Outlet, Waiting};
 use crate::clock::Timestamp;
 use crate::message::Message;
 use crate::outcome::drop_contained;
 use crate::queue::durable::put_apart;
+use crate::queue::keyed::Turn;
 use crate::scheduler::DelayHeap;
 use crate::store::{Limit, Row, Seq, StoreError};
 use crate::sync::MutexGuard;
@@ -62,6 +68,8 @@ pub(super) struct Rest {
     returned: Returned,
     /// What has failed and stands before is from an earlier run, and may be unread. Any other is in memory, or gone.
     failed_before: Seq,
+    /// Up to there, only what has failed is unread: the others are not for here.
+    failed_to: At,
     /// Nothing that has been forgotten was due later.
     latest: Timestamp,
     reading: bool,
@@ -88,6 +96,7 @@ impl Default for Rest {
             elsewhere: BTreeSet::new(),
             returned: Returned::default(),
             failed_before: 0,
+            failed_to: nowhere,
             latest: Timestamp(0),
             reading: false,
             turn: 0,
@@ -234,6 +243,7 @@ impl Rest {
             begin: self.begin,
             shown: self.shown,
             failed_before: self.failed_before,
+            failed_to: self.failed_to,
             turn: self.turn,
         }
     }
@@ -262,6 +272,7 @@ struct Ask {
     begin: Seq,
     shown: Seq,
     failed_before: Seq,
+    failed_to: At,
     turn: u64,
 }
 
@@ -325,7 +336,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
         rest.tidy(now);
         // Of a dead letter, more than its time is noted.
-        if !message.is_fresh() || self.is_terminal() || at.1 <= rest.begin {
+        if !message.is_fresh() || self.is_terminal() || at.1 <= rest.begin || at <= rest.failed_to {
             rest.elsewhere.insert(at);
             return Some(message.known_to_memory());
         }
@@ -359,7 +370,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// A message has come back, to be delivered again then; the file will hear of it after this. It stays in memory.
     pub(crate) fn note_returned(&self, place: Seq, due: Timestamp) {
         if self.is_ordered() {
-            // There, what has come back is not read; and the caller may have the intake.
+            // There, what is not known to be in the file alone is not read; and the caller may have the intake.
             return;
         }
         let mut intake = self.intake.lock();
@@ -382,8 +393,17 @@ impl<T: Send + Sync + 'static> Core<T> {
         loop {
             let (step, ask) = {
                 let mut intake = self.intake.lock();
-                // Where the order is not simply that of arrival, all that is ready is in memory.
+                // With priorities, what is due may go before all that is ready.
                 let ready = if self.spills_in_order() { intake.about_ready() } else { 0 };
+                let rest = &intake.spill.rest;
+                let ready = if self.is_ordered() && rest.wants_reading() {
+                    drop(intake);
+                    let has_room = self.has_room_for_due(window);
+                    intake = self.intake.lock();
+                    if has_room { 0 } else { window }
+                } else {
+                    ready
+                };
                 let step = intake.spill.rest.next_step(now, ready, window);
                 match step {
                     Step::Wait(next) => return (something, next),
@@ -463,8 +483,14 @@ impl<T: Send + Sync + 'static> Core<T> {
         let mut read = Read { messages: Vec::new(), undecodable: Vec::new(), last: Some(ask.from) };
         let mut refused = Vec::new();
         while let (Some(last), true) = (read.last, read.messages.is_empty()) {
-            let mut rows = filed.depot.store.reader()?.read_due_after(filed.stream, behind(last), u64::MAX, portion)?;
-            read.last = rows.last().map(at_of_row);
+            let reader = filed.depot.store.reader()?;
+            let mut rows = if last < ask.failed_to {
+                reader.read_failed_after(filed.stream, behind(last), ask.failed_to.0.0, portion)?
+            } else {
+                reader.read_due_after(filed.stream, behind(last), u64::MAX, portion)?
+            };
+            drop(reader);
+            read.last = rows.last().map(at_of_row).or_else(|| Some(ask.failed_to).filter(|&end| last < end));
             rows.retain(|row| !ask.is_known(row) && ask.covers(row.seq));
             self.leave_out_elsewhere(&mut rows);
             for row in rows {
@@ -493,7 +519,15 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// Before they are decoded. What comes to be elsewhere during a reading is not covered by it.
     fn leave_out_elsewhere(&self, rows: &mut Vec<Row>) {
         let intake = self.intake.lock();
-        rows.retain(|row| !intake.spill.rest.is_elsewhere(at_of_row(row)));
+        let Spill { rest, by_key, .. } = &intake.spill;
+        rows.retain(|row| {
+            !rest.is_elsewhere(at_of_row(row)) && self.is_unread(by_key, row.seq, row.item.extra.is_some())
+        });
+    }
+
+    /// Where the order is by key, what has failed is in memory or gone unless it is [known](ByKey::failed) to be here.
+    fn is_unread(&self, by_key: &ByKey<T>, place: Seq, is_noted: bool) -> bool {
+        !self.is_ordered() || !is_noted || by_key.failed.contains_key(&place)
     }
 
     fn take_in_rest(&self, read: Read<T>, turn: u64) {
@@ -508,10 +542,14 @@ impl<T: Send + Sync + 'static> Core<T> {
         for at in read.undecodable {
             left += u64::from(intake.spill.rest.remove(at));
             gone += 1;
+            outlet.free_lanes(intake.spill.by_key.failed.remove(&(at.1 - 1)));
         }
         for (at, mut message) in read.messages {
-            let rest = &mut intake.spill.rest;
-            if rest.is_elsewhere(at) {
+            let Spill { rest, by_key, .. } = &mut intake.spill;
+            if let Some(lane) = by_key.failed.remove(&(at.1 - 1)) {
+                message.set_lane(lane);
+                self.take_in_failed(&mut delayed, &mut outlet, &mut intake, at, message);
+            } else if rest.is_elsewhere(at) {
                 waste.push(message);
             } else if rest.remove(at) {
                 message = message.known_to_memory();
@@ -532,9 +570,10 @@ impl<T: Send + Sync + 'static> Core<T> {
                 gone += rest.unread();
                 left += rest.overdue;
                 (rest.waiting, rest.overdue) = (0, 0);
+                outlet.free_lanes(std::mem::take(&mut intake.spill.by_key.failed).into_values());
             }
         }
-        rest.settle_bounds();
+        intake.spill.rest.settle_bounds();
         let earliest = delayed.earliest();
         drop((delayed, intake));
         outlet.left += left;
@@ -545,23 +584,48 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.runtime.note_progress();
     }
 
+    /// One that has kept this lane of its key busy goes before the others of it, now or when it is due.
+    fn take_in_failed(
+        &self,
+        delayed: &mut DelayHeap<Waiting<T>>,
+        outlet: &mut Outlet<T>,
+        intake: &mut Intake<T>,
+        at: At,
+        mut message: Message<T>,
+    ) {
+        let extras = message.extras_mut();
+        (extras.due, extras.order_key) = (None, None);
+        let rest = &mut intake.spill.rest;
+        if rest.remove(at) {
+            message = message.known_to_memory();
+            self.note_expiry(&message);
+            // It is counted already.
+            self.return_to_lane(outlet, intake, message, Turn::Last);
+        } else {
+            rest.resident += 1;
+            delayed.insert(at.0, Waiting::Retry(Box::new(message)));
+        }
+    }
+
     /// Counts those as ready that are due by now.
     fn count_due(&self, ask: &Ask, now: Timestamp, window: usize) -> Result<(), StoreError> {
         let filed = self.filed();
         let reader = filed.depot.store.reader()?;
         let (looked, limit) = (behind(ask.looked), window.max(1024));
         let places = reader.due_places(filed.stream, looked, now.0, ask.failed_before, limit)?;
-        let more = places.last().filter(|_| places.len() == limit).map(|&(due, place)| (Timestamp(due), place + 1));
+        let more = places.last().filter(|_| places.len() == limit).map(|&(due, place, _)| (Timestamp(due), place + 1));
         let next = if more.is_some() { Some(now.0) } else { reader.next_due_after(filed.stream, now.0)? };
         let pause = if more.is_some() || self.runtime.clock.is_manual() { Duration::ZERO } else { COUNT_PAUSE };
         let delayed = self.delayed.lock();
         let (outlet, mut intake) = self.both_sides();
-        let rest = &mut intake.spill.rest;
+        let Spill { rest, by_key, .. } = &mut intake.spill;
         if !rest.end_reading(ask.turn) {
             return Ok(());
         }
-        let is_unread =
-            |&&(due, place): &&(u64, Seq)| ask.covers(place) && !rest.is_elsewhere((Timestamp(due), place + 1));
+        let is_unread = |&&(due, place, is_noted): &&(u64, Seq, bool)| {
+            let is_here = !rest.is_elsewhere((Timestamp(due), place + 1)) && self.is_unread(by_key, place, is_noted);
+            ask.covers(place) && is_here
+        };
         let due = (places.iter().filter(is_unread).count() as u64).min(rest.waiting);
         rest.waiting -= due;
         rest.overdue += due;
@@ -575,21 +639,32 @@ impl<T: Send + Sync + 'static> Core<T> {
         Ok(())
     }
 
-    /// Notes what has a delay and is in the file, unread, when the queue is declared: so many are due, so many wait.
-    pub(crate) fn recover_delayed(&self, next: Seq, overdue: u64, waiting: u64, was_at_rest: bool, now: Timestamp) {
+    /// Notes what has a delay and is in the file, unread, when the queue is declared: so many are due, so many wait. What
+    /// was due by `past` does not count.
+    pub(crate) fn recover_delayed(
+        &self,
+        next: Seq,
+        (overdue, waiting): (u64, u64),
+        was_at_rest: bool,
+        (past, now): (Option<Timestamp>, Timestamp),
+    ) {
         let mut intake = self.intake.lock();
         intake.entered += overdue;
         intake.slots += overdue + waiting;
         intake.recovered += overdue + waiting;
         intake.spill.old_before = if was_at_rest { 0 } else { next };
         let rest = &mut intake.spill.rest;
-        // Where the order is by key, what has failed keeps its key busy, and is in memory.
-        rest.failed_before = if self.is_ordered() { 0 } else { next };
+        rest.failed_before = next;
         rest.shown = next;
+        if self.is_ordered() {
+            // The others come by their places.
+            rest.failed_to = (now, Seq::MAX);
+        }
         if overdue + waiting > 0 {
             (rest.overdue, rest.waiting) = (overdue, waiting);
             let until_now = (now, Seq::MAX);
-            rest.read_to = Some(if overdue > 0 { At::default() } else { until_now });
+            let before = past.map_or(At::default(), |past| (past, Seq::MAX));
+            rest.read_to = Some(if overdue > 0 { before } else { until_now });
             (rest.looked, rest.soonest) = (until_now, now);
         }
         drop(intake);
@@ -607,8 +682,10 @@ impl<T> Intake<T> {
     /// The later half of the window goes back to where it is anyway.
     fn let_go(&mut self, delayed: &mut DelayHeap<Waiting<T>>, window: usize, now: Timestamp) {
         let mut places: Vec<At> = delayed.entries().filter_map(may_leave).collect();
+        let retries =
+            delayed.entries().filter(|waiting| matches!(waiting, Waiting::Retry(message) if message.is_fresh()));
         let rest = &mut self.spill.rest;
-        rest.resident = places.len();
+        rest.resident = places.len() + retries.count();
         let half = window / 2;
         if places.len() <= half {
             return;

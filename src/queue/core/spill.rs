@@ -7,7 +7,8 @@
 //!
 //! Only messages that rest until no time of theirs are read that way. What has been handed out and has come back has a
 //! time in the file, be it past, and stays in memory; for what has a delay, or came back in an earlier run, see
-//! [`rest`](super::rest).
+//! [`rest`](super::rest). With priorities, what had a time that was past when the file was opened is read by its place like
+//! the others, since nobody could tell its level otherwise: whatever comes back from then on has a later time.
 
 use super::by_key::ByKey;
 use super::not_read::{NotRead, Part};
@@ -19,7 +20,7 @@ use crate::message::Message;
 use crate::outcome::drop_contained;
 use crate::queue::durable::put_apart;
 use crate::request::{End, Request};
-use crate::store::{Called, Limit, Priority, Row, Seq, StoreError};
+use crate::store::{Called, Limit, Overdue, Priority, Row, Seq, StoreError};
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -47,6 +48,8 @@ pub(super) struct Spill<T> {
     resting: bool,
     /// Those before may have been in hand in an earlier run.
     pub(super) old_before: Seq,
+    /// Where there are levels, these are among those of their level: they were due when the file was opened.
+    overdue: Overdue,
     /// Who waits for replies to some of them.
     pub(super) requests: BTreeMap<Seq, Request>,
     /// Spilled, and to be dropped when no lock is held.
@@ -81,6 +84,7 @@ impl<T> Spill<T> {
             turn: 0,
             resting: false,
             old_before: 0,
+            overdue: Overdue::default(),
             requests: BTreeMap::new(),
             waste: Vec::new(),
             rest: Rest::default(),
@@ -228,10 +232,16 @@ impl<T> Intake<T> {
             return true;
         }
         self.spill.add(level, place, place, 1);
+        self.hold_room(message);
         if let Some(request) = message.take_request() {
             self.spill.requests.insert(place, request);
         }
         false
+    }
+
+    /// What is only in the file takes room, also what came back and took none.
+    pub(super) fn hold_room(&mut self, message: &Message<T>) {
+        self.slots += u64::from(!message.holds_slot);
     }
 
     /// Spilled; [`Core::drop_spilled`] drops it.
@@ -300,6 +310,7 @@ struct Unread {
     from: Seq,
     last: Seq,
     old_before: Seq,
+    overdue: Overdue,
     passed: Vec<Range<Seq>>,
 }
 
@@ -369,10 +380,10 @@ impl<T: Send + Sync + 'static> Core<T> {
             let turn = spill.begin_reading();
             let top = level + 1 == spill.levels.len();
             let priorities = level as u16..if top { u16::MAX } else { level as u16 + 1 };
-            let old_before = spill.old_before;
+            let (old_before, overdue) = (spill.old_before, spill.overdue);
             let Backlog { from, last, ref passed, count } = spill.levels[level];
             let passed = passed.iter().cloned().collect();
-            (Unread { level, priorities, from, last, old_before, passed }, count, turn)
+            (Unread { level, priorities, from, last, old_before, overdue, passed }, count, turn)
         };
         match self.read_portion(&unread) {
             Ok(loaded) => self.take_in(loaded, &unread, counted, turn),
@@ -426,7 +437,8 @@ impl<T: Send + Sync + 'static> Core<T> {
         let rows = if self.settings.priority_levels == 1 {
             reader.read_ready(filed.stream, unread.from, portion)?
         } else {
-            reader.read_level(filed.stream, unread.from..=unread.last, &unread.priorities, portion)?
+            let which = (&unread.priorities, unread.overdue);
+            reader.read_level(filed.stream, unread.from..=unread.last, which, portion)?
         };
         let mut loaded = Loaded { messages: Vec::with_capacity(rows.len()), rows: 0, undecodable: 0, last: None };
         let mut refused = Vec::new();
@@ -511,11 +523,11 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(crate) fn recover_backlog(&self, next: Seq, count: u64, was_at_rest: bool) {
         let last = next.checked_sub(1).filter(|_| count > 0);
         let found = last.map(|last| Priority { priority: 0, count, first: 0, last });
-        self.recover_backlogs(next, found.as_slice(), was_at_rest);
+        self.recover_backlogs(next, found.as_slice(), Overdue::default(), was_at_rest);
     }
 
-    /// The same by priority, where there are levels.
-    pub(crate) fn recover_backlogs(&self, next: Seq, found: &[Priority], was_at_rest: bool) {
+    /// The same by priority, where there are levels, with what was overdue.
+    pub(crate) fn recover_backlogs(&self, next: Seq, found: &[Priority], overdue: Overdue, was_at_rest: bool) {
         let mut intake = self.intake.lock();
         let count: u64 = found.iter().map(|found| found.count).sum();
         intake.entered += count;
@@ -530,7 +542,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             backlog.from = first;
         }
         intake.spill.count = count;
-        intake.spill.known = next;
+        (intake.spill.known, intake.spill.overdue) = (next, overdue);
         intake.spill.old_before = if was_at_rest { 0 } else { next };
         drop(intake);
         let window = self.filed().window;

@@ -102,6 +102,9 @@ impl Extra {
     }
 }
 
+/// What is noted of a message that parks its key has this in it; of few others.
+pub(super) const HELD: &[u8] = b"\"held\":";
+
 /// Why and since when a key is parked.
 #[derive(Debug, Serialize, Deserialize)]
 struct Held {

@@ -135,13 +135,16 @@ impl<T: Send + Sync + 'static> Core<T> {
         Err(())
     }
 
-    /// The second half of [`Core::readmit`], by way of the file.
+    /// The second half of [`Core::readmit`], by way of the file. What has no delay comes like a new one, and may stay
+    /// there until its turn.
     pub(crate) fn readmit_durably(&self, mut message: Message<T>, due: Option<Timestamp>, along: Along) -> Moving {
         let (filed, me) = (self.filed(), self.weak().upgrade().expect("alive while it is called"));
-        // It is past or to come: what comes back has a time in the file, and is not read again.
-        message.extras_mut().due = due.or_else(|| Some(self.runtime.clock.now()));
+        message.extras_mut().due = due;
         let item = filed.item(&message).ok().map(|mut item| {
-            item.extra.get_or_insert_with(|| known_extra(&message));
+            // That keeps it from being read again.
+            if due.is_some() {
+                item.extra.get_or_insert_with(|| known_extra(&message));
+            }
             item
         });
         message.extras_mut().due = None;
@@ -152,11 +155,14 @@ impl<T: Send + Sync + 'static> Core<T> {
         let batch = item.map_or_else(Batch::new, |item| along.and(Batch::new().insert(filed.stream, item)));
         Moving(Some(filed.depot.commit(batch, Durability::Buffered, move |result, errands| {
             if let (true, Ok(&[place, ..])) = (stored, result) {
-                message.set_place(place);
+                match due {
+                    Some(_) => message.set_place(place),
+                    None => message.set_fresh_place(place),
+                }
                 elsewhere.into_iter().for_each(Along::delete);
             }
             me.come_back(message, due);
-            errands.push(Box::new(move || drop(me)));
+            errands.push(Box::new(move || me.drop_spilled()));
         })))
     }
 }

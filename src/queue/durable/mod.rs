@@ -16,6 +16,7 @@ mod filed;
 mod format;
 mod letters;
 mod recover;
+mod recover_by_key;
 mod same_file;
 mod spares;
 mod rider;

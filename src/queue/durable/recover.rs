@@ -2,14 +2,13 @@
 
 use super::depot::InFile;
 use super::filed::Filed;
-use super::format::hold_of;
+use super::recover_by_key;
 use super::undecoded::UNDECODABLE;
 use crate::clock::Timestamp;
 use crate::message::Message;
 use crate::queue::core::{Admission, Core};
-use crate::queue::keyed::{Exhausted, Hold};
 use crate::runtime::{Event, Runtime};
-use crate::store::{Batch, Change, Durability, Limit, Row, Seq, Store, StoreError, StreamId, StreamInfo};
+use crate::store::{Batch, Change, Durability, Limit, Overdue, Row, Seq, Store, StoreError, StreamId, StreamInfo};
 use std::sync::Weak;
 
 /// Noted when a run ends with nothing in hand.
@@ -23,101 +22,72 @@ pub(super) fn recover<T: Send + Sync + 'static>(core: &Core<T>) -> Result<(), St
     let was_at_rest = ask_rest(core.filed())?;
     let now = core.runtime.clock.now();
     if core.is_ordered() {
-        return recover_in_order(core, was_at_rest, now);
+        return recover_by_key::recover(core, was_at_rest, now);
     }
-    recover_resting(core, was_at_rest, now)?;
+    recover_known(core, was_at_rest, now)?;
     if core.spills_in_order() {
-        return recover_window(core, was_at_rest);
+        recover_resting(core, was_at_rest, now)?;
+        recover_window(core, was_at_rest)
+    } else {
+        recover_levels(core, was_at_rest, now)
     }
-    let filed = core.filed();
-    let found = filed.depot.store.reader()?.count_by_priority(filed.stream)?;
-    core.recover_backlogs(info(filed)?.next, &found, was_at_rest);
-    Ok(())
 }
 
-/// Of what has failed before or has a timer, all; the first of the others.
-fn recover_in_order<T: Send + Sync + 'static>(
+/// What has a time and of which more is noted though it has not failed.
+fn recover_known<T: Send + Sync + 'static>(
     core: &Core<T>,
     was_at_rest: bool,
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let filed = core.filed();
     let reader = filed.depot.store.reader()?;
-    let (info, due, resting) =
-        (info(filed)?, reader.count_due(filed.stream, now.0)?, reader.count_resting(filed.stream)?);
-    let (mut overdue, mut waiting) = (due, resting.saturating_sub(due));
-    drop(reader);
-    // First those that keep their key busy while they wait for their next attempt, or hold it back.
-    each_noted(filed, |row| {
-        *(if rests(&row, now).is_some() { &mut waiting } else { &mut overdue }) -= 1;
-        match keeps_key(core, &row, now) {
-            Some(Keeps::Until(due)) => {
-                bring_back(core, &row, was_at_rest, |message| core.recover_resting(message, due))
-            }
-            Some(Keeps::Parked(hold)) => {
-                bring_back(core, &row, was_at_rest, |message| core.recover_parked(message, hold))
-            }
-            None => Ok(()),
-        }
-    })?;
-    let goes_first = |row: &Row| row.item.attempts > 0 && rests(row, now).is_none();
-    each_noted(filed, |row| match keeps_key(core, &row, now) {
-        None if goes_first(&row) => bring_back(core, &row, was_at_rest, |message| enter(core, message, None)),
-        _ => Ok(()),
-    })?;
-    let fresh = info.count.saturating_sub(resting);
-    core.recover_turns(info.next, fresh + overdue, (overdue > 0).then_some(now), was_at_rest);
-    each_noted(filed, |row| match (keeps_key(core, &row, now), rests(&row, now)) {
-        (None, Some(due)) => bring_back(core, &row, was_at_rest, |message| enter(core, message, Some(due))),
-        (None, None) if !goes_first(&row) => {
-            bring_back(core, &row, was_at_rest, |message| core.recover_among_turns(message))
-        }
-        _ => Ok(()),
-    })?;
-    core.recover_delayed(info.next, 0, waiting, was_at_rest, now);
-    core.recover_stop();
-    core.load_more();
-    Ok(())
+    each(
+        |from| reader.read_known(filed.stream, from, PORTION),
+        |row| {
+            let due = rests(&row, now);
+            bring_back(core, &row, was_at_rest, |message| enter(core, message, due))
+        },
+    )
 }
 
-/// What a message does to its key.
-enum Keeps {
-    Until(Timestamp),
-    Parked(Hold),
-}
-
-fn keeps_key<T: Send + Sync + 'static>(core: &Core<T>, row: &Row, now: Timestamp) -> Option<Keeps> {
-    if row.item.attempts == 0 {
-        return None;
-    }
-    let hold = if core.settings.exhausted == Exhausted::DeadLetter { None } else { hold_of(&row.item) };
-    hold.map(Keeps::Parked).or_else(|| rests(row, now).map(Keeps::Until))
-}
-
-/// Of what has a time, that of which more is noted though it has not failed, and the first of the others.
+/// Of the others that have a time, the first.
 fn recover_resting<T: Send + Sync + 'static>(
     core: &Core<T>,
     was_at_rest: bool,
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let filed = core.filed();
-    let reader = filed.depot.store.reader()?;
-    let (mut overdue, mut waiting) = (reader.count_due(filed.stream, now.0)?, reader.count_resting(filed.stream)?);
-    waiting -= overdue;
-    each(
-        |from| reader.read_known(filed.stream, from, PORTION),
-        |row| {
-            let due = rests(&row, now);
-            *(if due.is_some() { &mut waiting } else { &mut overdue }) -= 1;
-            bring_back(core, &row, was_at_rest, |message| enter(core, message, due))
-        },
-    )?;
-    let next = info(filed)?.next;
-    core.recover_delayed(next, overdue, waiting, was_at_rest, now);
+    let (overdue, waiting) = count_unknown(filed, now)?;
+    core.recover_delayed(info(filed)?.next, (overdue, waiting), was_at_rest, (None, now));
     Ok(())
 }
 
-fn info<T>(filed: &Filed<T>) -> Result<StreamInfo, StoreError> {
+/// How many those are that are due by then, and how many wait for longer.
+pub(super) fn count_unknown<T>(filed: &Filed<T>, until: Timestamp) -> Result<(u64, u64), StoreError> {
+    let reader = filed.depot.store.reader()?;
+    let (due, all) = (reader.count_due(filed.stream, until.0)?, reader.count_resting(filed.stream)?);
+    let known = reader.count_known(filed.stream, until.0)?;
+    Ok((due - known.due, all - due - (known.all - known.due)))
+}
+
+/// Of what is to come, the first; of what is ready, the first of each level.
+fn recover_levels<T: Send + Sync + 'static>(
+    core: &Core<T>,
+    was_at_rest: bool,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let filed = core.filed();
+    // What comes back from now on was not due by then, so it is told from what is overdue.
+    let past = Timestamp(now.0.saturating_sub(1));
+    let (((before, _), (overdue, waiting)), next) =
+        ((count_unknown(filed, past)?, count_unknown(filed, now)?), info(filed)?.next);
+    let found = filed.depot.store.reader()?.count_by_priority(filed.stream, past.0)?;
+    core.recover_delayed(next, (overdue - before, waiting), was_at_rest, (Some(past), now));
+    core.recover_backlogs(next, &found, Overdue { until: past.0, before: next }, was_at_rest);
+    Ok(())
+}
+
+pub(super) fn info<T>(filed: &Filed<T>) -> Result<StreamInfo, StoreError> {
     filed.depot.store.reader()?.info(filed.stream)?.ok_or(StoreError::UnknownStream(filed.stream))
 }
 
@@ -135,7 +105,7 @@ fn recover_window<T: Send + Sync + 'static>(core: &Core<T>, was_at_rest: bool) -
     Ok(())
 }
 
-fn enter<T: Send + Sync + 'static>(core: &Core<T>, mut message: Message<T>, due: Option<Timestamp>) {
+pub(super) fn enter<T: Send + Sync + 'static>(core: &Core<T>, mut message: Message<T>, due: Option<Timestamp>) {
     let timer = message.take_timer().filter(|_| due.is_some() && message.attempt == 0);
     let (id, at) = (message.id, message.published_at);
     let extras = message.extras_mut();
@@ -159,17 +129,11 @@ fn ask_rest<T>(filed: &Filed<T>) -> Result<bool, StoreError> {
     Ok(noted)
 }
 
-fn rests(row: &Row, now: Timestamp) -> Option<Timestamp> {
+pub(super) fn rests(row: &Row, now: Timestamp) -> Option<Timestamp> {
     row.item.due_at.map(Timestamp).filter(|&due| due > now)
 }
 
-/// Those that rest, or have, and of which more is noted.
-fn each_noted<T>(filed: &Filed<T>, visit: impl FnMut(Row) -> Result<(), StoreError>) -> Result<(), StoreError> {
-    let reader = filed.depot.store.reader()?;
-    each(|from| reader.read_noted(filed.stream, from, PORTION), visit)
-}
-
-fn each(
+pub(super) fn each(
     read: impl Fn(Seq) -> Result<Vec<Row>, StoreError>,
     mut visit: impl FnMut(Row) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
@@ -182,7 +146,7 @@ fn each(
     }
 }
 
-fn bring_back<T: Send + Sync + 'static>(
+pub(super) fn bring_back<T: Send + Sync + 'static>(
     core: &Core<T>,
     row: &Row,
     was_at_rest: bool,

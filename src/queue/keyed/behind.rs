@@ -126,6 +126,17 @@ impl<M> Keyed<M> {
         self.behind.lanes.get(&lane).map_or(0, |missing| missing.count)
     }
 
+    /// Keeps a key busy whose next message is elsewhere, and is [given back](Keyed::give_back) one day; its lane, unless
+    /// there is one already.
+    pub(crate) fn occupy(&mut self, mut key: Key) -> Option<u32> {
+        if self.find(&key).is_some() {
+            return None;
+        }
+        let lane = self.lane_of(&mut key);
+        self.lanes[lane].state = State::Busy;
+        Some(lane)
+    }
+
     pub(crate) fn is_behind(&self) -> bool {
         !self.behind.is_empty()
     }

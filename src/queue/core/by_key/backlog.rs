@@ -27,6 +27,8 @@ pub(crate) struct ByKey<T> {
     number: u64,
     /// What is due by then and before that place counts as ready.
     pub(super) overdue: Option<(Timestamp, Seq)>,
+    /// Messages that have failed and are only in the file, with the lanes that they keep busy.
+    pub(in crate::queue::core) failed: BTreeMap<Seq, u32>,
 }
 
 /// A message that waits as if it stood in the file.
@@ -52,6 +54,7 @@ impl<T> Default for ByKey<T> {
             late: BTreeMap::new(),
             number: 0,
             overdue: None,
+            failed: BTreeMap::new(),
         }
     }
 }

@@ -52,7 +52,8 @@ impl<T> Intake<T> {
         if let Some(place) = place {
             if spill.by_key.add(place) {
                 spill.requests.extend(message.take_request().map(|request| (place, request)));
-                spill.waste.push(message);
+                self.hold_room(&message);
+                self.spill.waste.push(message);
                 return None;
             }
             spill.by_key.pass_over(place);
@@ -84,6 +85,10 @@ fn unread_place<T>(message: &Message<T>) -> Option<Seq> {
 }
 
 impl<T> Outlet<T> {
+    pub(super) fn is_stopped(&self) -> bool {
+        self.keyed().is_some_and(Keyed::is_stopped)
+    }
+
     /// Whether reading on may bring something that can be handed out. With a single key, that has to be through with
     /// what it has.
     fn misses(&self, intake: &Intake<T>, order: Option<Order>) -> bool {
@@ -148,8 +153,18 @@ impl<T: Send + Sync + 'static> Core<T> {
         if !self.keeps_turns_in_file() {
             return intake.wants_reading();
         }
-        let busy = intake.spill.is_reading_or_rests();
-        intake.spill.rest.wants_reading() || !busy && outlet.misses(intake, self.settings.order)
+        intake.spill.rest.wants_reading() && !outlet.is_stopped() || self.wants_turns(outlet, intake)
+    }
+
+    fn wants_turns(&self, outlet: &Outlet<T>, intake: &Intake<T>) -> bool {
+        !intake.spill.is_reading_or_rests() && outlet.misses(intake, self.settings.order)
+    }
+
+    /// Whether there is room in memory for what is due in the file and comes before all that is there.
+    pub(super) fn has_room_for_due(&self, window: usize) -> bool {
+        let (outlet, _intake) = self.both_sides();
+        let room = |keyed: &Keyed<_>| keyed.available() == 0 || keyed.present() < window.div_ceil(2);
+        !outlet.is_stopped() && outlet.keyed().is_none_or(room)
     }
 
     /// Whether there is more in the file that will get its turn.
@@ -157,7 +172,10 @@ impl<T: Send + Sync + 'static> Core<T> {
         if !self.keeps_turns_in_file() {
             return intake.has_unread();
         }
-        intake.spill.rest.unread() > 0 || outlet.misses_in_time(intake, self.settings.order)
+        let rest = &intake.spill.rest;
+        rest.waiting() > 0
+            || rest.overdue() > 0 && !outlet.is_stopped()
+            || outlet.misses_in_time(intake, self.settings.order)
     }
 
     /// How many lanes could go on if they had what is in the file, at least.
@@ -206,7 +224,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let wanted = if all {
             intake.spill.by_key.count > 0
         } else {
-            self.wants_reading(&outlet, &intake) && (available == 0 || present < half)
+            self.wants_turns(&outlet, &intake) && (available == 0 || present < half)
         };
         if !wanted {
             return None;
@@ -223,8 +241,9 @@ impl<T: Send + Sync + 'static> Core<T> {
     /// What memory holds of keys that have no turn goes back to where it is anyway.
     fn shed(&self, outlet: &mut Outlet<T>, intake: &mut Intake<T>) {
         let Some(keyed) = outlet.keyed_mut() else { return };
-        let spill = &mut intake.spill;
         for (place, mut message) in keyed.shed(self.filed().window / 2, unread_place) {
+            intake.hold_room(&message);
+            let spill = &mut intake.spill;
             debug_assert!(place < spill.by_key.from, "what is there has been read");
             spill.by_key.skipped.insert(place);
             spill.by_key.count += 1;
@@ -273,10 +292,24 @@ impl<T: Send + Sync + 'static> Core<T> {
         Ok(portion)
     }
 
-    fn take_key(&self, message: &mut Message<T>) -> Key {
+    /// A message in the file has failed and keeps its key busy, until it is read when it is due; `false` if there is more
+    /// of that key in memory. Comes before anybody knows of the queue, as [`Core::recover_resting`] does.
+    pub(crate) fn recover_failed(&self, place: Seq, key: Text) -> bool {
+        let key = Key::new(key, &self.seed);
+        let (mut outlet, mut intake) = self.both_sides();
+        let lane = outlet.keyed_mut().and_then(|keyed| keyed.occupy(key));
+        intake.spill.by_key.failed.extend(lane.map(|lane| (place, lane)));
+        lane.is_some()
+    }
+
+    /// The key a message that has been read is ordered by.
+    pub(crate) fn take_key_text(&self, message: &mut Message<T>) -> Text {
         self.find_key(message);
-        let text = message.extras_mut().order_key.take();
-        Key::new(text.unwrap_or(Text::EMPTY), &self.seed)
+        message.extras_mut().order_key.take().unwrap_or(Text::EMPTY)
+    }
+
+    fn take_key(&self, message: &mut Message<T>) -> Key {
+        Key::new(self.take_key_text(message), &self.seed)
     }
 
     fn take_in_turns(&self, portion: Portion<T>, ask: Ask) {
