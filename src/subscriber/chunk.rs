@@ -8,8 +8,8 @@ use std::ops::Range;
 use std::slice;
 use std::sync::Arc;
 
-/// The most messages in one chunk.
-pub(super) const CHUNK: usize = 64;
+/// The most messages in one chunk: as many as a subscriber takes ahead.
+pub(super) const CHUNK: usize = 128;
 
 /// The most chunks that are kept for use again.
 const KEPT: usize = 4;
@@ -72,9 +72,10 @@ impl<T> Messages<T> {
         }
     }
 
-    /// Gives back room for messages that will not come, unless that is little.
+    /// Gives back room for messages that will not come, unless that is little beside those that did, or they are as
+    /// many as to come again: the next chunk is made for twice as many, and would not find it among the used.
     fn shrink(&mut self) {
-        if self.len() > self.capacity() / 2 {
+        if self.len() > (self.capacity() / 2).min(CHUNK / 4) {
             return;
         }
         match self {
@@ -308,7 +309,7 @@ mod tests {
             }
             Chunk { start: 0, number: 0, messages, expires: false }.sealed().messages.capacity()
         };
-        assert_eq!((capacity(1), capacity(32), capacity(33)), (1, 32, CHUNK));
+        assert_eq!((capacity(1), capacity(CHUNK / 4), capacity(CHUNK / 4 + 1)), (1, CHUNK / 4, CHUNK));
     }
 
     #[test]

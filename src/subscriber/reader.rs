@@ -177,8 +177,8 @@ impl<T: Send + Sync + 'static> Reader<T> {
     fn fetch(&mut self, patience: Patience, go_on: &impl Fn() -> bool) -> Result<(), BroadcastError> {
         let ahead = self.ahead();
         let mut has_spun = matches!(patience, Patience::None);
-        if !has_spun && !self.ring.has_more(self.cursor) {
-            self.ring.spin(self.cursor);
+        if !has_spun && !self.ring.has_enough(self.cursor, ahead) {
+            self.ring.spin(self.cursor, ahead);
             has_spun = true;
         }
         self.let_go();
@@ -197,7 +197,7 @@ impl<T: Send + Sync + 'static> Reader<T> {
                 Err(end) => return Err(end),
             }
             if !has_spun {
-                self.ring.spin(self.cursor);
+                self.ring.spin(self.cursor, ahead);
                 has_spun = true;
             } else {
                 self.ring.wait(&self.seat, self.cursor, patience, go_on)?;

@@ -158,6 +158,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
         state.append_bare(stamp, key, payload, &mut waste);
         state.published += 1;
         self.finish(state);
+        waste.clear_away();
     }
 
     /// How many messages came by [`Ring::put_bare`].

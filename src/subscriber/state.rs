@@ -107,6 +107,12 @@ impl<T> Waste<T> {
         })
     }
 
+    /// Dropping it, without a look at the rest where there is nothing: mostly so, and once for each message.
+    #[inline(always)]
+    pub(super) fn clear_away(self) {
+        if self.chunk.is_none() && self.more.is_none() { std::mem::forget(self) } else { drop(self) }
+    }
+
     fn push_chunk(&mut self, pool: &Arc<Pool<T>>, chunk: Arc<Chunk<T>>) {
         let chunk = (Arc::clone(pool), chunk);
         if self.chunk.is_none() { self.chunk = Some(chunk) } else { self.all().chunks.push(chunk) }
@@ -214,10 +220,13 @@ impl<T> State<T> {
     }
 
     /// Whether `n` more may.
+    #[inline(always)]
     pub(super) fn has_rooms(&mut self, n: u64) -> bool {
-        if self.tail + self.pledged + n <= self.blocks_at {
-            return true;
-        }
+        self.tail + self.pledged + n <= self.blocks_at || self.has_rooms_now(n)
+    }
+
+    #[inline(never)]
+    fn has_rooms_now(&mut self, n: u64) -> bool {
         self.blocks_at = self.limit_of(Lag::Block);
         self.tail + self.pledged + n <= self.blocks_at
     }
