@@ -780,6 +780,16 @@ impl<T> Message<T> {
         self.body = Body::Moving;
     }
 
+    /// Becomes a message that has nothing but a payload, as subscribers see it, after [`Message::clear`].
+    #[inline(always)]
+    pub(crate) fn show(&mut self, stamp: Stamp, key: &Text, payload: T) {
+        debug_assert!(self.extras.is_none(), "it was cleared");
+        self.stamp(stamp);
+        self.attempt = 1;
+        self.routing_key.clone_from(key);
+        self.body = Body::Own(payload);
+    }
+
     /// Another message over the same payload, if that is shared already.
     pub(crate) fn share_again(&self) -> Option<Self> {
         let body = match &self.body {

@@ -285,6 +285,30 @@ fn binding_changes_amid_publishes_touch_only_their_own_queue() {
     });
 }
 
+#[test]
+fn a_binding_counts_for_the_next_publish_although_there_were_only_subscribers() {
+    explore(|| {
+        let (broker, _) = broker();
+        let topic: Topic<u32> = broker.topic("t").declare().unwrap();
+        let queue: Queue<u32> = broker.queue("q").declare().unwrap();
+        let subscriber = topic.subscribe().open().unwrap();
+        let producers = [publish(&topic, 0..2), publish(&topic, 2..4)];
+        topic.bind(&queue, Binding::all()).unwrap();
+        assert_eq!(topic.publish("k", 4).unwrap().routed(), 1);
+        topic.unbind(&queue, Binding::all()).unwrap();
+        assert_eq!(topic.publish("k", 5).unwrap().routed(), 0);
+        producers.into_iter().for_each(|p| p.join().unwrap());
+        let heard: Vec<u32> = (0..6).map(|_| **subscriber.try_recv().unwrap()).collect();
+        assert_eq!(heard.iter().sum::<u32>(), 15);
+        for pair in [[0, 1], [2, 3], [4, 5]] {
+            assert_eq!(heard.iter().copied().filter(|n| pair.contains(n)).collect::<Vec<_>>(), pair);
+        }
+        let queued: Vec<u32> = queue.drain().iter().map(|message| **message).collect();
+        assert!(queued.contains(&4) && !queued.contains(&5));
+        assert_eq!(topic.stats().published, 6);
+    });
+}
+
 /// A topic bound to two queues with room for one message each.
 fn two_small_queues(broker: &Broker) -> (Topic<u32>, [Queue<u32>; 2]) {
     let topic: Topic<u32> = broker.topic("t").declare().unwrap();

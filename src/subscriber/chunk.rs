@@ -1,12 +1,15 @@
 //! Messages that follow each other, which everybody reads without a lock.
 
+use super::row::Row;
 use crate::message::{Keeps, Message};
 use crate::outcome::{contained, drop_contained};
 use crate::sync::Mutex;
+use std::ops::Range;
+use std::slice;
 use std::sync::Arc;
 
-/// The most messages in one chunk.
-pub(super) const CHUNK: usize = 64;
+/// The most messages in one chunk: as many as a subscriber takes ahead.
+pub(super) const CHUNK: usize = 128;
 
 /// The most chunks that are kept for use again.
 const KEPT: usize = 4;
@@ -15,6 +18,8 @@ const KEPT: usize = 4;
 pub(super) struct Chunk<T> {
     /// The place of its first message.
     pub(super) start: u64,
+    /// How many chunks there were before it.
+    pub(super) number: u64,
     pub(super) messages: Messages<T>,
     /// Some of them have a time to live, so that their readers need not look at each.
     pub(super) expires: bool,
@@ -23,26 +28,26 @@ pub(super) struct Chunk<T> {
 /// How a chunk holds its messages: all in one way.
 pub(super) enum Messages<T> {
     /// Where only handlers read them, who take none along.
-    Own(Vec<Message<T>>),
+    Own(Row<T>),
     Shared(Vec<Arc<Message<T>>>),
 }
 
 impl<T> Messages<T> {
     pub(super) fn with_capacity(own: bool, len: usize) -> Self {
-        if own { Self::Own(Vec::with_capacity(len)) } else { Self::Shared(Vec::with_capacity(len)) }
+        if own { Self::Own(Row::with_capacity(len)) } else { Self::Shared(Vec::with_capacity(len)) }
     }
 
     #[inline]
     pub(super) fn len(&self) -> usize {
         match self {
-            Self::Own(messages) => messages.len(),
+            Self::Own(row) => row.as_slice().len(),
             Self::Shared(messages) => messages.len(),
         }
     }
 
     fn capacity(&self) -> usize {
         match self {
-            Self::Own(messages) => messages.capacity(),
+            Self::Own(row) => row.capacity(),
             Self::Shared(messages) => messages.capacity(),
         }
     }
@@ -54,32 +59,35 @@ impl<T> Messages<T> {
     #[inline]
     fn get(&self, index: usize) -> &Message<T> {
         match self {
-            Self::Own(messages) => &messages[index],
+            Self::Own(row) => &row.as_slice()[index],
             Self::Shared(messages) => &messages[index],
         }
     }
 
-    /// Gives back room for messages that will not come, unless that is little.
+    #[inline]
+    fn range(&self, range: Range<usize>) -> Run<'_, T> {
+        match self {
+            Self::Own(row) => Run::Own(row.as_slice()[range].iter()),
+            Self::Shared(messages) => Run::Shared(messages[range].iter()),
+        }
+    }
+
+    /// Gives back room for messages that will not come, unless that is little beside those that did, or they are as
+    /// many as to come again: the next chunk is made for twice as many, and would not find it among the used.
     fn shrink(&mut self) {
-        if self.len() > self.capacity() / 2 {
+        if self.len() > (self.capacity() / 2).min(CHUNK / 4) {
             return;
         }
         match self {
-            Self::Own(messages) => messages.shrink_to_fit(),
+            Self::Own(row) => row.shrink(),
             Self::Shared(messages) => messages.shrink_to_fit(),
         }
     }
 
-    /// Drops the messages, one by one, since a second panic on the way out would abort the process. The places of
-    /// those that nobody else has go to `spares`.
+    /// Drops what is in the messages. The places of those that nobody else has go to `spares`.
     fn clear(&mut self, spares: &mut Vec<Arc<Message<T>>>) {
         match self {
-            // Nothing in them is the user's, so there is nobody to panic.
-            Self::Own(messages) if !std::mem::needs_drop::<T>() => messages.clear(),
-            Self::Own(messages) => {
-                messages.iter_mut().for_each(|message| _ = contained(|| message.clear()));
-                messages.clear();
-            }
+            Self::Own(row) => row.clear(),
             Self::Shared(messages) => {
                 spares.reserve(messages.len());
                 messages.drain(..).for_each(|mut message| match Arc::get_mut(&mut message) {
@@ -95,9 +103,13 @@ impl<T> Messages<T> {
 }
 
 impl<T> Chunk<T> {
-    pub(super) fn new(start: u64) -> Self {
+    pub(super) fn new(start: u64, number: u64) -> Self {
         // Takes no memory.
-        Self { start, messages: Messages::Shared(Vec::new()), expires: false }
+        Self { start, number, messages: Messages::Shared(Vec::new()), expires: false }
+    }
+
+    pub(super) fn holds(&self, place: u64) -> bool {
+        (self.start..self.end()).contains(&place)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -120,6 +132,36 @@ impl<T> Chunk<T> {
     pub(super) fn get(&self, place: u64) -> &Message<T> {
         self.messages.get((place - self.start) as usize)
     }
+
+    /// Those from one place up to another.
+    #[inline]
+    pub(super) fn run(&self, places: Range<u64>) -> Run<'_, T> {
+        self.messages.range((places.start - self.start) as usize..(places.end - self.start) as usize)
+    }
+}
+
+/// Messages of one chunk that follow each other.
+pub(super) enum Run<'a, T> {
+    Own(slice::Iter<'a, Message<T>>),
+    Shared(slice::Iter<'a, Arc<Message<T>>>),
+}
+
+impl<T> Default for Run<'_, T> {
+    fn default() -> Self {
+        Self::Own([].iter())
+    }
+}
+
+impl<'a, T> Iterator for Run<'a, T> {
+    type Item = &'a Message<T>;
+
+    #[inline]
+    fn next(&mut self) -> Option<&'a Message<T>> {
+        match self {
+            Self::Own(messages) => messages.next(),
+            Self::Shared(messages) => messages.next().map(|message| &**message),
+        }
+    }
 }
 
 impl<T: Send + Sync + 'static> Chunk<T> {
@@ -129,9 +171,9 @@ impl<T: Send + Sync + 'static> Chunk<T> {
         let index = (place - self.start) as usize;
         match &self.messages {
             Messages::Shared(messages) => Arc::clone(&messages[index]),
-            Messages::Own(messages) => {
+            Messages::Own(row) => {
                 let chunk = Arc::clone(self);
-                Arc::new(messages[index].share_kept(|| Arc::new(Kept { chunk, index })))
+                Arc::new(row.as_slice()[index].share_kept(|| Arc::new(Kept { chunk, index })))
             }
         }
     }
@@ -152,8 +194,7 @@ impl<T: Send + Sync> Keeps<T> for Kept<T> {
 impl<T> Drop for Chunk<T> {
     fn drop(&mut self) {
         match &mut self.messages {
-            Messages::Own(messages) if !std::mem::needs_drop::<T>() => messages.clear(),
-            Messages::Own(messages) => messages.drain(..).for_each(drop_contained),
+            Messages::Own(row) => row.drop_messages(),
             Messages::Shared(messages) => messages.drain(..).for_each(drop_contained),
         }
     }
@@ -219,7 +260,7 @@ mod tests {
 
     /// A chunk at place 8.
     fn chunk(messages: &[Arc<Message<u32>>]) -> Arc<Chunk<u32>> {
-        Arc::new(Chunk { start: 8, messages: Messages::Shared(messages.to_vec()), expires: false })
+        Arc::new(Chunk { start: 8, number: 0, messages: Messages::Shared(messages.to_vec()), expires: false })
     }
 
     #[test]
@@ -248,8 +289,8 @@ mod tests {
     #[test]
     fn a_message_taken_along_outlives_its_place() {
         let (payload, message) = (Arc::new("kept"), Message::new(Arc::new("left")).with_header("of", "this"));
-        let messages = Messages::Own(vec![message, Message::new(Arc::clone(&payload))]);
-        let chunk = Arc::new(Chunk { start: 8, messages, expires: false });
+        let messages = Messages::Own(Row::from(vec![message, Message::new(Arc::clone(&payload))]));
+        let chunk = Arc::new(Chunk { start: 8, number: 0, messages, expires: false });
         let (taken, left) = (chunk.share(9), chunk.share(8));
         Pool::new().give(chunk);
         assert_eq!((**left.payload(), left.header("of")), ("left", Some("this")));
@@ -263,12 +304,12 @@ mod tests {
     fn room_for_messages_that_did_not_come_is_given_back() {
         let capacity = |len| {
             let mut messages = Messages::with_capacity(true, CHUNK);
-            if let Messages::Own(messages) = &mut messages {
-                messages.extend((0..len).map(Message::new));
+            if let Messages::Own(row) = &mut messages {
+                (0..len).for_each(|n| row.push(Message::new(n)));
             }
-            Chunk { start: 0, messages, expires: false }.sealed().messages.capacity()
+            Chunk { start: 0, number: 0, messages, expires: false }.sealed().messages.capacity()
         };
-        assert_eq!((capacity(1), capacity(32), capacity(33)), (1, 32, CHUNK));
+        assert_eq!((capacity(1), capacity(CHUNK / 4), capacity(CHUNK / 4 + 1)), (1, CHUNK / 4, CHUNK));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::LagHook;
 use super::reader::Reader;
 use super::ring::Ring;
-use super::seat::Seat;
+use super::seat::{Lag, Seat};
 use crate::breaker::Circuit;
 use crate::clock::Timestamp;
 use crate::consumer::Crew;
@@ -156,7 +156,7 @@ impl<T: Send + Sync + 'static, H: Fn(&Message<T>) + Send + Sync + 'static> Liste
         let go_on = || !self.stopping.load(Ordering::Acquire);
         self.ring.runtime.as_worker(self.seat.identity(), || {
             while go_on() && self.handle_next(&mut reader, Patience::Forever, &go_on) {
-                self.handle_run(&mut reader, &go_on);
+                self.handle_run(&mut reader);
             }
         });
         drop(reader);
@@ -177,21 +177,30 @@ impl<T: Send + Sync + 'static, H: Fn(&Message<T>) + Send + Sync + 'static> Liste
         true
     }
 
-    /// Handles what was taken together with the one before.
-    fn handle_run(&self, reader: &mut Reader<T>, go_on: &impl Fn() -> bool) {
-        // A panic ends the run at its message; what is left of it follows.
-        while let Err(text) = contained(|| {
-            while go_on()
-                && let Some(message) = reader.step()
-            {
-                (self.handler)(message);
-                reader.has_stepped();
-                self.ring.runtime.note_progress();
-            }
-        }) {
+    /// Handles what was taken together with the one before, and says of each when it is done: whoever looks wants to
+    /// know how many wait for the handler.
+    fn handle_run(&self, reader: &mut Reader<T>) {
+        let (seat, runtime) = (&*self.seat, &*self.ring.runtime);
+        let may_be_cut = seat.lag == Lag::Disconnect;
+        loop {
+            let mut place = reader.place();
+            let result = contained(|| {
+                for message in reader.run() {
+                    if self.stopping.load(Ordering::Acquire) || may_be_cut && seat.is_cut() {
+                        break;
+                    }
+                    place += 1;
+                    (self.handler)(message);
+                    seat.has_done_to(place);
+                    runtime.note_progress();
+                }
+            });
+            reader.go_to(place);
+            // A panic ends the run at its message; what is left of it follows.
+            let Err(text) = result else { return };
             self.tell_panic(reader.last().id(), text);
-            reader.has_stepped();
-            self.ring.runtime.note_progress();
+            seat.has_done_to(place);
+            runtime.note_progress();
         }
     }
 

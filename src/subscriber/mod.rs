@@ -5,6 +5,7 @@ mod later;
 mod listener;
 mod reader;
 pub(crate) mod ring;
+mod row;
 mod seat;
 mod state;
 pub(crate) mod together;

@@ -1,6 +1,6 @@
 //! Reading along the ring.
 
-use super::chunk::Chunk;
+use super::chunk::{Chunk, Run};
 use super::ring::Ring;
 use super::seat::Seat;
 use super::state::Start;
@@ -27,6 +27,8 @@ pub(super) struct Reader<T: Send + Sync + 'static> {
     /// Up to here it has taken messages; the rest of them:
     fetched: u64,
     chunks: VecDeque<Arc<Chunk<T>>>,
+    /// The number of the chunk begun last.
+    latest: u64,
     /// Comes before everything else.
     replay: VecDeque<Arc<Message<T>>>,
     /// Missed, and nobody has been told: a batch had begun before.
@@ -39,7 +41,7 @@ impl<T: Send + Sync + 'static> Reader<T> {
     pub(super) fn new(ring: Arc<Ring<T>>, seat: Arc<Seat>, start: Start<T>) -> Self {
         let Start { cursor, replay } = start;
         let (until, fetched, chunks) = (cursor, cursor, VecDeque::new());
-        Self { ring, seat, current: None, cursor, until, fetched, chunks, replay, missed: 0, replayed: None }
+        Self { ring, seat, current: None, cursor, until, fetched, chunks, latest: 0, replay, missed: 0, replayed: None }
     }
 
     /// The next message, waiting as long as `patience` and `go_on` say.
@@ -69,15 +71,21 @@ impl<T: Send + Sync + 'static> Reader<T> {
         }
     }
 
-    /// Goes on to the next message if that has been taken already and needs no second look; what comes in a run.
+    /// What has been taken already of the current chunk and needs no second look; [`Reader::go_to`] follows.
     #[inline]
-    pub(super) fn step(&mut self) -> Option<&Message<T>> {
-        let chunk = self.current.as_ref()?;
-        if self.cursor >= self.until || chunk.expires || self.seat.is_cut() {
-            return None;
-        }
-        self.cursor += 1;
-        Some(chunk.get(self.cursor - 1))
+    pub(super) fn run(&self) -> Run<'_, T> {
+        let plain = self.current.as_ref().filter(|chunk| !chunk.expires && self.cursor < self.until);
+        plain.map_or_else(Run::default, |chunk| chunk.run(self.cursor..self.until))
+    }
+
+    /// The place of the next message to hand out.
+    pub(super) fn place(&self) -> u64 {
+        self.cursor
+    }
+
+    /// So much of a run has been handed out.
+    pub(super) fn go_to(&mut self, place: u64) {
+        self.cursor = place;
     }
 
     /// Goes on to the next message when no more of the current chunk has been taken.
@@ -100,6 +108,7 @@ impl<T: Send + Sync + 'static> Reader<T> {
         if self.cursor == self.until {
             let next = self.chunks.pop_front().expect("what was fetched stands in chunks");
             self.release_current();
+            self.latest = next.number;
             self.current = Some(next);
             self.until = self.chunks.front().map_or(self.fetched, |next| next.start);
         }
@@ -147,12 +156,6 @@ impl<T: Send + Sync + 'static> Reader<T> {
         self.seat.has_done(self.cursor, self.replay.len());
     }
 
-    /// As [`Reader::is_done`], of a message that [`Reader::step`] gave.
-    #[inline]
-    pub(super) fn has_stepped(&self) {
-        self.seat.has_done_to(self.cursor);
-    }
-
     /// How many it has taken beyond what was handed out last.
     pub(super) fn taken(&self) -> usize {
         (self.fetched - self.cursor) as usize + self.replay.len()
@@ -174,13 +177,13 @@ impl<T: Send + Sync + 'static> Reader<T> {
     fn fetch(&mut self, patience: Patience, go_on: &impl Fn() -> bool) -> Result<(), BroadcastError> {
         let ahead = self.ahead();
         let mut has_spun = matches!(patience, Patience::None);
-        if !has_spun && !self.ring.has_more(self.cursor) {
-            self.ring.spin(self.cursor);
+        if !has_spun && !self.ring.has_enough(self.cursor, ahead) {
+            self.ring.spin(self.cursor, ahead);
             has_spun = true;
         }
         self.let_go();
         loop {
-            match self.ring.fetch(&self.seat, self.cursor, ahead, &mut self.chunks) {
+            match self.ring.fetch(&self.seat, self.cursor, ahead, (&mut self.chunks, self.latest)) {
                 Ok(fetched) => {
                     self.fetched = fetched;
                     return Ok(());
@@ -194,7 +197,7 @@ impl<T: Send + Sync + 'static> Reader<T> {
                 Err(end) => return Err(end),
             }
             if !has_spun {
-                self.ring.spin(self.cursor);
+                self.ring.spin(self.cursor, ahead);
                 has_spun = true;
             } else {
                 self.ring.wait(&self.seat, self.cursor, patience, go_on)?;

@@ -9,7 +9,7 @@ use super::seat::{Lag, Replay, Seat};
 use super::state::{Gate, Start, State, snapshot};
 use crate::clock::Timestamp;
 use crate::error::{BroadcastError, PublishError, Refused, SHUT_DOWN};
-use crate::message::Message;
+use crate::message::{Message, Stamp, Text};
 use crate::queue::core::Refusal;
 use crate::runtime::{AnyRing, Event, Registration, Runtime};
 use crate::shutdown::Leftover;
@@ -129,9 +129,12 @@ impl<T: Send + Sync + 'static> Ring<T> {
     /// Room for this message, if it can be taken as it is and no subscriber is to be waited for; [`Ring::put`] follows.
     #[inline]
     pub(crate) fn room_for(&self, message: &Message<T>) -> Option<Room<'_, T>> {
-        if Self::is_special(message) {
-            return None;
-        }
+        if Self::is_special(message) { None } else { self.room() }
+    }
+
+    /// The same for a message that has nothing but a payload; [`Ring::put_bare`] may follow.
+    #[inline(always)]
+    pub(crate) fn room(&self) -> Option<Room<'_, T>> {
         let mut state = self.state.lock();
         self.let_in(&mut state).is_ok().then_some(Room(state))
     }
@@ -143,6 +146,24 @@ impl<T: Send + Sync + 'static> Ring<T> {
         self.append(&mut state, message, &mut waste);
         self.finish(state);
         waste
+    }
+
+    /// Makes a message of a payload where it will stand, and counts it as published.
+    #[inline(always)]
+    pub(crate) fn put_bare(&self, Room(mut state): Room<'_, T>, stamp: Stamp, key: &Text, payload: T) {
+        let mut waste = Waste::default();
+        if state.tail >= state.cuts_at {
+            self.cut_off(&mut state, &mut waste);
+        }
+        state.append_bare(stamp, key, payload, &mut waste);
+        state.published += 1;
+        self.finish(state);
+        waste.clear_away();
+    }
+
+    /// How many messages came by [`Ring::put_bare`].
+    pub(crate) fn published(&self) -> u64 {
+        self.state.lock().published
     }
 
     /// Takes as many of these as it can, from the front, with one visit; says why not all.
@@ -251,7 +272,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
         state.append_shared(message, waste);
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn finish(&self, mut state: MutexGuard<'_, State<T>>) {
         self.publish_tail(&state);
         let sleeper = if state.rings || state.sleepers.is_empty() { None } else { state.next_sleeper() };
@@ -341,13 +362,14 @@ impl<T: Send + Sync + 'static> Ring<T> {
     }
 
     /// Takes what is next from `cursor` on, at most `ahead` messages; where that ends. What is being filled only if
-    /// there is nothing else, so that chunks do not get short where all are busy.
+    /// there is nothing else, so that chunks do not get short where all are busy. `latest` is the number of the chunk
+    /// it has read last.
     pub(super) fn fetch(
         &self,
         seat: &Seat,
         cursor: u64,
         ahead: u64,
-        into: &mut VecDeque<Arc<Chunk<T>>>,
+        (into, latest): (&mut VecDeque<Arc<Chunk<T>>>, u64),
     ) -> Result<u64, BroadcastError> {
         let mut state = self.state.lock();
         if seat.is_cut() {
@@ -366,7 +388,12 @@ impl<T: Send + Sync + 'static> Ring<T> {
             state.seal();
         }
         let until = (cursor + ahead).min(state.sealed());
-        into.extend(state.chunks_from(cursor).take_while(|chunk| chunk.start < until).cloned());
+        for chunk in state.chunks_from(cursor, latest) {
+            if chunk.start >= until {
+                break;
+            }
+            into.push_back(Arc::clone(chunk));
+        }
         seat.has_fetched(until);
         self.pass_room_on(state, seat);
         Ok(until)

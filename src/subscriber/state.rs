@@ -8,7 +8,7 @@ use super::chunk::{CHUNK, Chunk, Messages, Pool};
 use super::later::Later;
 use super::ring::Retention;
 use super::seat::{Lag, Seat};
-use crate::message::{Message, Text};
+use crate::message::{Message, Stamp, Text};
 use crate::outcome::drop_contained;
 use crate::runtime::{Event, Runtime};
 use crate::scheduler::DelayHeap;
@@ -33,6 +33,8 @@ pub(super) struct State<T> {
     pool: Arc<Pool<T>>,
     /// Messages written, ever.
     pub(super) tail: u64,
+    /// Those of them that the topic has not counted.
+    pub(super) published: u64,
     /// Publishes that were promised a place and have not arrived yet.
     pub(super) pledged: u64,
     /// How many messages are kept: retention or the largest capacity.
@@ -105,6 +107,12 @@ impl<T> Waste<T> {
         })
     }
 
+    /// Dropping it, without a look at the rest where there is nothing: mostly so, and once for each message.
+    #[inline(always)]
+    pub(super) fn clear_away(self) {
+        if self.chunk.is_none() && self.more.is_none() { std::mem::forget(self) } else { drop(self) }
+    }
+
     fn push_chunk(&mut self, pool: &Arc<Pool<T>>, chunk: Arc<Chunk<T>>) {
         let chunk = (Arc::clone(pool), chunk);
         if self.chunk.is_none() { self.chunk = Some(chunk) } else { self.all().chunks.push(chunk) }
@@ -146,13 +154,14 @@ impl<T> State<T> {
     pub(super) fn new(retention: Retention, pool: Arc<Pool<T>>) -> Self {
         Self {
             chunks: VecDeque::new(),
-            filling: Chunk::new(0),
+            filling: Chunk::new(0, 0),
             usual: 4,
             only_handlers: false,
             evicts_at: u64::MAX,
             spares: Vec::new(),
             pool,
             tail: 0,
+            published: 0,
             pledged: 0,
             keep: retention.last,
             blocks_at: u64::MAX,
@@ -184,10 +193,18 @@ impl<T> State<T> {
         (self.keep / 8).clamp(1, CHUNK)
     }
 
-    /// The chunks from the one with this place on.
-    pub(super) fn chunks_from(&self, place: u64) -> impl Iterator<Item = &Arc<Chunk<T>>> {
-        let first = self.chunks.partition_point(|chunk| chunk.start <= place).saturating_sub(1);
+    /// The chunks from the one with this place on; sooner found if that is the chunk with this number, or the next.
+    pub(super) fn chunks_from(&self, place: u64, number: u64) -> impl Iterator<Item = &Arc<Chunk<T>>> {
+        let first = self
+            .position_near(place, number)
+            .unwrap_or_else(|| self.chunks.partition_point(|chunk| chunk.start <= place).saturating_sub(1));
         self.chunks.range(first..)
+    }
+
+    fn position_near(&self, place: u64, number: u64) -> Option<usize> {
+        let position = (number + 1).checked_sub(self.chunks.front()?.number)? as usize;
+        let holds = |position: &usize| self.chunks.get(*position).is_some_and(|chunk| chunk.holds(place));
+        Some(position).filter(holds).or_else(|| position.checked_sub(1).filter(holds))
     }
 
     /// Who is to be woken next, since there is something for it. It does the same when it wakes: so a publish wakes
@@ -203,10 +220,13 @@ impl<T> State<T> {
     }
 
     /// Whether `n` more may.
+    #[inline(always)]
     pub(super) fn has_rooms(&mut self, n: u64) -> bool {
-        if self.tail + self.pledged + n <= self.blocks_at {
-            return true;
-        }
+        self.tail + self.pledged + n <= self.blocks_at || self.has_rooms_now(n)
+    }
+
+    #[inline(never)]
+    fn has_rooms_now(&mut self, n: u64) -> bool {
         self.blocks_at = self.limit_of(Lag::Block);
         self.tail + self.pledged + n <= self.blocks_at
     }
@@ -249,10 +269,33 @@ impl<T> State<T> {
         }
         self.filling.expires |= message.expires();
         match &mut self.filling.messages {
-            Messages::Own(messages) => messages.push(message),
+            Messages::Own(row) => row.push(message),
             Messages::Shared(messages) => messages.push(Arc::new(message)),
         }
         self.appended(waste);
+    }
+
+    /// Adds a message with nothing but a payload, made where it will stand.
+    #[inline(always)]
+    pub(super) fn append_bare(&mut self, stamp: Stamp, key: &Text, payload: T, waste: &mut Waste<T>) {
+        if self.filling.is_empty() && self.only_handlers {
+            self.begin_chunk(true);
+        }
+        if let Messages::Own(row) = &mut self.filling.messages
+            && self.only_handlers
+            && let Some(place) = row.next_place()
+        {
+            place.show(stamp, key, payload);
+            return self.appended(waste);
+        }
+        self.append_made(stamp, key, payload, waste);
+    }
+
+    #[inline(never)]
+    fn append_made(&mut self, stamp: Stamp, key: &Text, payload: T, waste: &mut Waste<T>) {
+        let mut message = Message::stamped(stamp, payload);
+        message.keyed(key).note_shown();
+        self.append(message, waste);
     }
 
     pub(super) fn append_shared(&mut self, message: Arc<Message<T>>, waste: &mut Waste<T>) {
@@ -281,7 +324,7 @@ impl<T> State<T> {
         self.appended(waste);
     }
 
-    #[inline]
+    #[inline(always)]
     fn appended(&mut self, waste: &mut Waste<T>) {
         self.tail += 1;
         if self.filling.messages.len() >= self.longest() {
@@ -304,7 +347,8 @@ impl<T> State<T> {
         if self.filling.is_empty() {
             return;
         }
-        let chunk = std::mem::replace(&mut self.filling, Chunk::new(self.tail));
+        let next = Chunk::new(self.tail, self.filling.number + 1);
+        let chunk = std::mem::replace(&mut self.filling, next);
         self.usual = chunk.messages.len();
         self.chunks.push_back(chunk.sealed());
         self.look_at_oldest_again();
@@ -369,4 +413,28 @@ pub(super) fn snapshot<T>(state: &State<T>) -> VecDeque<Arc<Message<T>>> {
         state.latest.iter().flatten().map(|(_, (at, message))| (*at, Arc::clone(message))).collect();
     latest.sort_unstable_by_key(|(at, _)| *at);
     latest.into_iter().map(|(_, message)| message).collect()
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_is_found_whatever_is_thought_to_be_near() {
+        let mut state = State::new(Retention { last: 40, by_key: false }, Arc::new(Pool::new()));
+        let mut waste = Waste::default();
+        for n in 0..100 {
+            state.append(Message::new(n), &mut waste);
+            if n % 3 == 0 {
+                state.seal();
+            }
+        }
+        let (head, sealed) = (state.head(), state.sealed());
+        assert!(head > 20 && state.chunks.len() > 10);
+        for place in head..sealed {
+            for number in (0..state.filling.number + 3).chain([u64::MAX - 1]) {
+                assert!(state.chunks_from(place, number).next().is_some_and(|chunk| chunk.holds(place)));
+            }
+        }
+    }
 }

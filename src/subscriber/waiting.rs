@@ -73,13 +73,25 @@ impl<T: Send + Sync + 'static> Ring<T> {
         self.tail.load(Ordering::Acquire) > cursor
     }
 
-    /// Waits a moment for something new after `cursor`, without the lock.
-    pub(super) fn spin(&self, cursor: u64) {
+    /// Whether there are as many after `cursor` as are worth the way. Where subscribers outnumber the cores, whoever
+    /// takes each few messages as they come spends most of its time on the way, and keeps the others from theirs.
+    pub(super) fn has_enough(&self, cursor: u64, ahead: u64) -> bool {
+        self.has_more(if self.is_crowded() { cursor + ahead - 1 } else { cursor })
+    }
+
+    /// Waits a moment for something new after `cursor`, without the lock; at first for enough of it.
+    pub(super) fn spin(&self, cursor: u64, ahead: u64) {
         let mut round = self.first_snooze();
-        while round < ROUNDS && !self.has_more(cursor) {
+        let mut is_there = self.has_enough(cursor, ahead);
+        while round < ROUNDS && !is_there {
             pause(round);
             round += 1;
+            is_there = self.has_more(cursor);
         }
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.crowd.load(Ordering::Relaxed) >= cores()
     }
 
     /// Where a thread begins that waits a moment before it sleeps: only yielding where the others need this core,
@@ -88,7 +100,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
         if self.runtime.is_simulated() || cfg!(shuttle) {
             return ROUNDS;
         }
-        if self.crowd.load(Ordering::Relaxed) < cores() { 0 } else { SPINS }
+        if self.is_crowded() { SPINS } else { 0 }
     }
 
     /// Blocks until no subscriber has to be waited for, holding nothing.

@@ -66,6 +66,10 @@ impl<T> BindTarget<T> for Topic<T> {
 }
 
 impl<T: Send + Sync + 'static> Table<T> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.bound.is_empty()
+    }
+
     pub(super) fn find(&self, target: &Target<T>, binding: &Binding<T>) -> Option<u32> {
         let same = |bound: &Arc<Bound<T>>| bound.target.is(target) && bound.binding.same_as(binding);
         let position = self.bound.iter().position(|bound| bound.as_ref().is_some_and(same));

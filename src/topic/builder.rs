@@ -18,7 +18,7 @@ use crate::route::Index;
 use crate::runtime::Runtime;
 use crate::stats::Counter;
 use crate::subscriber::ring::Retention;
-use crate::sync::{AtomicBool, Mutex, Padded};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Padded};
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::{Arc, OnceLock};
@@ -262,6 +262,7 @@ impl<T: Send + Sync + 'static> TopicBuilder<T> {
             alternate: self.alternate.map(|queue| queue.core),
             runtime,
             table: Mutex::new(Table { index: Index::default(), bound: Vec::new() }),
+            only_ring_at: AtomicU64::new(0),
             lanes: std::array::from_fn(|_| Padded(Mutex::new(Lane::new()))),
             limited: AtomicBool::new(admission.is_some() || published.is_some()),
             published,

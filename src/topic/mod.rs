@@ -38,7 +38,7 @@ use crate::runtime::Runtime;
 use crate::stats::{Counter, TopicStats};
 use crate::subscriber::SubscriberBuilder;
 use crate::subscriber::ring::Ring;
-use crate::sync::{AtomicBool, Mutex, Ordering, Padded};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, Padded};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -154,6 +154,8 @@ pub(crate) struct TopicCore<T> {
     table: Mutex<Table<T>>,
     lanes: [Padded<Mutex<Lane<T>>>; LANES],
     limited: AtomicBool,
+    /// The latest version of all routes of which it is known that nothing is bound here, but somebody has subscribed.
+    only_ring_at: AtomicU64,
     /// Made for the first subscriber.
     ring: OnceLock<Arc<Ring<T>>>,
     admission: Mutex<Option<Throttle>>,
@@ -301,8 +303,9 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
     }
 
     pub(crate) fn stats(&self) -> TopicStats {
-        let published = self.lanes.iter().map(|lane| lane.lock().published).sum();
+        let by_lanes: u64 = self.lanes.iter().map(|lane| lane.lock().published).sum();
         let ring = self.ring.get();
+        let published = by_lanes + ring.map_or(0, |ring| ring.published());
         TopicStats {
             name: self.name.to_string(),
             published,

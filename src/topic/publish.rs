@@ -30,11 +30,35 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         patience: Patience,
     ) -> Result<Receipt, PublishError<T>> {
         // Where the compiler sees how the message was made, it knows.
-        if message.has_only_delay() {
-            self.publish_delayed(key, message, patience)
-        } else {
-            self.publish_now(key, message, patience)
+        match message.into_bare() {
+            Ok(payload) => self.publish_bare(key, payload, patience),
+            Err(message) if message.has_only_delay() => self.publish_delayed(key, message, patience),
+            Err(message) => self.publish_now(key, message, patience),
         }
+    }
+
+    /// One that has nothing but a payload: it becomes a message where it will stand, if that is among subscribers.
+    #[inline]
+    fn publish_bare(&self, key: &str, payload: T, patience: Patience) -> Result<Receipt, PublishError<T>> {
+        if let Some(ring) = self.only_ring(key) {
+            // Both before the lock, which waits until they have been written; read back sooner, that would have to.
+            let (stamp, key) = (self.runtime.next_stamp(), Text::new(key));
+            if let Some(room) = ring.room() {
+                ring.put_bare(room, stamp, &key, payload);
+                return Ok(Receipt { id: stamp.id, routed: 0 });
+            }
+        }
+        self.publish_now(key, Message::new(payload), patience)
+    }
+
+    /// Where everything goes, if it goes to the own subscribers and nowhere else: no lane has to be asked then. Nor
+    /// does it have to remember a key that takes no memory.
+    #[inline(always)]
+    fn only_ring(&self, key: &str) -> Option<&Ring<T>> {
+        let is_only =
+            || self.only_ring_at.load(Ordering::Acquire) == self.runtime.routes_version.load(Ordering::Acquire);
+        let plainly = key.len() <= Text::INLINE && is_only() && !self.limited.load(Ordering::Relaxed);
+        if plainly { self.ring.get().map(|ring| &**ring) } else { None }
     }
 
     #[inline]

@@ -66,7 +66,7 @@ impl<T: Send + Sync + 'static> Lane<T> {
     /// The route of a key, if it was looked up before and nothing has been bound since.
     ///
     /// The key comes back as the lane keeps it: one that was just put together, byte by byte, is slow to copy.
-    #[inline]
+    #[inline(always)]
     pub(super) fn known(&mut self, topic: &TopicCore<T>, key: &str) -> Option<Known<'_, T>> {
         if self.version != topic.runtime.routes_version.load(Ordering::Acquire) {
             return None;
@@ -78,7 +78,7 @@ impl<T: Send + Sync + 'static> Lane<T> {
         Some(Known { route, key, published: &mut self.published })
     }
 
-    #[inline]
+    #[inline(always)]
     fn is_latest(&self, key: &str) -> bool {
         self.routes.get(self.latest).is_some_and(|(latest, _)| latest.as_bytes() == key.as_bytes())
     }
@@ -92,15 +92,19 @@ impl<T: Send + Sync + 'static> Lane<T> {
         }
         if !self.is_latest(key.as_str()) {
             let position = self.index.get(key.as_str()).copied();
-            self.latest = position.unwrap_or_else(|| self.learn(topic, key));
+            self.latest = position.unwrap_or_else(|| self.learn(topic, key, version));
         }
         &self.routes[self.latest].1
     }
 
     #[cold]
-    pub(super) fn learn(&mut self, topic: &TopicCore<T>, key: &Text) -> usize {
+    fn learn(&mut self, topic: &TopicCore<T>, key: &Text, version: u64) -> usize {
         self.index.insert(key.as_str().into(), self.routes.len());
-        self.routes.push((key.clone(), topic.resolve(key.as_str())));
+        let route = topic.resolve(key.as_str());
+        if matches!(route, Route::Ring(_)) && topic.table.lock().is_empty() {
+            topic.only_ring_at.fetch_max(version, Ordering::Release);
+        }
+        self.routes.push((key.clone(), route));
         self.routes.len() - 1
     }
 }
