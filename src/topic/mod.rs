@@ -179,7 +179,7 @@ impl<T: Send + Sync + 'static> Topic<T> {
     /// nothing matches and the topic is `mandatory`, a filter panicked, or waiting would never end.
     #[inline]
     pub fn publish(&self, key: impl AsRef<str>, message: impl Into<Message<T>>) -> Result<Receipt, PublishError<T>> {
-        self.core.publish(key.as_ref(), message.into(), Patience::Forever)
+        self.core.publish(key.as_ref(), message, Patience::Forever)
     }
 
     /// Publishes without ever waiting.
@@ -192,7 +192,7 @@ impl<T: Send + Sync + 'static> Topic<T> {
         key: impl AsRef<str>,
         message: impl Into<Message<T>>,
     ) -> Result<Receipt, PublishError<T>> {
-        self.core.publish(key.as_ref(), message.into(), Patience::None)
+        self.core.publish(key.as_ref(), message, Patience::None)
     }
 
     /// Publishes, waiting for room at most `timeout`.
@@ -206,7 +206,7 @@ impl<T: Send + Sync + 'static> Topic<T> {
         timeout: Duration,
     ) -> Result<Receipt, PublishError<T>> {
         let deadline = self.core.runtime.clock.now().after(timeout);
-        self.core.publish(key.as_ref(), message.into(), Patience::Until(deadline))
+        self.core.publish(key.as_ref(), message, Patience::Until(deadline))
     }
 
     /// Publishes many messages under one key, at a fraction of the cost of one by one where the key leads

@@ -26,38 +26,69 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
     pub(crate) fn publish(
         &self,
         key: &str,
-        message: Message<T>,
+        message: impl Into<Message<T>>,
         patience: Patience,
     ) -> Result<Receipt, PublishError<T>> {
-        // Where the compiler sees how the message was made, it knows.
-        match message.into_bare() {
-            Ok(payload) => self.publish_bare(key, payload, patience),
-            Err(message) if message.has_only_delay() => self.publish_delayed(key, message, patience),
-            Err(message) => self.publish_now(key, message, patience),
+        // Made in either of them, so that it is not made and then moved.
+        match self.only_ring(key) {
+            None => self.publish_by_lane(key, message.into(), patience),
+            Some(ring) => self.publish_to_ring(ring, key, message.into(), patience),
         }
     }
 
-    /// One that has nothing but a payload: it becomes a message where it will stand, if that is among subscribers.
-    #[inline]
-    fn publish_bare(&self, key: &str, payload: T, patience: Patience) -> Result<Receipt, PublishError<T>> {
-        if let Some(ring) = self.only_ring(key) {
-            // Both before the lock, which waits until they have been written; read back sooner, that would have to.
-            let (stamp, key) = (self.runtime.next_stamp(), Text::new(key));
-            if let Some(room) = ring.room() {
-                ring.put_bare(room, stamp, &key, payload);
-                return Ok(Receipt { id: stamp.id, routed: 0 });
-            }
+    #[inline(always)]
+    fn publish_by_lane(&self, key: &str, message: Message<T>, patience: Patience) -> Result<Receipt, PublishError<T>> {
+        // Where the compiler sees how the message was made, it knows.
+        if message.has_only_delay() {
+            self.publish_delayed(key, message, patience)
+        } else {
+            self.publish_now(key, message, patience)
         }
-        self.publish_now(key, Message::new(payload), patience)
+    }
+
+    /// A payload that has nothing else becomes a message where it will stand.
+    #[inline(always)]
+    fn publish_to_ring(
+        &self,
+        ring: &Ring<T>,
+        key: &str,
+        message: Message<T>,
+        patience: Patience,
+    ) -> Result<Receipt, PublishError<T>> {
+        let payload = match message.into_bare() {
+            Ok(payload) => payload,
+            Err(message) => return self.publish_after_all(key, message, patience),
+        };
+        // Both before the lock, which waits until they have been written; read back sooner, that would have to.
+        let (stamp, text) = (self.runtime.next_stamp(), Text::new(key));
+        match ring.room() {
+            Some(room) => {
+                ring.put_bare(room, stamp, &text, payload);
+                Ok(Receipt { id: stamp.id, routed: 0 })
+            }
+            None => self.publish_after_all(key, Message::new(payload), patience),
+        }
+    }
+
+    /// What is not quite as simple, for all that its topic is.
+    #[inline(never)]
+    fn publish_after_all(
+        &self,
+        key: &str,
+        message: Message<T>,
+        patience: Patience,
+    ) -> Result<Receipt, PublishError<T>> {
+        self.publish_by_lane(key, message, patience)
     }
 
     /// Where everything goes, if it goes to the own subscribers and nowhere else: no lane has to be asked then. Nor
     /// does it have to remember a key that takes no memory.
     #[inline(always)]
     fn only_ring(&self, key: &str) -> Option<&Ring<T>> {
-        let is_only =
-            || self.only_ring_at.load(Ordering::Acquire) == self.runtime.routes_version.load(Ordering::Acquire);
-        let plainly = key.len() <= Text::INLINE && is_only() && !self.limited.load(Ordering::Relaxed);
+        // Most topics are never alone with their subscribers, and need not ask further.
+        let at = self.only_ring_at.load(Ordering::Acquire);
+        let is_only = at != 0 && at == self.runtime.routes_version.load(Ordering::Acquire);
+        let plainly = is_only && key.len() <= Text::INLINE && !self.limited.load(Ordering::Relaxed);
         if plainly { self.ring.get().map(|ring| &**ring) } else { None }
     }
 
