@@ -5,6 +5,7 @@ mod common;
 use common::{eventually, within};
 use postroom::{
     Broker, ManualClock, Message, Outcome, PublishError, Queue, QueueBuilder, RecvError, Retry, SendError, Topic,
+    TryRecvError,
 };
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -244,6 +245,50 @@ fn blocked_producers_and_receivers_are_released() {
         assert!(receivers.into_iter().all(|receiver| receiver.join().unwrap()));
         assert_eq!((report.undelivered.len(), report.undelivered[0].ready), (1, 1));
     });
+}
+
+/// A message of a key waits for its retry, another behind it; somebody waits for that one.
+fn ends_behind_a_busy_key(broker: &Broker, queue: Queue<u32>) {
+    queue.send_batch([1, 2].map(|n| Message::new(n).with_key("k"))).unwrap();
+    queue.recv().unwrap().retry_after(Duration::from_secs(3600)).unwrap();
+    let (one, batch) = (queue.clone(), queue.clone());
+    let receivers = [thread::spawn(move || one.recv().map(drop)), thread::spawn(move || batch.recv_batch(9).map(drop))];
+    thread::sleep(Duration::from_millis(30));
+    broker.shutdown(Duration::ZERO);
+    assert!(matches!(queue.try_recv(), Err(TryRecvError::Closed)));
+    assert_eq!(queue.recv().unwrap_err(), RecvError::Closed);
+    receivers.into_iter().for_each(|receiver| assert_eq!(receiver.join().unwrap(), Err(RecvError::Closed)));
+}
+
+#[test]
+fn receivers_that_wait_behind_a_busy_key_are_released() {
+    within(LONG, || {
+        let broker = Broker::new();
+        let queue = broker.queue("q").ordered_by_key().declare().unwrap();
+        ends_behind_a_busy_key(&broker, queue);
+    });
+}
+
+#[cfg(feature = "sqlite")]
+#[test]
+fn receivers_that_wait_behind_a_busy_key_of_a_durable_queue_are_released() {
+    within(LONG, || {
+        let folder = common::store::Folder::new();
+        let broker = Broker::builder().store(folder.file()).build().unwrap();
+        let queue = broker.queue("q").ordered_by_key().durable(postroom::store::Durability::Buffered);
+        let queue = queue.window(100).declare().unwrap();
+        ends_behind_a_busy_key(&broker, queue);
+    });
+}
+
+#[test]
+fn a_receiver_behind_a_busy_key_of_a_simulation_is_released() {
+    let (broker, _simulation) = Broker::simulated(1);
+    let queue: Queue<u32> = broker.queue("q").ordered_by_key().declare().unwrap();
+    queue.send_batch([1, 2].map(|n| Message::new(n).with_key("k"))).unwrap();
+    queue.recv().unwrap().retry_after(Duration::from_secs(3600)).unwrap();
+    broker.shutdown(Duration::ZERO);
+    assert_eq!(queue.recv().unwrap_err(), RecvError::Closed);
 }
 
 #[test]

@@ -231,7 +231,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         outlet.sort(intake);
         loop {
             if !outlet.has_message(intake) {
-                let over = intake.gate == Gate::Closed && !outlet.moves_on();
+                let over = intake.gate == Gate::Closed && !self.moves_on(outlet);
                 return Err(if over { Nothing::Closed } else { Nothing::Empty });
             }
             self.may_go(intake)?;
@@ -256,7 +256,7 @@ impl<T: Send + Sync + 'static> Core<T> {
                 early.push((at, message));
             } else {
                 self.count_gone(intake);
-                if self.is_ordered() && !outlet.moves_on() {
+                if self.is_ordered() && !self.moves_on(outlet) {
                     self.note_last_turn(intake);
                 }
                 intake.in_flight += usize::from(self.limits_in_flight());
@@ -469,7 +469,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             if ready && self.below_limit(&intake) && held.is_ok() {
                 return Ok(());
             }
-            if intake.gate == Gate::Closed && !ready && !expects_more && !outlet.moves_on() {
+            if intake.gate == Gate::Closed && !ready && !expects_more && !self.moves_on(&outlet) {
                 // With a limit in flight, readers sleep on a closed queue too, and settling wakes one.
                 drop((outlet, intake));
                 self.readable.notify_all();
@@ -505,7 +505,7 @@ impl<T: Send + Sync + 'static> Core<T> {
             let expects_more = self.expects_more();
             let (outlet, intake) = self.both_sides();
             let ready = outlet.has_message(&intake) || self.wants_reading(&outlet, &intake);
-            closed = intake.gate == Gate::Closed && !ready && !expects_more && !outlet.moves_on();
+            closed = intake.gate == Gate::Closed && !ready && !expects_more && !self.moves_on(&outlet);
             closed || (ready && self.below_limit(&intake) && self.may_go(&intake).is_ok())
         });
         match end {

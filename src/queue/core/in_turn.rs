@@ -100,11 +100,6 @@ impl<T> Outlet<T> {
         self.keyed().map_or(0, Keyed::available)
     }
 
-    /// Whether messages wait in lanes that will get their turn, sooner or later.
-    pub(super) fn moves_on(&self) -> bool {
-        self.keyed().is_some_and(Keyed::moves_on)
-    }
-
     /// The message whose turn it is, handed out; adds its slot to those released.
     #[inline(always)]
     fn pop_marked(&mut self, released: &mut u64) -> Option<Message<T>> {
@@ -137,6 +132,12 @@ impl<T: Send + Sync + 'static> Core<T> {
         outlet.sort(&mut intake);
         self.note_left(&outlet);
         (outlet, intake)
+    }
+
+    /// Whether messages wait in lanes that will get their turn, sooner or later. Once the queue has ended, nobody waits
+    /// for the message before them, which may come back in another run only.
+    pub(super) fn moves_on(&self, outlet: &Outlet<T>) -> bool {
+        !self.has_ended() && outlet.keyed().is_some_and(Keyed::moves_on)
     }
 
     /// Whether nothing but the order decides what may be handed out, and nobody has to know that it was.
@@ -228,7 +229,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     #[inline]
     fn note_turn(&self, outlet: &Outlet<T>) {
         self.note_left(outlet);
-        if self.is_draining() && !outlet.moves_on() {
+        if self.is_draining() && !self.moves_on(outlet) {
             self.note_last_turn(&self.intake.lock());
         }
     }
