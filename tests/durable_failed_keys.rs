@@ -94,6 +94,45 @@ fn each_key_waits_for_its_own_and_no_other_does() {
     }
 }
 
+/// Holds so many that have failed, of a key each, and wait for a second for each.
+fn failed(n: u32, settings: Settings) -> World {
+    let world = World { folder: Folder::new(), clock: ManualClock::new(), settings };
+    let (broker, _simulation) = simulated(&world.folder, &world.clock);
+    let queue = world.queue(&broker);
+    queue.send_batch(0..n).unwrap();
+    let all: Vec<_> = (0..n).map(|_| queue.recv().unwrap()).collect();
+    for delivery in all {
+        let n = **delivery;
+        delivery.retry_after(SECOND * (1 + n)).unwrap();
+    }
+    flush(&broker);
+    World { folder: world.folder.killed(), ..world }
+}
+
+fn take_one(queue: &Queue<u32>) -> u32 {
+    let delivery = queue.recv().unwrap();
+    let n = **delivery;
+    delivery.ack().unwrap();
+    n
+}
+
+#[test]
+fn what_is_overdue_is_not_overtaken_by_what_keeps_coming() {
+    let world = failed(48, |queue| queue.ordered_by(|n: &u32| *n).window(64).capacity(60));
+    world.clock.advance(SECOND * 60);
+    let (broker, _simulation) = simulated(&world.folder, &world.clock);
+    let queue = world.queue(&broker);
+    // As many as its capacity lets, always fewer than its window.
+    let mut fresh = 100..;
+    queue.send_batch(fresh.by_ref().take(12)).unwrap();
+    for n in 0..48 {
+        assert_eq!(take_one(&queue), n);
+        queue.try_send(fresh.next().unwrap()).unwrap();
+    }
+    (100..200).for_each(|n| assert_eq!((take_one(&queue), queue.try_send(n + 60).is_ok()), (n, true)));
+    assert_eq!((queue.len(), queue.stats().unaccounted()), (60, 0));
+}
+
 #[test]
 fn who_clears_the_queue_frees_every_key() {
     for wait in [0, 20, 60] {

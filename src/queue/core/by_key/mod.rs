@@ -44,8 +44,8 @@ impl<T> Intake<T> {
     ) -> Option<(Key, Message<T>)> {
         let spill = &mut self.spill;
         let place = unread_place(&message);
-        // It is counted already.
-        let fits = self.entered.saturating_sub(left) <= window as u64;
+        // What was due before and has had to stay in the file comes first. This one is counted already.
+        let fits = spill.rest.overdue() == 0 && self.entered.saturating_sub(left) <= window as u64;
         if spill.by_key.count == 0 && (fits || place.is_none()) {
             return Some((key, message));
         }
