@@ -8,7 +8,7 @@ use common::store::{Folder, simulated};
 use common::within;
 use postroom::store::Durability;
 use postroom::store::rusqlite::Connection;
-use postroom::{Broker, Expired, ManualClock, Message, Overflow, Queue, Retry, Simulation, Timer};
+use postroom::{Broker, Expired, ManualClock, Message, Overflow, Queue, Rate, Retry, Simulation, Timer};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -76,6 +76,31 @@ fn a_sooner_one_that_is_sent_later_does_not_wait_for_those_in_the_file() {
     assert_eq!(all(&queue), (1..10).collect::<Vec<_>>());
     let soonest: Vec<u32> = queue.list_delayed(2).iter().map(|(_, message)| **message).collect();
     assert_eq!(soonest, [100, 101]);
+}
+
+#[test]
+fn who_waits_for_the_pace_of_its_key_makes_no_room_for_them() {
+    let world = World::new();
+    let open = |broker: &Broker| {
+        let queue = broker.queue("q").capacity(10_000).ordered_by_key().rate_limit_per_key(Rate::per_second(1));
+        queue.durable(Durability::Buffered).window(16).declare().unwrap()
+    };
+    let (broker, simulation) = world.broker();
+    open(&broker).send_batch((1_000..1_100).map(later).collect::<Vec<_>>()).unwrap();
+    drop((broker, simulation));
+    let (broker, simulation) = world.broker();
+    let queue: Queue<u32> = open(&broker);
+    let in_memory = || queue.list_delayed(usize::MAX).len();
+    assert_eq!(in_memory(), 8, "half a window");
+    queue.send_batch((0..16).map(|n| Message::new(n).with_key("k"))).unwrap();
+    for n in 0..16 {
+        assert_eq!(all(&queue), [n]);
+        simulation.advance(SECOND);
+    }
+    assert_eq!(in_memory(), 8);
+    simulation.advance(2_000 * SECOND);
+    assert_eq!(all(&queue), (1_000..1_100).collect::<Vec<_>>());
+    assert_eq!(queue.stats().unaccounted(), 0);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What becomes of a message after its delivery: back, later, or among the dead letters.
 
-use super::{Admission, BURIAL_RETRY, Core, DUE_AT_ONCE, Intake, MAX_DEAD_LETTER_PAUSE, Waiting};
+use super::{Admission, BURIAL_RETRY, Core, DUE_AT_ONCE, Intake, MAX_DEAD_LETTER_PAUSE, Outlet, Waiting};
 use crate::clock::Timestamp;
 use crate::dead_letter::{DeadLetter, DeadLetterSink};
 use crate::message::Message;
@@ -208,17 +208,16 @@ impl<T: Send + Sync + 'static> Core<T> {
             match waiting {
                 Waiting::Burial(letter) => due.letters.push(letter),
                 Waiting::Delayed(message) => arrived += self.fire_delayed(&mut intake, message, due),
-                Waiting::Retry(mut message) | Waiting::Paced(mut message) if self.is_overdue(&message) => {
+                Waiting::Retry(mut message) => {
                     intake.note_fired(&mut message);
-                    arrived += outlet.free_lanes(message.take_lane()).max(self.may_miss_a_turn().into());
-                    outlet.moving += 1;
-                    released += u64::from(message.holds_slot);
-                    due.expired.push(*message);
+                    let (ready, slots) = self.fire_again(&mut outlet, &mut intake, message, due);
+                    (arrived, released) = (arrived + ready, released + slots);
                 }
-                Waiting::Retry(mut message) | Waiting::Paced(mut message) => {
-                    intake.note_fired(&mut message);
-                    self.put_urgently(&mut outlet, &mut intake, *message);
-                    arrived += 1;
+                Waiting::Paced(mut message) => {
+                    // It was not counted among those that are to be read before their time.
+                    let _ = message.take_fresh();
+                    let (ready, slots) = self.fire_again(&mut outlet, &mut intake, message, due);
+                    (arrived, released) = (arrived + ready, released + slots);
                 }
             }
         }
@@ -243,6 +242,25 @@ impl<T: Send + Sync + 'static> Core<T> {
         due.fired.extend(timer);
         self.put(intake, message);
         1
+    }
+
+    /// The same for one that was ready before: how many became so by it, and how many slots it gave back.
+    fn fire_again(
+        &self,
+        outlet: &mut Outlet<T>,
+        intake: &mut Intake<T>,
+        mut message: Box<Message<T>>,
+        due: &mut Due<T>,
+    ) -> (usize, u64) {
+        if !self.is_overdue(&message) {
+            self.put_urgently(outlet, intake, *message);
+            return (1, 0);
+        }
+        let freed = outlet.free_lanes(message.take_lane()).max(self.may_miss_a_turn().into());
+        outlet.moving += 1;
+        let slots = u64::from(message.holds_slot);
+        due.expired.push(*message);
+        (freed, slots)
     }
 
     pub(super) fn forget_timers(&self, timers: &[TimerRef]) {
