@@ -4,14 +4,14 @@
 
 mod common;
 
-use common::store::Folder;
+use common::store::{Folder, flush, simulated};
 use common::{eventually, within};
 use postroom::store::Durability;
-use postroom::{Broker, Expired, Message, Overflow, Queue, QueueBuilder};
+use postroom::{Broker, Expired, ManualClock, Message, Overflow, Queue, QueueBuilder};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -63,6 +63,36 @@ fn the_highest_level_goes_first_however_much_of_it_is_in_the_file() {
     rest.push(1_001);
     assert_eq!(all(&queue), sorted(rest));
     assert_eq!((queue.len(), queue.stats().unaccounted()), (0, 0));
+}
+
+#[test]
+fn at_the_start_of_a_clock_nothing_that_comes_back_is_taken_for_overdue() {
+    let (folder, clock) = (Folder::new(), ManualClock::starting_at(SystemTime::UNIX_EPOCH));
+    let (broker, _simulation) = simulated(&folder, &clock);
+    let first = queue(&broker);
+    first.send_batch((0..20).collect::<Vec<u32>>()).unwrap();
+    let mut all: Vec<_> = first.recv_batch(20).unwrap().chain(std::iter::from_fn(|| first.try_recv().ok())).collect();
+    all.remove(10).requeue().unwrap();
+    flush(&broker);
+    let folder = folder.killed();
+    drop((all, first, broker));
+    let (broker, _simulation) = simulated(&folder, &clock);
+    let queue = queue(&broker);
+    let (mut came, mut held) = (Vec::new(), Vec::new());
+    while let Ok(delivery) = queue.try_recv() {
+        came.push(**delivery);
+        if **delivery == 10 && came.iter().filter(|n| **n == 10).count() == 1 {
+            delivery.retry_after(Duration::ZERO).unwrap();
+            flush(&broker);
+        } else if **delivery != 10 {
+            delivery.ack().unwrap();
+        } else {
+            // In the file it stays.
+            held.push(delivery);
+        }
+    }
+    assert_eq!(came.iter().filter(|n| **n == 10).count(), 2, "{came:?}");
+    assert_eq!(came.len(), 21);
 }
 
 #[test]

@@ -285,7 +285,7 @@ mod tests {
             let count = counts.entry(item.priority).or_insert((0, seq, seq));
             *count = (count.0 + 1, count.1, seq);
         }
-        let found = reader.count_by_priority(stream, 0).unwrap();
+        let found = reader.count_by_priority(stream, None).unwrap();
         assert!(found.iter().map(|p| (p.priority, (p.count, p.first, p.last))).eq(counts));
     }
 

@@ -318,15 +318,15 @@ impl Reader<'_> {
         self.merged(&sql, parameters, (span.clone(), Some(priorities.clone())), limit)
     }
 
-    /// How many rest until no time, by their priority, with those that are overdue at `until`, have failed or have
-    /// nothing else noted. Looks at every item, though not at its payload.
-    pub(crate) fn count_by_priority(&self, stream: StreamId, until: u64) -> Result<Vec<Priority>, StoreError> {
+    /// How many rest until no time, by their priority; with those that are overdue at `until`, if that is given, and have
+    /// failed or have nothing else noted. Looks at every item, though not at its payload.
+    pub(crate) fn count_by_priority(&self, stream: StreamId, until: Option<u64>) -> Result<Vec<Priority>, StoreError> {
         let sql = "SELECT priority, count(*), min(id), max(id) FROM postroom_item WHERE id BETWEEN ?1 AND ?2 \
                    AND (due_at IS NULL OR due_at <= ?3 AND (extra IS NULL OR attempts > 0)) GROUP BY priority";
         let span = stream.row(0)..=stream.last_row();
         let counts = self.at_one_moment(|| {
             let mut statement = self.sql().prepare_cached(sql)?;
-            let rows = statement.query_map(params![span.start(), span.end(), to_column(until)], |row| {
+            let rows = statement.query_map(params![span.start(), span.end(), until.map(to_column)], |row| {
                 let (count, first, last) = (from_column(row.get(1)?), seq_of_row(row.get(2)?), seq_of_row(row.get(3)?));
                 let priority = row.get(0)?;
                 Ok((priority, Priority { priority, count, first, last }))

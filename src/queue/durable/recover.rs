@@ -77,13 +77,14 @@ fn recover_levels<T: Send + Sync + 'static>(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let filed = core.filed();
-    // What comes back from now on was not due by then, so it is told from what is overdue.
-    let past = Timestamp(now.0.saturating_sub(1));
-    let (((before, _), (overdue, waiting)), next) =
-        ((count_unknown(filed, past)?, count_unknown(filed, now)?), info(filed)?.next);
-    let found = filed.depot.store.reader()?.count_by_priority(filed.stream, past.0)?;
-    core.recover_delayed(next, (overdue - before, waiting), was_at_rest, (Some(past), now));
-    core.recover_backlogs(next, &found, Overdue { until: past.0, before: next }, was_at_rest);
+    // What comes back from now on was not due by then, so it is told from what is overdue. A clock may be at its start.
+    let past = now.0.checked_sub(1).map(Timestamp);
+    let before = past.map_or(Ok(0), |past| count_unknown(filed, past).map(|(due, _)| due))?;
+    let ((overdue, waiting), next) = (count_unknown(filed, now)?, info(filed)?.next);
+    let found = filed.depot.store.reader()?.count_by_priority(filed.stream, past.map(|past| past.0))?;
+    let by_level = past.map_or(Overdue::default(), |past| Overdue { until: past.0, before: next });
+    core.recover_delayed(next, (overdue - before, waiting), was_at_rest, (past, now));
+    core.recover_backlogs(next, &found, by_level, was_at_rest);
     Ok(())
 }
 
