@@ -482,7 +482,8 @@ impl<T: Send + Sync + 'static> Core<T> {
         let old_before = self.intake.lock().spill.old_before;
         let mut read = Read { messages: Vec::new(), undecodable: Vec::new(), last: Some(ask.from) };
         let mut refused = Vec::new();
-        while let (Some(last), true) = (read.last, read.messages.is_empty()) {
+        // What cannot be decoded is put apart a portion at a time, too: whoever reads comes again.
+        while let (Some(last), true) = (read.last, read.messages.is_empty() && refused.is_empty()) {
             let reader = filed.depot.store.reader()?;
             let mut rows = if last < ask.failed_to {
                 reader.read_failed_after(filed.stream, behind(last), ask.failed_to.0.0, portion)?
