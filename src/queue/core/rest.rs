@@ -62,6 +62,8 @@ pub(super) struct Rest {
     shown: Seq,
     /// In memory though they may be unread.
     resident: usize,
+    /// So many of these had failed and could not leave memory before their time, when somebody last looked.
+    staying: usize,
     /// Not to be read though they look like it: they are in memory, or gone.
     elsewhere: BTreeSet<At>,
     /// The same by their places alone: they have come back. Only places [before](Self::failed_before) one are noted.
@@ -93,6 +95,7 @@ impl Default for Rest {
             begin: 0,
             shown: 0,
             resident: 0,
+            staying: 0,
             elsewhere: BTreeSet::new(),
             returned: Returned::default(),
             failed_before: 0,
@@ -138,6 +141,11 @@ impl Rest {
     /// One of those in memory is no longer.
     pub(super) fn fired(&mut self) {
         self.resident = self.resident.saturating_sub(1);
+    }
+
+    /// How many of those in memory could go back to the file, about.
+    fn could_leave(&self) -> usize {
+        self.resident.saturating_sub(self.staying)
     }
 
     /// When the next of those that wait may be due.
@@ -257,7 +265,7 @@ impl Rest {
 
     /// Everything in memory has been taken away.
     pub(super) fn cleared(&mut self) {
-        self.resident = 0;
+        (self.resident, self.staying) = (0, 0);
         if self.unread() == 0 {
             self.begin = self.shown;
             self.elsewhere.clear();
@@ -348,7 +356,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         rest.elsewhere.remove(&at);
         // Each look passes all that is in memory, of which timers may be the most: so they are spaced out to find a
         // part of it that may go.
-        if rest.resident >= filed.window.max(delayed.len() / 4) {
+        if rest.could_leave() >= filed.window.max(delayed.len() / 4) {
             intake.let_go(delayed, filed.window, now);
         }
         let rest = &mut intake.spill.rest;
@@ -686,7 +694,8 @@ impl<T> Intake<T> {
         let retries =
             delayed.entries().filter(|waiting| matches!(waiting, Waiting::Retry(message) if message.is_fresh()));
         let rest = &mut self.spill.rest;
-        rest.resident = places.len() + retries.count();
+        rest.staying = retries.count();
+        rest.resident = places.len() + rest.staying;
         let half = window / 2;
         if places.len() <= half {
             return;
