@@ -1181,6 +1181,10 @@
 //! | delayed with a timer | 830 |
 //! | a compacted log: the latest record of each key | 600 |
 //!
+//! So is, in a queue ordered by key, what is delayed or had failed, falls due after the opening and is not taken. And of
+//! what had failed, each key waits for one: after a change of the function for the key there may be more of one, which
+//! are in memory too, ready behind the first, whatever the time of their next attempt was.
+//!
 //! A full queue that [drops its oldest](crate::Overflow::DropOldest) drops the oldest that is in memory, and the newcomer
 //! if nothing is.
 //!

@@ -489,8 +489,8 @@ impl<T: Send + Sync + 'static> QueueBuilder<T> {
     ///   [timer](crate::Message::with_timer), requests that wait for their reply, and what has been handed out in this
     ///   run and waits for its next attempt; they may overtake what is ready and in the file,
     ///   other than of their key in a queue ordered by that. What waited for its next attempt when the file was opened
-    ///   is read as what has a delay is, other than where there is an order by key. The [list of delayed messages](Queue::list_delayed) ends
-    ///   with the last before which all are in memory.
+    ///   is read as what has a delay is; where there is an order by key, memory has the key of each. The
+    ///   [list of delayed messages](Queue::list_delayed) ends with the last before which all are in memory.
     /// * [`Queue::send_in`] sends in a transaction of yours, together with your own rows in the same file.
     /// * Its own dead-letter queue is durable as well. One given with [`QueueBuilder::dead_letter_to`] is what it
     ///   was declared as: a dead letter in memory is lost with the process.

@@ -10,9 +10,10 @@
 //! it is anyway, the latest first. So each pass gets somewhere, and memory holds a window, besides a bit for each
 //! message that was passed over.
 //!
-//! While anything is unread, what arrives stays in the file. What cannot, since its row says something else (it fell
-//! due a moment ago, or was redriven), waits in memory as if it stood in the file behind all that had arrived by then:
-//! it is late.
+//! While anything is unread, what arrives stays in the file; also while something is overdue there that comes before it,
+//! see [`rest`](super::rest). What cannot, since its row says something else (it fell due a moment ago, or was redriven
+//! to a later time that has come), waits in memory as if it stood in the file behind all that had arrived by then: it is
+//! late.
 
 mod backlog;
 mod whole_key;
