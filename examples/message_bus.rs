@@ -104,7 +104,7 @@ mod pay_out {
     use std::collections::BTreeSet;
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, Ordering};
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     #[derive(Default)]
     pub struct PayOut {
@@ -116,7 +116,9 @@ mod pay_out {
     impl PayOut {
         fn pay(&self, ticket: u64) -> Result<Paid, Failure> {
             assert!(!self.crashes.load(Ordering::Relaxed), "crashed: the safe does not open");
-            while self.dozes.load(Ordering::Relaxed) {
+            // Not for ever, should nobody wake it.
+            let wakes = Instant::now() + Duration::from_secs(30);
+            while self.dozes.load(Ordering::Relaxed) && Instant::now() < wakes {
                 std::thread::sleep(Duration::from_millis(1));
             }
             if !self.paid.lock().unwrap().insert(ticket) {

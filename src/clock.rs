@@ -203,9 +203,11 @@ impl SystemClock {
     const PATIENCE: u64 = 256;
 
     fn new() -> Self {
+        // In this order: whatever comes in between, its time is not ahead of the system's.
+        let origin_time = Timestamp::from_system_time(SystemTime::now());
         Self {
             origin: Instant::now(),
-            origin_time: Timestamp::from_system_time(SystemTime::now()),
+            origin_time,
             cached: AtomicU64::new(0),
             ticking: AtomicBool::new(false),
             asked: AtomicBool::new(false),

@@ -231,6 +231,11 @@ impl<T> Message<T> {
         Self { id, published_at: at, holds_slot: true, ..Self::new(payload) }
     }
 
+    /// As [`Message::stamped`], with this routing key, as subscribers see it.
+    pub(crate) fn shown(Stamp { id, at }: Stamp, key: &Text, payload: T) -> Self {
+        Self { id, published_at: at, attempt: 1, routing_key: key.clone(), holds_slot: true, ..Self::new(payload) }
+    }
+
     /// The payload of one that has nothing else, and has never been anywhere. Where the compiler sees how a message was
     /// made, it knows, and does not make it.
     #[inline(always)]
@@ -778,6 +783,9 @@ impl<T> Message<T> {
     pub(crate) fn clear(&mut self) {
         self.extras = None;
         self.body = Body::Moving;
+        if let Text::Shared(_) = self.routing_key {
+            self.routing_key = Text::EMPTY;
+        }
     }
 
     /// Becomes a message that has nothing but a payload, as subscribers see it, after [`Message::clear`].

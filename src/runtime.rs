@@ -122,8 +122,10 @@ pub enum Event {
         error: String,
     },
     /// Messages of a durable queue, or records of a durable log for a group, cannot be read from the broker's file:
-    /// perhaps one of them is damaged, or the file is. It is tried again every second. Told once until they can be; see
-    /// `QueueStats::trouble` and `GroupStats::trouble`.
+    /// perhaps one of them is damaged, or the file is. It is tried again every second. Told once until they can be.
+    ///
+    /// A thread that is held up may tell this after another has told that it is over. What counts is
+    /// `QueueStats::trouble` and `GroupStats::trouble`, which say how it is now.
     NotRead {
         /// The queue, or the log and the group as `log/group`.
         queue: String,
@@ -132,7 +134,8 @@ pub enum Event {
         /// What went wrong.
         error: String,
     },
-    /// What could not be read from the broker's file can be.
+    /// What could not be read from the broker's file can be, or need not be any more: the group was moved elsewhere, or
+    /// retention has removed it. As with [`NotRead`](Self::NotRead), what counts is `trouble` in the stats.
     ReadAgain {
         /// The queue, or the log and the group as `log/group`.
         queue: String,

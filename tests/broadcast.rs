@@ -5,6 +5,7 @@
 
 mod common;
 
+use common::eventually;
 use postroom::{Binding, BroadcastError, Broker, Event, Lag, Message, Outcome, PublishError, Queue, Subscriber, Topic};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
@@ -128,6 +129,39 @@ fn what_only_subscribers_saw_is_not_unroutable() {
     drop(subscriber);
     assert_eq!(topic.publish("n", 1).unwrap().routed(), 1);
     assert_eq!((spare.len(), topic.stats().unroutable), (1, 1));
+}
+
+#[test]
+fn while_a_broker_drains_nobody_counts_as_subscribed_who_has_left() {
+    let broker = Broker::new();
+    let spare: Queue<u32> = broker.queue("spare").declare().unwrap();
+    let caught: Topic<u32> = broker.topic("caught").alternate(&spare).declare().unwrap();
+    let strict: Topic<u32> = broker.topic("strict").mandatory().declare().unwrap();
+    let plain = topic(&broker);
+    [&caught, &strict, &plain].into_iter().for_each(|topic| drop(topic.subscribe().open().unwrap()));
+    let jobs: Queue<u32> = broker.queue("jobs").declare().unwrap();
+    let (go, gone) = std::sync::mpsc::channel();
+    let gone = Mutex::new(gone);
+    let (tell, told) = std::sync::mpsc::channel();
+    let topics = [caught, strict, plain.clone()];
+    jobs.consumer()
+        .start(move |n: &Message<u32>| {
+            gone.lock().unwrap().recv().unwrap();
+            topics.iter().for_each(|topic| tell.send(topic.publish("n", **n).map(|receipt| receipt.routed())).unwrap());
+        })
+        .unwrap();
+    jobs.send(7).unwrap();
+    thread::scope(|scope| {
+        let report = scope.spawn(|| broker.shutdown(LONG));
+        eventually("it drains", || matches!(plain.publish("n", 8), Err(PublishError::Closed(_))));
+        go.send(()).unwrap();
+        assert_eq!(told.recv().unwrap().unwrap(), 1);
+        assert!(matches!(told.recv().unwrap(), Err(PublishError::Unroutable(_))));
+        assert_eq!(told.recv().unwrap().unwrap(), 0);
+        let report = report.join().unwrap();
+        assert_eq!(report.undelivered.len(), 1, "{report}");
+    });
+    assert_eq!(spare.drain().iter().map(|message| **message).collect::<Vec<_>>(), [7]);
 }
 
 #[test]

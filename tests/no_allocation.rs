@@ -133,3 +133,24 @@ fn a_broadcast_allocates_by_chunks_of_many_messages() {
     });
     assert!(allocated < MESSAGES / 20, "{allocated} allocations for {MESSAGES} messages");
 }
+
+#[test]
+fn what_handlers_take_one_by_one_is_put_where_others_stood() {
+    let broker = Broker::new();
+    let topic: Topic<u64> = broker.topic("t").declare().unwrap();
+    let handled = Arc::new(AtomicU64::new(0));
+    let counts = Arc::clone(&handled);
+    let count = move |_: &Message<u64>| _ = counts.fetch_add(1, Ordering::Release);
+    let _subscription = topic.subscribe().start(count).unwrap();
+    let allocated = allocations(|n| {
+        for i in 0..n {
+            let before = handled.load(Ordering::Acquire);
+            topic.publish("k", i).unwrap();
+            while handled.load(Ordering::Acquire) == before {
+                std::thread::yield_now();
+            }
+        }
+    });
+    // The head of each chunk, and a chunk more often than not is a single message.
+    assert!(allocated < MESSAGES + MESSAGES / 10, "{allocated} allocations for {MESSAGES} messages");
+}

@@ -3,6 +3,7 @@
 use super::board::{Board, Phase};
 use super::chunk::Places;
 use super::core::GroupCore;
+use super::durable::{ReadError, is_end_of_file};
 use super::lane::Lane;
 use super::partition::Located;
 use super::record::Record;
@@ -269,6 +270,7 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
 
     #[cold]
     fn read_ahead(&self, partition: usize, places: Places) -> bool {
+        let epoch = self.lane(partition).epoch;
         match self.shelf.fetch(partition, places) {
             Ok(None) => true,
             Ok(Some(segment)) => {
@@ -277,28 +279,37 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
                     (lane.ahead.replace(segment), lane.trouble.take())
                 };
                 drop_contained(before);
-                if trouble.is_some() {
-                    let queue = self.full_name.to_string();
-                    self.shelf.runtime.tell(|| Event::ReadAgain { queue, partition: Some(partition) });
-                }
+                self.tell_read_again(partition, trouble);
                 true
             }
             Err(error) => {
-                self.note_not_read(partition, error.to_string());
+                self.note_not_read(partition, epoch, &error);
                 false
             }
         }
     }
 
-    /// Says so, unless it could not be read before.
-    fn note_not_read(&self, partition: usize, error: String) {
-        if self.is_closed() {
+    /// Says so, unless it could not be read before, or the group goes on elsewhere since.
+    fn note_not_read(&self, partition: usize, epoch: u64, error: &ReadError) {
+        if self.is_closed() || is_end_of_file(error) {
             return; // and the file has been closed with the broker
         }
-        let before = self.lane(partition).trouble.replace(error.clone());
-        if before.is_none() {
+        let error = error.to_string();
+        let began = {
+            let mut lane = self.lane(partition);
+            lane.epoch == epoch && lane.trouble.replace(error.clone()).is_none()
+        };
+        if began {
             let queue = self.full_name.to_string();
             self.shelf.runtime.tell(|| Event::NotRead { queue, partition: Some(partition), error });
+        }
+    }
+
+    /// What could not be read can be, or need not be any more. No lock may be held.
+    pub(super) fn tell_read_again(&self, partition: usize, trouble: Option<String>) {
+        if trouble.is_some() {
+            let queue = self.full_name.to_string();
+            self.shelf.runtime.tell(|| Event::ReadAgain { queue, partition: Some(partition) });
         }
     }
 
@@ -312,10 +323,10 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
         let mut lane = self.lane(claim.partition);
         if lane.epoch == claim.epoch {
             lane.counts.skipped += oldest.saturating_sub(asked);
-            let given_up = lane.move_to(oldest);
+            let left = lane.move_to(oldest);
             self.note_committed(claim.partition, &lane);
             drop(lane);
-            drop(given_up);
+            self.tell_read_again(claim.partition, left.settle());
             let (group, partition) = (self.full_name.to_string(), claim.partition);
             self.shelf.runtime.tell(|| Event::LogTrimmed { group, partition, asked, oldest });
         } else {

@@ -138,7 +138,7 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
             return Err(LogError::Removed);
         }
         let mut lane = self.lane(partition);
-        let given_up = lane.move_to(offset);
+        let left = lane.move_to(offset);
         self.note_committed(partition, &lane);
         drop(lane);
         board.anchor = None;
@@ -148,8 +148,9 @@ impl<T: Send + Sync + 'static> GroupCore<T> {
         }
         self.awake.notify_all();
         drop(board);
-        drop(given_up);
+        let trouble = left.settle();
         self.shelf.runtime.note_progress();
+        self.tell_read_again(partition, trouble);
         Ok(())
     }
 

@@ -52,6 +52,23 @@ impl<T> Drop for GivenUp<T> {
     }
 }
 
+/// What a lane has no more to do with.
+#[must_use]
+pub(super) struct Left<T> {
+    given_up: Option<GivenUp<T>>,
+    ahead: Option<Arc<Segment<T>>>,
+    trouble: Option<String>,
+}
+
+impl<T> Left<T> {
+    /// Drops what a user has made; why nothing could be read, if so. No lock may be held.
+    pub(super) fn settle(self) -> Option<String> {
+        let Self { given_up, ahead, trouble } = self;
+        drop((given_up, ahead));
+        trouble
+    }
+}
+
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct LaneCounts {
     pub(super) delivered: u64,
@@ -131,13 +148,12 @@ impl<T> Lane<T> {
     }
 
     /// Goes on elsewhere. What comes back is not to be dropped under the lock.
-    #[must_use]
-    pub(super) fn move_to(&mut self, offset: u64) -> (Option<GivenUp<T>>, Option<Arc<Segment<T>>>) {
+    pub(super) fn move_to(&mut self, offset: u64) -> Left<T> {
         (self.position, self.committed, self.handed) = (offset, offset, offset);
         self.epoch += 1;
         self.linger_until = None;
         self.failing.clear();
-        (self.given_up.take(), self.ahead.take())
+        Left { given_up: self.given_up.take(), ahead: self.ahead.take(), trouble: self.trouble.take() }
     }
 }
 

@@ -47,6 +47,12 @@ impl Marks {
     }
 }
 
+pub(super) type ReadError = Infallible;
+
+pub(super) fn is_end_of_file(error: &ReadError) -> bool {
+    match *error {}
+}
+
 impl<T: Send + Sync + 'static> Shelf<T> {
     /// What is nowhere but in a file. There is no such record.
     pub(super) fn fetch(&self, _: usize, _: Places) -> Result<Option<Arc<Segment<T>>>, Infallible> {

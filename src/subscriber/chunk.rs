@@ -72,15 +72,16 @@ impl<T> Messages<T> {
         }
     }
 
-    /// Gives back room for messages that will not come, unless that is little beside those that did, or they are as
-    /// many as to come again: the next chunk is made for twice as many, and would not find it among the used.
+    /// Gives back room for messages that did not come, but for as many as did: the next chunk is made for twice as many,
+    /// and should find it among the used.
     fn shrink(&mut self) {
-        if self.len() > (self.capacity() / 2).min(CHUNK / 4) {
+        let room = 2 * self.len();
+        if self.capacity() <= room {
             return;
         }
         match self {
-            Self::Own(row) => row.shrink(),
-            Self::Shared(messages) => messages.shrink_to_fit(),
+            Self::Own(row) => row.shrink_to(room),
+            Self::Shared(messages) => messages.shrink_to(room),
         }
     }
 
@@ -309,7 +310,7 @@ mod tests {
             }
             Chunk { start: 0, number: 0, messages, expires: false }.sealed().messages.capacity()
         };
-        assert_eq!((capacity(1), capacity(CHUNK / 4), capacity(CHUNK / 4 + 1)), (1, CHUNK / 4, CHUNK));
+        assert_eq!((capacity(1), capacity(CHUNK / 4), capacity(CHUNK / 2)), (2, CHUNK / 2, CHUNK));
     }
 
     #[test]

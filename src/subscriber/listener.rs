@@ -196,11 +196,11 @@ impl<T: Send + Sync + 'static, H: Fn(&Message<T>) + Send + Sync + 'static> Liste
                 }
             });
             reader.go_to(place);
+            reader.is_done();
+            runtime.note_progress();
             // A panic ends the run at its message; what is left of it follows.
             let Err(text) = result else { return };
             self.tell_panic(reader.last().id(), text);
-            seat.has_done_to(place);
-            runtime.note_progress();
         }
     }
 

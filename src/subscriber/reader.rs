@@ -29,6 +29,8 @@ pub(super) struct Reader<T: Send + Sync + 'static> {
     chunks: VecDeque<Arc<Chunk<T>>>,
     /// The number of the chunk begun last.
     latest: u64,
+    /// So many times it takes the few messages that are there without giving way.
+    haste: u32,
     /// Comes before everything else.
     replay: VecDeque<Arc<Message<T>>>,
     /// Missed, and nobody has been told: a batch had begun before.
@@ -41,7 +43,20 @@ impl<T: Send + Sync + 'static> Reader<T> {
     pub(super) fn new(ring: Arc<Ring<T>>, seat: Arc<Seat>, start: Start<T>) -> Self {
         let Start { cursor, replay } = start;
         let (until, fetched, chunks) = (cursor, cursor, VecDeque::new());
-        Self { ring, seat, current: None, cursor, until, fetched, chunks, latest: 0, replay, missed: 0, replayed: None }
+        Self {
+            ring,
+            seat,
+            current: None,
+            cursor,
+            until,
+            fetched,
+            chunks,
+            latest: 0,
+            haste: 0,
+            replay,
+            missed: 0,
+            replayed: None,
+        }
     }
 
     /// The next message, waiting as long as `patience` and `go_on` say.
@@ -177,9 +192,13 @@ impl<T: Send + Sync + 'static> Reader<T> {
     fn fetch(&mut self, patience: Patience, go_on: &impl Fn() -> bool) -> Result<(), BroadcastError> {
         let ahead = self.ahead();
         let mut has_spun = matches!(patience, Patience::None);
-        if !has_spun && !self.ring.has_enough(self.cursor, ahead) {
-            self.ring.spin(self.cursor, ahead);
-            has_spun = true;
+        if !has_spun {
+            if self.ring.has_more(self.cursor) {
+                self.ring.wait_for_more(self.cursor, ahead, &mut self.haste);
+            } else {
+                self.ring.spin(self.cursor);
+                has_spun = true;
+            }
         }
         self.let_go();
         loop {
@@ -197,7 +216,7 @@ impl<T: Send + Sync + 'static> Reader<T> {
                 Err(end) => return Err(end),
             }
             if !has_spun {
-                self.ring.spin(self.cursor, ahead);
+                self.ring.spin(self.cursor);
                 has_spun = true;
             } else {
                 self.ring.wait(&self.seat, self.cursor, patience, go_on)?;

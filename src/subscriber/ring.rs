@@ -1,8 +1,8 @@
 //! The messages of a topic that its subscribers read, each at its own place.
 //!
 //! A publish writes once, whatever the number of subscribers. Messages stand in chunks, which all subscribers
-//! share; whoever has one reads on in it while it is being filled, so that neither the lock nor a count of
-//! references is touched per message and subscriber.
+//! share once they are filled, or looked for; so neither the lock nor a count of references is touched per message
+//! and subscriber.
 
 use super::chunk::{Chunk, Pool};
 use super::seat::{Lag, Replay, Seat};
@@ -93,8 +93,17 @@ impl<T: Send + Sync + 'static> Ring<T> {
     /// be refused.
     pub(crate) fn interest(&self) -> (bool, bool) {
         let state = self.state.lock();
-        let subscribed = !state.seats.is_empty() || state.gate != Gate::Open;
-        (subscribed || self.retention.is_any(), subscribed)
+        let subscribed = !state.seats.is_empty() || state.gate == Gate::Closed;
+        (subscribed || state.gate != Gate::Open || self.retention.is_any(), subscribed)
+    }
+
+    /// Whether nothing that this thread publishes is taken any more.
+    pub(crate) fn is_shut(&self) -> bool {
+        self.is_shut_now(&self.state.lock())
+    }
+
+    fn is_shut_now(&self, state: &State<T>) -> bool {
+        state.gate != Gate::Open && !(state.gate == Gate::Draining && self.runtime.is_worker())
     }
 
     pub(crate) fn subscribers(&self) -> usize {
@@ -248,7 +257,7 @@ impl<T: Send + Sync + 'static> Ring<T> {
 
     #[inline]
     pub(super) fn let_all_in(&self, state: &mut State<T>, n: u64) -> Result<(), Refusal> {
-        if state.gate != Gate::Open && !(state.gate == Gate::Draining && self.runtime.is_worker()) {
+        if self.is_shut_now(state) {
             return Err(Refusal::Closed);
         }
         if state.has_rooms(n) { Ok(()) } else { Err(Refusal::Full) }

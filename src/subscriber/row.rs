@@ -1,6 +1,6 @@
 //! Messages side by side, in places that are used again.
 
-use crate::message::Message;
+use crate::message::{Message, Stamp, Text};
 use crate::outcome::{contained, drop_contained};
 
 /// The first `len` of these. Behind them stand those of the last use, emptied, since what is
@@ -39,9 +39,16 @@ impl<T> Row<T> {
         }
     }
 
-    pub(super) fn shrink(&mut self) {
-        self.messages.truncate(self.len);
-        self.messages.shrink_to_fit();
+    /// Behind the last emptied place.
+    #[inline(never)]
+    pub(super) fn push_made(&mut self, stamp: Stamp, key: &Text, payload: T) {
+        self.push(Message::shown(stamp, key, payload));
+    }
+
+    /// Keeps room for so many, and for those that are there.
+    pub(super) fn shrink_to(&mut self, room: usize) {
+        self.messages.truncate(room.max(self.len));
+        self.messages.shrink_to(room);
     }
 
     /// One by one: a second panic on the way out would abort the process.
@@ -81,7 +88,6 @@ impl<T> From<Vec<Message<T>>> for Row<T> {
 mod tests {
     use super::*;
     use crate::clock::Timestamp;
-    use crate::message::{Stamp, Text};
     use std::sync::Arc;
 
     fn numbers(row: &Row<Arc<u32>>) -> Vec<u32> {
@@ -111,7 +117,9 @@ mod tests {
         row.clear();
         assert_eq!(Arc::strong_count(&payload), 1);
         row.push(Message::new(Arc::clone(&payload)));
-        row.shrink();
+        row.shrink_to(2);
+        assert_eq!((row.messages.len(), row.capacity()), (2, 2));
+        row.shrink_to(0);
         assert_eq!((row.messages.len(), row.capacity()), (1, 1));
         row.drop_messages();
         assert_eq!((row.as_slice().len(), Arc::strong_count(&payload)), (0, 1));

@@ -45,7 +45,7 @@ pub(super) struct Seat {
 #[derive(Default)]
 struct Places {
     /// Up to here it has taken, some of it ahead of receiving it; that cannot be missed any more, nor is it waited
-    /// for. Written under the ring's lock.
+    /// for.
     fetched: AtomicU64,
     /// Up to here its handler is through.
     done: AtomicU64,
@@ -95,12 +95,15 @@ impl Seat {
         self.places.done.store(cursor, Ordering::SeqCst);
     }
 
+    /// Sequentially consistent, as are those who look: either they see it, or whoever says so afterwards with
+    /// [`Runtime::note_progress`](crate::runtime::Runtime::note_progress) sees that they wait.
     pub(super) fn has_done(&self, cursor: u64, replays: usize) {
         self.places.replays.store(replays as u64, Ordering::Release);
-        self.places.done.store(cursor, Ordering::Release);
+        self.places.done.store(cursor, Ordering::SeqCst);
     }
 
-    /// As [`Seat::has_done`], where nothing of a replay is left.
+    /// The same amid a run, where nothing of a replay is left: whoever waits for the handler may miss it, so
+    /// [`Seat::has_done`] follows.
     #[inline]
     pub(super) fn has_done_to(&self, cursor: u64) {
         self.places.done.store(cursor, Ordering::Release);
@@ -108,12 +111,12 @@ impl Seat {
 
     pub(super) fn done(&self) -> u64 {
         // What is left of a replay goes down while this goes up.
-        self.places.done.load(Ordering::Acquire).wrapping_sub(self.places.replays.load(Ordering::Acquire))
+        self.places.done.load(Ordering::SeqCst).wrapping_sub(self.places.replays.load(Ordering::Acquire))
     }
 
     /// What its handler still has to do.
     pub(super) fn pending(&self, tail: u64) -> u64 {
-        tail.saturating_sub(self.places.done.load(Ordering::Acquire)) + self.places.replays.load(Ordering::Acquire)
+        tail.saturating_sub(self.places.done.load(Ordering::SeqCst)) + self.places.replays.load(Ordering::Acquire)
     }
 
     pub(super) fn cut(&self) {

@@ -278,24 +278,25 @@ impl<T> State<T> {
     /// Adds a message with nothing but a payload, made where it will stand.
     #[inline(always)]
     pub(super) fn append_bare(&mut self, stamp: Stamp, key: &Text, payload: T, waste: &mut Waste<T>) {
-        if self.filling.is_empty() && self.only_handlers {
+        if !self.only_handlers {
+            return self.append_made(stamp, key, payload, waste);
+        }
+        if self.filling.is_empty() {
             self.begin_chunk(true);
         }
-        if let Messages::Own(row) = &mut self.filling.messages
-            && self.only_handlers
-            && let Some(place) = row.next_place()
-        {
-            place.show(stamp, key, payload);
-            return self.appended(waste);
+        match &mut self.filling.messages {
+            Messages::Own(row) => match row.next_place() {
+                Some(place) => place.show(stamp, key, payload),
+                None => row.push_made(stamp, key, payload),
+            },
+            Messages::Shared(_) => return self.append_made(stamp, key, payload, waste),
         }
-        self.append_made(stamp, key, payload, waste);
+        self.appended(waste);
     }
 
     #[inline(never)]
     fn append_made(&mut self, stamp: Stamp, key: &Text, payload: T, waste: &mut Waste<T>) {
-        let mut message = Message::stamped(stamp, payload);
-        message.keyed(key).note_shown();
-        self.append(message, waste);
+        self.append(Message::shown(stamp, key, payload), waste);
     }
 
     pub(super) fn append_shared(&mut self, message: Arc<Message<T>>, waste: &mut Waste<T>) {

@@ -10,8 +10,14 @@ use crate::queue::core::{Patience, Refusal};
 use crate::runtime::Event;
 use crate::simulation::Until;
 use crate::snooze::{ROUNDS, SPINS, pause};
-use crate::sync::{Condvar, MutexGuard, Ordering, cores, current_thread};
+use crate::sync::{Condvar, MutexGuard, Ordering, cores, current_thread, yield_now};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+/// A turn that takes longer to come back is too much to pay for a longer run of messages.
+const LONG_TURN: Duration = Duration::from_millis(2);
+/// So often, after one that did, nobody gives way for that.
+const HASTE: u32 = 256;
 
 impl<T: Send + Sync + 'static> Ring<T> {
     /// Sleeps until there may be something new after `cursor`.
@@ -73,20 +79,30 @@ impl<T: Send + Sync + 'static> Ring<T> {
         self.tail.load(Ordering::Acquire) > cursor
     }
 
-    /// Whether there are as many after `cursor` as are worth the way. Where subscribers outnumber the cores, whoever
-    /// takes each few messages as they come spends most of its time on the way, and keeps the others from theirs.
-    pub(super) fn has_enough(&self, cursor: u64, ahead: u64) -> bool {
-        self.has_more(if self.is_crowded() { cursor + ahead - 1 } else { cursor })
+    /// Where few come after `cursor`, gives the others a chance to make it more. Where there are as many subscribers as
+    /// cores, whoever takes each few as they come spends most of its time on the way, and keeps the others from theirs.
+    /// But a turn may be long in coming back, so after one that was, `haste` says how often to go without.
+    pub(super) fn wait_for_more(&self, cursor: u64, ahead: u64, haste: &mut u32) {
+        if !self.is_crowded() || self.first_snooze() == ROUNDS || self.has_more(cursor + ahead - 1) {
+            return;
+        }
+        if *haste > 0 {
+            *haste -= 1;
+            return;
+        }
+        let start = self.runtime.clock.now();
+        yield_now();
+        if self.runtime.clock.now().since(start) > LONG_TURN {
+            *haste = HASTE;
+        }
     }
 
-    /// Waits a moment for something new after `cursor`, without the lock; at first for enough of it.
-    pub(super) fn spin(&self, cursor: u64, ahead: u64) {
+    /// Waits a moment for something new after `cursor`, without the lock.
+    pub(super) fn spin(&self, cursor: u64) {
         let mut round = self.first_snooze();
-        let mut is_there = self.has_enough(cursor, ahead);
-        while round < ROUNDS && !is_there {
+        while round < ROUNDS && !self.has_more(cursor) {
             pause(round);
             round += 1;
-            is_there = self.has_more(cursor);
         }
     }
 

@@ -298,7 +298,10 @@ impl<T: Send + Sync + 'static> TopicCore<T> {
         if wide.subscribed || !wide.queues.is_empty() {
             return accept_all(&wide.queues, &wide.rings, message, patience);
         }
-        // Nobody sees it now, but it is remembered unless it is refused. Only a closed ring does not take it.
+        if let Some(ring) = wide.rings.iter().find(|ring| ring.is_shut()) {
+            return Err(ring.error((message, Refusal::Closed)));
+        }
+        // Nobody sees it now, but it is remembered unless it is refused.
         let copy = message.share();
         let routed = self.unroutable(message, patience)?;
         let is_delayed = copy.due().is_some();

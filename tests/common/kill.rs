@@ -13,6 +13,8 @@ const MODE: &str = "POSTROOM_MODE";
 const FIRST: &str = "POSTROOM_FIRST_NUMBER";
 const BEGINS: &str = "begins";
 const ROUNDS: u64 = 200;
+/// A process that says nothing for so long hangs.
+const LIMIT: Duration = Duration::from_secs(120);
 /// Numbers of one process.
 pub(crate) const EACH: u64 = 1_000_000;
 
@@ -67,14 +69,14 @@ impl Task {
             }
             (said, rest)
         });
-        let begun = heard.iter().take(1 + words).count() == 1 + words;
+        let begun = (0..1 + words).all(|_| heard.recv_timeout(LIMIT).is_ok());
         wait(&child);
         let ended = child.try_wait().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         let (said, rest) = listener.join().unwrap();
         assert!(!rest.contains("panicked"), "{rest}");
-        assert!(begun && ended.is_none(), "it ended by itself: {rest}");
+        assert!(begun && ended.is_none(), "it ended by itself, or said too little: {rest}");
         said
     }
 }

@@ -17,6 +17,14 @@ use std::sync::Arc;
 /// No further record is read at once when those read have so many bytes.
 const PORTION_BYTES: usize = 4 << 20;
 
+/// Why records could not be read.
+pub(in crate::log) type ReadError = StoreError;
+
+/// Whether it was no more than the file's being closed with the broker.
+pub(in crate::log) fn is_end_of_file(error: &ReadError) -> bool {
+    matches!(error, StoreError::Closed)
+}
+
 impl<T: Send + Sync + 'static> Shelf<T> {
     /// Reads the records of a chunk, or as many of the first of them as are to be in memory at once. `None` if one has to
     /// look again where they are.

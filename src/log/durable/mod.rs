@@ -30,5 +30,6 @@ mod on_file;
 mod recover;
 
 pub use append::LogTicket;
+pub(super) use fetch::{ReadError, is_end_of_file};
 pub(crate) use marks::{Marks, forget};
 pub(crate) use on_file::{Deletions, Durably, Entry, OnFile, WINDOW};

@@ -1,4 +1,6 @@
 //! What is only in the file and cannot be read: told when it begins, and when it is over.
+//!
+//! It is noted together with the end of the reading, so that a reading whose outcome nobody wants changes nothing.
 
 use super::{Core, Intake};
 use crate::runtime::Event;
@@ -12,11 +14,28 @@ pub(super) enum Part {
     /// Of a priority level, or of all where there are none.
     Ready(usize),
     Delayed,
+    /// What has a delay, as far as it is counted only.
+    Due,
 }
 
 /// Why parts could not be read when that was tried last, and from which place on: guarded by the intake.
 #[derive(Default)]
 pub(super) struct NotRead(BTreeMap<Part, (Seq, String)>);
+
+impl NotRead {
+    /// Whether something could be read before that cannot be now.
+    pub(super) fn note(&mut self, part: Part, from: Seq, error: &StoreError) -> bool {
+        let began = self.0.is_empty();
+        self.0.insert(part, (from, error.to_string()));
+        began
+    }
+
+    /// These places could be read; whether they were all that could not be before.
+    pub(super) fn is_over(&mut self, part: Part, places: Range<Seq>) -> bool {
+        let failed = self.0.get(&part).is_some_and(|(from, _)| places.contains(from));
+        failed && self.0.remove(&part).is_some() && self.0.is_empty()
+    }
+}
 
 impl<T> Intake<T> {
     /// Why there are messages that cannot be read from the file.
@@ -26,30 +45,21 @@ impl<T> Intake<T> {
 }
 
 impl<T: Send + Sync + 'static> Core<T> {
-    /// Says so, unless something could not be read before. No lock may be held.
-    pub(super) fn note_not_read(&self, part: Part, from: Seq, error: &StoreError) {
-        if self.has_ended() {
-            return; // and the file has been closed with the broker
-        }
-        let began = {
-            let NotRead(parts) = &mut self.intake.lock().spill.not_read;
-            let began = parts.is_empty();
-            parts.insert(part, (from, error.to_string()));
-            began
-        };
+    /// Whether it was no more than the file's being closed with the broker.
+    pub(super) fn is_end_of_file(&self, error: &StoreError) -> bool {
+        self.has_ended() || matches!(error, StoreError::Closed)
+    }
+
+    /// If it began a moment ago. No lock may be held.
+    pub(super) fn tell_not_read(&self, began: bool, error: &StoreError) {
         if began {
             let (queue, error) = (self.name.to_string(), error.to_string());
             self.runtime.tell(|| Event::NotRead { queue, partition: None, error });
         }
     }
 
-    /// Says so, if these places were all that could not be read before. No lock may be held.
-    pub(super) fn note_read(&self, part: Part, places: Range<Seq>) {
-        let is_over = {
-            let NotRead(parts) = &mut self.intake.lock().spill.not_read;
-            let failed = parts.get(&part).is_some_and(|(from, _)| places.contains(from));
-            failed && parts.remove(&part).is_some() && parts.is_empty()
-        };
+    /// If it was over a moment ago. No lock may be held.
+    pub(super) fn tell_read_again(&self, is_over: bool) {
         if is_over {
             let queue = self.name.to_string();
             self.runtime.tell(|| Event::ReadAgain { queue, partition: None });

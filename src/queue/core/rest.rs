@@ -418,29 +418,29 @@ impl<T: Send + Sync + 'static> Core<T> {
                     step => (step, intake.spill.rest.begin_reading()),
                 }
             };
-            let turn = ask.turn;
-            let done = match step {
-                Step::Count => self.count_due(&ask, now, window),
-                _ => self.read_rest(&ask),
+            let (part, done) = match step {
+                Step::Count => (Part::Due, self.count_due(&ask, now, window)),
+                _ => (Part::Delayed, self.read_rest(&ask)),
             };
             if let Err(error) = done {
-                self.reading_failed(turn, &error);
+                self.reading_failed(ask.turn, part, &error);
                 return (something, None);
-            }
-            if step == Step::Read {
-                self.note_read(Part::Delayed, 0..Seq::MAX);
             }
             something = true;
         }
     }
 
-    fn reading_failed(&self, turn: u64, error: &StoreError) {
-        {
-            let rest = &mut self.intake.lock().spill.rest;
-            rest.failed |= rest.end_reading(turn);
-        }
+    fn reading_failed(&self, turn: u64, part: Part, error: &StoreError) {
+        let began = {
+            let Spill { rest, not_read, .. } = &mut self.intake.lock().spill;
+            if !rest.end_reading(turn) {
+                return; // it was taken over
+            }
+            rest.failed = true;
+            !self.is_end_of_file(error) && not_read.note(part, 0, error)
+        };
         self.arm(self.runtime.clock.now().after(AGAIN));
-        self.note_not_read(Part::Delayed, 0, error);
+        self.tell_not_read(began, error);
     }
 
     /// For [`Core::load_more`]: whether it is of use to look again.
@@ -463,9 +463,8 @@ impl<T: Send + Sync + 'static> Core<T> {
             }
             rest.begin_reading()
         };
-        match self.read_rest(&ask) {
-            Ok(()) => self.note_read(Part::Delayed, 0..Seq::MAX),
-            Err(error) => self.reading_failed(ask.turn, &error),
+        if let Err(error) = self.read_rest(&ask) {
+            self.reading_failed(ask.turn, Part::Delayed, &error);
         }
         true
     }
@@ -583,6 +582,12 @@ impl<T: Send + Sync + 'static> Core<T> {
             }
         }
         intake.spill.rest.settle_bounds();
+        let Spill { rest, not_read, .. } = &mut intake.spill;
+        let mut is_over = not_read.is_over(Part::Delayed, 0..Seq::MAX);
+        if rest.waiting == 0 {
+            // There will be no count that could succeed.
+            is_over |= not_read.is_over(Part::Due, 0..Seq::MAX);
+        }
         let earliest = delayed.earliest();
         drop((delayed, intake));
         outlet.left += left;
@@ -591,6 +596,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         earliest.into_iter().for_each(|due| self.arm(due));
         self.wake_everyone();
         self.runtime.note_progress();
+        self.tell_read_again(is_over);
     }
 
     /// One that has kept this lane of its key busy goes before the others of it, now or when it is due.
@@ -627,10 +633,11 @@ impl<T: Send + Sync + 'static> Core<T> {
         let pause = if more.is_some() || self.runtime.clock.is_manual() { Duration::ZERO } else { COUNT_PAUSE };
         let delayed = self.delayed.lock();
         let (outlet, mut intake) = self.both_sides();
-        let Spill { rest, by_key, .. } = &mut intake.spill;
+        let Spill { rest, by_key, not_read, .. } = &mut intake.spill;
         if !rest.end_reading(ask.turn) {
             return Ok(());
         }
+        let is_over = not_read.is_over(Part::Due, 0..Seq::MAX);
         let is_unread = |&&(due, place, is_noted): &&(u64, Seq, bool)| {
             let is_here = !rest.is_elsewhere((Timestamp(due), place + 1)) && self.is_unread(by_key, place, is_noted);
             ask.covers(place) && is_here
@@ -645,6 +652,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         drop((delayed, outlet, intake));
         self.wake_everyone();
         self.runtime.note_progress();
+        self.tell_read_again(is_over);
         Ok(())
     }
 

@@ -128,8 +128,11 @@ impl<T> Spill<T> {
         !self.resting
     }
 
-    pub(super) fn reading_failed(&mut self, turn: u64) {
-        self.resting |= self.end_reading(turn);
+    /// `false` if it was taken over.
+    pub(super) fn reading_failed(&mut self, turn: u64) -> bool {
+        let its_turn = self.end_reading(turn);
+        self.resting |= its_turn;
+        its_turn
     }
 
     /// Ends a reading, if it was not [taken over](Core::load_rest).
@@ -388,14 +391,24 @@ impl<T: Send + Sync + 'static> Core<T> {
         match self.read_portion(&unread) {
             Ok(loaded) => self.take_in(loaded, &unread, counted, turn),
             Err(error) => {
-                self.intake.lock().spill.reading_failed(turn);
-                self.arm(self.runtime.clock.now().after(AGAIN));
-                self.note_not_read(Part::Ready(unread.level), unread.from, &error);
+                self.ready_unread(turn, Part::Ready(unread.level), unread.from, &error);
                 return false;
             }
         }
-        self.note_read(Part::Ready(unread.level), unread.from..Seq::MAX);
         true
+    }
+
+    /// Reading has failed from that place on, and rests. No lock may be held.
+    pub(super) fn ready_unread(&self, turn: u64, part: Part, from: Seq, error: &StoreError) {
+        let began = {
+            let spill = &mut self.intake.lock().spill;
+            if !spill.reading_failed(turn) {
+                return;
+            }
+            !self.is_end_of_file(error) && spill.not_read.note(part, from, error)
+        };
+        self.arm(self.runtime.clock.now().after(AGAIN));
+        self.tell_not_read(began, error);
     }
 
     /// As [`Core::load_more`], for whoever clears the queue: takes over from another who is reading, whose outcome is
@@ -493,7 +506,8 @@ impl<T: Send + Sync + 'static> Core<T> {
             drop((outlet, intake));
             return loaded.messages.into_iter().for_each(drop_contained);
         }
-        let Unread { level, last, .. } = *unread;
+        let Unread { level, from, last, .. } = *unread;
+        let is_over = spill.not_read.is_over(Part::Ready(level), from..Seq::MAX);
         // Some may have been deleted by others.
         let missing = if loaded.last.is_none_or(|seq| seq >= last) { counted - loaded.rows.min(counted) } else { 0 };
         let found = loaded.rows.min(counted) + missing;
@@ -517,6 +531,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.release(outlet, gone);
         self.wake_everyone();
         self.runtime.note_progress();
+        self.tell_read_again(is_over);
     }
 
     /// Notes what is in the file, unread, when the queue is declared.

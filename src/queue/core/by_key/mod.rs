@@ -21,7 +21,7 @@ mod whole_key;
 pub(super) use backlog::ByKey;
 
 use super::not_read::Part;
-use super::spill::{AGAIN, PORTION_BYTES};
+use super::spill::PORTION_BYTES;
 use super::{Core, Intake, Outlet};
 use crate::clock::Timestamp;
 use crate::message::{Message, Text};
@@ -194,26 +194,15 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(super) fn load_turns(&self, all: bool) -> bool {
         let Some(ask) = self.ask_for_turns(all) else { return false };
         self.drop_spilled();
-        let from = ask.from;
         match self.read_turns(&ask) {
-            Ok(portion) => {
-                let places = from..portion.end;
-                self.take_in_turns(portion, ask);
-                self.note_read(Part::Ready(0), places);
-            }
+            Ok(portion) => self.take_in_turns(portion, ask),
             Err(error) => {
-                self.turns_unread(ask.turn);
-                self.note_not_read(Part::Ready(0), from, &error);
+                self.ready_unread(ask.turn, Part::Ready(0), ask.from, &error);
                 return false;
             }
         }
         self.drop_spilled();
         true
-    }
-
-    fn turns_unread(&self, turn: u64) {
-        self.intake.lock().spill.reading_failed(turn);
-        self.arm(self.runtime.clock.now().after(AGAIN));
     }
 
     /// Makes room, if there is none.
@@ -320,12 +309,14 @@ impl<T: Send + Sync + 'static> Core<T> {
             return portion.messages.into_iter().for_each(|(.., message)| drop_contained(message));
         }
         let Some(keyed) = outlet.keyed_mut() else { return };
+        let is_over = intake.spill.not_read.is_over(Part::Ready(0), ask.from..portion.end);
         let gone = intake.take_in_turns(keyed, portion, ask, |message| self.note_expiry(message));
         outlet.left += gone;
         drop(intake);
         self.release(outlet, gone);
         self.wake_everyone();
         self.runtime.note_progress();
+        self.tell_read_again(is_over);
     }
 
     /// Takes over from whoever is reading.

@@ -5,6 +5,8 @@ use super::{Ask, PORTION_BYTES};
 use crate::dead_letter::Reason;
 use crate::message::Message;
 use crate::outcome::drop_contained;
+use crate::queue::core::not_read::Part;
+use crate::queue::core::spill::AGAIN;
 use crate::queue::core::{Core, Intake, Outlet};
 use crate::queue::keyed::{Key, KeyRule, Pass};
 use crate::store::{Limit, Seq, StoreError};
@@ -100,7 +102,9 @@ impl<T: Send + Sync + 'static> Core<T> {
         let portion = match read {
             Ok(portion) => portion,
             Err(error) => {
-                self.turns_unread(ask.turn);
+                // Whoever hands out comes across it, and says so if it lasts.
+                self.intake.lock().spill.reading_failed(ask.turn);
+                self.arm(self.runtime.clock.now().after(AGAIN));
                 return Err(error);
             }
         };
@@ -112,6 +116,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         }
         let Some(keyed) = outlet.keyed_mut() else { return Ok((Vec::new(), None)) };
         let end = portion.end;
+        let is_over = intake.spill.not_read.is_over(Part::Ready(0), ask.from..end);
         let (taken, others, gone) = intake.take_of_key(keyed, key, from, portion);
         let slots = taken.iter().filter(|message| message.holds_slot).count() as u64;
         outlet.left += gone + taken.len() as u64;
@@ -120,6 +125,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         self.release(outlet, gone + slots);
         others.into_iter().for_each(drop_contained);
         self.wake_everyone();
+        self.tell_read_again(is_over);
         Ok((taken, (end <= last).then_some(end)))
     }
 
