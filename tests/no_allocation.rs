@@ -40,8 +40,8 @@ static ALLOCATOR: Counting = Counting;
 static TURN: Mutex<()> = Mutex::new(());
 
 const MESSAGES: u64 = 100_000;
-/// More than the test harness itself needs to print a line meanwhile, far less than one per message.
-const A_FEW: u64 = 50;
+/// More than the test harness itself needs to print lines and start threads meanwhile, far less than one per message.
+const A_FEW: u64 = 1_000;
 
 /// How often any thread allocated while `work` ran for all messages, after a run to warm up.
 fn allocations(mut work: impl FnMut(u64)) -> u64 {
