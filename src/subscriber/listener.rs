@@ -196,11 +196,14 @@ impl<T: Send + Sync + 'static, H: Fn(&Message<T>) + Send + Sync + 'static> Liste
                 }
             });
             reader.go_to(place);
+            // A panic ends the run at its message; what is left of it follows.
+            let is_through = result.is_ok();
+            result.unwrap_or_else(|text| self.tell_panic(reader.last().id(), text));
             reader.is_done();
             runtime.note_progress();
-            // A panic ends the run at its message; what is left of it follows.
-            let Err(text) = result else { return };
-            self.tell_panic(reader.last().id(), text);
+            if is_through {
+                return;
+            }
         }
     }
 
