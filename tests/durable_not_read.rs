@@ -70,15 +70,17 @@ fn assert_began(told: &[Event], name: &str, at: Option<usize>) {
 type Settings = fn(QueueBuilder<u64>) -> QueueBuilder<u64>;
 type Sends = fn(u64) -> Message<u64>;
 
+/// What a queue may read from its file in ways of its own.
+const KINDS: [(&str, Settings, Sends); 4] = [
+    ("in order", |queue| queue, alone),
+    ("with priorities", |queue| queue.priority_levels(3), |n| alone(n).with_priority((n % 3) as u8)),
+    ("by key", |queue| queue.ordered_by(|n: &u64| n % 3), alone),
+    ("delayed", |queue| queue, |n| alone(n).with_delay(Duration::from_millis(1 + n))),
+];
+
 #[test]
 fn a_row_of_a_queue_that_is_damaged_is_told_of_once_and_shows_until_it_is_mended() {
-    let kinds: [(&str, Settings, Sends); 4] = [
-        ("in order", |queue| queue, alone),
-        ("with priorities", |queue| queue.priority_levels(3), |n| alone(n).with_priority((n % 3) as u8)),
-        ("by key", |queue| queue.ordered_by(|n: &u64| n % 3), alone),
-        ("delayed", |queue| queue, |n| alone(n).with_delay(Duration::from_millis(1 + n))),
-    ];
-    for (kind, settings, message) in kinds {
+    for (kind, settings, message) in KINDS {
         let folder = Folder::new();
         let (broker, simulation, told) = broker(&folder, &ManualClock::new());
         let queue = settings(broker.queue("q").capacity(1_000)).durable(BUFFERED).window(4).declare().unwrap();
@@ -197,13 +199,7 @@ impl Codec<u64> for Gated {
 
 #[test]
 fn a_reading_that_was_taken_over_has_no_say_in_what_can_be_read() {
-    let kinds: [(&str, Settings, Sends); 4] = [
-        ("in order", |queue| queue, alone),
-        ("with priorities", |queue| queue.priority_levels(3), |n| alone(n).with_priority((n % 3) as u8)),
-        ("by key", |queue| queue.ordered_by(|n: &u64| n % 3), alone),
-        ("delayed", |queue| queue, |n| alone(n).with_delay(Duration::from_millis(1 + n))),
-    ];
-    for (kind, settings, message) in kinds {
+    for (kind, settings, message) in KINDS {
         let (folder, gate) = (Folder::new(), Arc::new(Gate::default()));
         let (broker, simulation, told) = broker(&folder, &ManualClock::new());
         let queue = settings(broker.queue("q").capacity(1_000)).durable_with(BUFFERED, Gated(Arc::clone(&gate)));
